@@ -1,0 +1,65 @@
+"""THE chat template: the one place that turns a conversation into ids, for training, the terminal and the server.
+
+    <|endoftext|> <|system|>text<|end|> <|user|>text<|end|> <|assistant|>text<|end|> ...
+
+(without the blanks). Template and loss mask are born together: weight 1 on an answer and its `<|end|>`, which is how
+the model learns to stop, and 0 on everything else.
+"""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from minigpt_jax.errors import InputError
+from minigpt_jax.tokenizer import ASSISTANT, END, END_OF_TEXT, SYSTEM, USER, Tokenizer
+
+_MARKERS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
+
+
+class Message(TypedDict):
+    """One turn: role "system" (first only), "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+class BadConversation(InputError):
+    """Messages that the template cannot say; `reason` is a short constant phrase to count by."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Ids and loss mask (1 or 0 an id) of a whole conversation. Raises BadConversation for roles out of order."""
+    _check(messages)
+    tokens, mask = [END_OF_TEXT], [0]
+    for message in messages:
+        content = tokenizer.encode(message["content"])
+        learned = int(message["role"] == "assistant")
+        tokens += [_MARKERS[message["role"]], *content, END]
+        mask += [0] + [learned] * (len(content) + 1)
+    return tokens, mask
+
+
+def prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    """Ids after which the model answers: a prefix of `render` of the conversation with its answer.
+
+    Raises BadConversation unless the last message is the user's.
+    """
+    if not messages or messages[-1]["role"] != "user":
+        raise BadConversation("role order", "the last message before an answer must be the user's")
+    return render(messages, tokenizer)[0] + [ASSISTANT]
+
+
+def _check(messages: Sequence[Message]) -> None:
+    roles = [message["role"] for message in messages]
+    for role in roles:
+        if role not in _MARKERS:
+            raise BadConversation("unknown role", f"found {role!r}, expected one of {', '.join(_MARKERS)}")
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]
+    if not turns or turns != expected:
+        raise BadConversation(
+            "role order", f"found {' '.join(roles) or 'nothing'}, expected an optional system, then user and assistant in turn"
+        )
