@@ -1,0 +1,25 @@
+"""A model that any CPU trains in minutes, on English that every machine already has. `make demo` runs it.
+
+    python -m data_tools.python_docs --out data/python_docs
+    python train.py --config configs/quickstart.py
+"""
+
+from configs.pretrain import get_config as pretrain
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """What differs from the real thing: everything is small, and float32, which every CPU is good at."""
+    c = pretrain()
+    c.name = "quickstart"
+    c.model.context, c.model.layers, c.model.heads, c.model.embed = 256, 4, 4, 128
+    c.compute.dtype = "float32"
+    c.loss.chunk = 16  # small enough to stay in the cache
+    c.data.folder = "data/python_docs"
+    c.data.batch = 6
+    c.horizon.steps = 400
+    c.schedule.peak, c.schedule.floor, c.schedule.warmup = 3e-3, 3e-4, 40
+    c.eval.every = c.save.every = 100
+    c.eval.rows = 48
+    c.eval.prompts = ("Return a new", "The module")
+    return c

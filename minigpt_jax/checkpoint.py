@@ -1,0 +1,216 @@
+"""Orbax behind one door: save without stopping the run, restore nothing unverified, fall back when a disk lied.
+
+    checkpoints/<step>/params   the weights alone, so that sampling and finetuning need not read the optimizer
+    checkpoints/<step>/rest     step number and optimizer state
+    checkpoints/<step>/meta     JSON: model, tokenizer, configuration, and shape, dtype and checksum of every array
+
+Orbax commits a folder by renaming it and does not checksum what is inside; both facts shape this file.
+"""
+
+import logging
+import math
+import shutil
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from minigpt_jax.errors import InputError, RunError
+from minigpt_jax.failpoint import failpoint
+from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.runs import checkpoint_steps
+from minigpt_jax.step import TrainState
+from minigpt_jax.tokenizer import load_tokenizer
+
+FORMAT = 1
+
+
+class Checkpoints:
+    """The checkpoints of one run, opened by its trainer: stray and temporary files of dead processes are removed."""
+
+    def __init__(self, run: Path, *, keep: int):
+        self.run, self.keep = run, keep
+        self.folder = (run / "checkpoints").absolute()
+        self._writer = _orbax()
+        if jax.process_index() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for entry in self.folder.iterdir():
+                if ".orbax-checkpoint-tmp" in entry.name or entry.name.startswith("deleting-"):
+                    shutil.rmtree(entry, ignore_errors=True)
+
+    def save(self, state: TrainState, step: int, meta: dict) -> None:
+        """Copy the state off the devices and write it in the background. Raises RunError if the save before it failed."""
+        self.wait()
+        failpoint("before_save", step)
+        self._delete_old()
+        meta = {"format": FORMAT, "step": step, "tokenizer": load_tokenizer().hash, "arrays": describe(state)} | meta
+        rest = {"step": state.step, "opt_state": state.opt_state}
+        items = ocp.args.Composite(params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta))
+        try:
+            # A checkpoint of this very step can exist and be damaged: what is being written is known to be good.
+            self._writer.save(self.folder / str(step), args=items, force=True)
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
+        failpoint("during_write", step)
+
+    def check(self) -> None:
+        """Raise RunError if a save in the background has failed by now."""
+        try:
+            self._writer.check_for_errors()
+        except Exception as error:  # whatever the writing thread met
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Block until the last save is committed. Raises RunError if it is not."""
+        try:
+            self._writer.wait_until_finished()
+        except Exception as error:  # whatever the writing thread met
+            raise self._failed(error) from error
+
+    def restore(self, abstract: TrainState, config: GPTConfig) -> tuple[TrainState, dict] | None:
+        """Newest checkpoint that verifies, and its meta; None for a run without any.
+
+        Damaged ones are named on stderr and passed over. Raises InputError for another architecture and RunError if
+        all are damaged: never a silent new start.
+        """
+        steps = checkpoint_steps(self.run)
+        targets = ocp.args.Composite(
+            params=ocp.args.StandardRestore(abstract.params),
+            rest=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
+        )
+        for step in reversed(steps):
+            try:
+                meta = read_meta(self.run, step)
+                _check_architecture(self.run, meta, config)
+                items = self._writer.restore(self.folder / str(step), args=targets)
+                state = TrainState(items.rest["step"], items.params, items.rest["opt_state"])
+                verify(meta, describe(state))
+                return state, meta
+            except InputError:
+                raise
+            except Exception as error:  # Orbax and its storage layers raise dozens of types for a damaged file
+                _warn(self.run, step, error)
+        if steps:
+            raise RunError(f"{self.run}: none of {len(steps)} checkpoints can be used; nothing was changed. To start anew: --config.fresh=True")
+        return None
+
+    def close(self) -> None:
+        """Wait for the last save and release Orbax's threads."""
+        self.wait()
+        self._delete_old()
+        self._writer.close()
+
+    def _delete_old(self) -> None:
+        if jax.process_index() != 0:
+            return
+        steps = checkpoint_steps(self.run)
+        best = min(steps, key=lambda step: read_meta(self.run, step).get("validation_loss") or math.inf, default=None)
+        for step in steps[: -self.keep]:
+            if step == best:
+                continue
+            # Renamed first, so that a kill during the deletion leaves nothing that looks like a checkpoint.
+            doomed = self.folder / f"deleting-{step}"
+            (self.folder / str(step)).rename(doomed)
+            failpoint("during_delete", step)
+            shutil.rmtree(doomed)
+
+    def _failed(self, error: Exception) -> RunError:
+        steps = checkpoint_steps(self.run)
+        for entry in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(entry, ignore_errors=True)
+        newest = f"step {steps[-1]} stands" if steps else "no checkpoint stands"
+        return RunError(f"{self.folder}: a checkpoint could not be written ({error}); {newest}. Free space, then run the same command again")
+
+
+def load_params(run: Path, sharding: jax.sharding.Sharding | None = None) -> tuple[dict, GPTConfig, dict]:
+    """Weights, their config and the checkpoint's meta from the newest checkpoint of `run` that verifies.
+
+    `sharding` is that of every array; default: all on the first device.
+    Raises InputError where there is no usable checkpoint.
+    """
+    steps = checkpoint_steps(run)
+    reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    for step in reversed(steps):
+        try:
+            meta = read_meta(run, step)
+            config = GPTConfig(**meta["model"])
+            target = abstract_params(config, sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+            items = reader.restore((run / "checkpoints" / str(step)).absolute(), args=ocp.args.Composite(params=ocp.args.StandardRestore(target)))
+            verify(meta, describe({"params": items.params}))
+        except InputError:
+            raise
+        except Exception as error:  # Orbax and its storage layers raise dozens of types for a damaged file
+            _warn(run, step, error)
+            continue
+        return items.params, config, meta
+    raise InputError(f"{run}: no usable checkpoint in {run / 'checkpoints'}: train a run first, or name another folder")
+
+
+def abstract_params(config: GPTConfig, sharding: jax.sharding.Sharding) -> dict:
+    """Shapes and dtypes of the weights of `config`, all with the same sharding."""
+    shapes = nn.unbox(jax.eval_shape(lambda: GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]))
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
+
+
+def read_meta(run: Path, step: int) -> dict:
+    """The JSON of a checkpoint. Raises InputError if another version of this program wrote it."""
+    reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    meta = reader.restore((run / "checkpoints" / str(step)).absolute(), args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    if meta["format"] != FORMAT:
+        raise InputError(f"{run}: checkpoint {step} has format {meta['format']}, expected {FORMAT}: use the version that wrote it")
+    if meta["tokenizer"] != load_tokenizer().hash:
+        raise InputError(f"{run}: checkpoint {step} was trained with another tokenizer ({meta['tokenizer'][:12]})")
+    return meta
+
+
+def describe(tree) -> dict[str, dict]:
+    """Shape, dtype and checksum of every array, by path.
+
+    The checksum is the sum over all elements of (bits as uint32) x (an odd number that names the position), modulo
+    2^32: any single flipped bit changes it, and neither sharding nor process count does.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    sums = jax.device_get(jax.jit(lambda arrays: [_checksum(a) for a in arrays])([a for _, a in leaves]))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): {"shape": list(a.shape), "dtype": a.dtype.name, "checksum": int(s)}
+        for (path, a), s in zip(leaves, sums, strict=True)
+    }
+
+
+def verify(meta: dict, found: dict[str, dict]) -> None:
+    """Compare restored arrays with what was saved. Raises ValueError naming the first that differs."""
+    for path, entry in found.items():
+        saved = meta["arrays"].get(path)
+        if saved != entry:
+            raise ValueError(f"array {path}: found {entry}, saved was {saved}")
+
+
+def _checksum(array: jax.Array) -> jax.Array:
+    width = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(array, width).astype(jnp.uint32)
+    position, stride = jnp.zeros((), jnp.uint32), 1
+    for axis in reversed(range(array.ndim)):
+        position = position + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= array.shape[axis]
+    return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+
+
+def _check_architecture(run: Path, meta: dict, config: GPTConfig) -> None:
+    wanted = asdict(config)
+    differing = [f"{f.name} {meta['model'].get(f.name)} -> {wanted[f.name]}" for f in fields(config) if meta["model"].get(f.name) != wanted[f.name]]
+    if differing:
+        raise InputError(f"{run}: its checkpoints hold another model ({', '.join(differing)}): choose another name, or set these back")
+
+
+def _orbax() -> ocp.AsyncCheckpointer:
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax explains every save at warning level
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+
+
+def _warn(run: Path, step: int, error: Exception) -> None:
+    first_line = str(error).strip().partition("\n")[0]
+    print(f"warning: {run}: checkpoint {step} is damaged ({first_line}); trying the one before", file=sys.stderr)

@@ -1,0 +1,262 @@
+"""From weights to text: prefill a prompt, decode in one compiled loop, and hand out pieces of text that never break.
+
+The loop runs a block of tokens per dispatch. All randomness of a row is a function of (its seed, the position it
+draws for), so a text depends neither on what else is in the batch nor on where blocks begin.
+"""
+
+import codecs
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minigpt_jax.errors import InputError
+from minigpt_jax.loss import logits as vocabulary_logits
+from minigpt_jax.model import GPT, GPTConfig, KVCache, empty_cache
+from minigpt_jax.tokenizer import END, END_OF_TEXT, Tokenizer
+
+BLOCK = 16  # tokens per dispatch: below what a reader notices, far above what a dispatch costs
+
+
+class Sampling(NamedTuple):
+    """How each row draws its tokens."""
+
+    temperature: jax.Array  # [B] f32; 0: always the most likely
+    top_k: jax.Array  # [B] int32; only the k most likely; V: all
+    top_p: jax.Array  # [B] f32; the fewest whose probabilities reach p (Holtzman et al. 2020); 1: all
+    min_p: jax.Array  # [B] f32; at least this share of the most likely one's probability; 0: all
+    penalty: jax.Array  # [B] f32; logits of tokens already in the text divided (or multiplied) by it (Keskar et al. 2019)
+    seed: jax.Array  # [B] uint32
+
+
+def sampling(
+    rows: int, config: GPTConfig, *, temperature=1.0, top_k: int | None = None, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed: int = 0
+) -> Sampling:
+    """The same settings for `rows` rows, seeds counting up from `seed`. Raises InputError for values out of range."""
+    vocab = config.vocab_size
+    k = vocab if top_k is None else top_k
+    for name, value, low, high in (
+        ("temperature", temperature, 0, 100),
+        ("top-k", k, 1, vocab),
+        ("top-p", top_p, 0, 1),
+        ("min-p", min_p, 0, 1),
+        ("repetition penalty", repetition_penalty, 0.01, 100),
+        ("seed", seed, 0, 2**32 - rows),
+    ):
+        if not (math.isfinite(value) and low <= value <= high):
+            raise InputError(f"{name} {value} is out of range: expected a number from {low} to {high}")
+    if top_p == 0:
+        raise InputError("top-p 0 would leave no token: expected a number above 0, up to 1")
+    column = partial(np.full, rows)
+    seeds = np.arange(seed, seed + rows, dtype=np.uint32)
+    return Sampling(*(column(x, np.float32) if i != 1 else column(x, np.int32) for i, x in enumerate((temperature, k, top_p, min_p, repetition_penalty))), seeds)
+
+
+def sample_logits(scores: jax.Array, settings: Sampling, seen: jax.Array, positions: jax.Array) -> jax.Array:
+    """[B] int32 tokens drawn from `scores` [B, V] for `positions` [B]; `seen` [B, V]: tokens that are penalised.
+
+    Gumbel-max: the noise belongs to (seed, position, token), so filters that keep everything change nothing.
+    """
+    penalty = settings.penalty[:, None]
+    scores = jnp.where(seen, jnp.where(scores > 0, scores / penalty, scores * penalty), scores)
+    greedy = jnp.argmax(scores, axis=-1)
+    temperature = settings.temperature[:, None]
+
+    def draw():
+        heated = scores / jnp.where(temperature > 0, temperature, 1)
+        keys = jax.vmap(lambda s, p: jax.random.fold_in(jax.random.key(s), p))(settings.seed, positions)
+        noise = jax.vmap(lambda k: jax.random.gumbel(k, scores.shape[1:]))(keys)
+        unlikely = heated < heated.max(-1, keepdims=True) + jnp.log(settings.min_p)[:, None]
+        heated = jnp.where(unlikely, -jnp.inf, heated)
+        narrow = (settings.top_k < scores.shape[-1]) | (settings.top_p < 1)
+        kept = jax.lax.cond(jnp.any(narrow), lambda: _narrow(heated, settings), lambda: heated)
+        return jnp.argmax(kept + noise, axis=-1)
+
+    drawn = jax.lax.cond(jnp.any(settings.temperature > 0), draw, lambda: greedy)
+    return jnp.where(settings.temperature > 0, drawn, greedy).astype(jnp.int32)
+
+
+def _narrow(scores, settings):
+    """-inf for all but the top k and, of these, the top p. Ranks, not thresholds: k keeps k even where scores tie."""
+    order = jnp.argsort(-scores, axis=-1, stable=True)
+    ranked = jnp.take_along_axis(scores, order, axis=-1)
+    ranked = jnp.where(jnp.arange(scores.shape[-1]) < settings.top_k[:, None], ranked, -jnp.inf)
+    probabilities = jax.nn.softmax(ranked, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    ranked = jnp.where(before < settings.top_p[:, None], ranked, -jnp.inf)
+    return jnp.full_like(scores, -jnp.inf).at[jnp.arange(len(scores))[:, None], order].set(ranked)
+
+
+class Decoding(NamedTuple):
+    """What the decode loop carries from token to token."""
+
+    cache: KVCache
+    scores: jax.Array  # [B, V] logits of the next token
+    length: jax.Array  # [B] int32, tokens in the cache
+    seen: jax.Array  # [B, V] bool
+    done: jax.Array  # [B] bool
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def prefill(model: GPT, params, cache: KVCache, tokens, start, lengths) -> tuple[KVCache, jax.Array]:
+    """Add `tokens` [B, T] at positions `start` [B] on; returns the cache and the logits [B, V] after `lengths` [B] of them.
+
+    Rows are padded on the right: what padding writes is overwritten before any query can see it.
+    """
+    positions = start[:, None] + jnp.arange(tokens.shape[1])
+    hidden, cache = model.apply({"params": params}, tokens, positions, cache=cache)
+    last = hidden[jnp.arange(len(tokens)), lengths - 1]
+    return cache, vocabulary_logits(last, params["wte"], model.config.vocab_size)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def decode(model: GPT, params, state: Decoding, settings: Sampling, stop_tokens, count) -> tuple[Decoding, jax.Array]:
+    """Draw up to `count` (at most BLOCK) tokens a row: the state after them, and the tokens [B, BLOCK], -1 behind the last.
+
+    A row ends with a token of `stop_tokens` [E] (drawn and returned) or when its text fills the context.
+    """
+    context, rows = model.config.context, jnp.arange(len(state.length))
+
+    def body(carry):
+        i, state, out = carry
+        token = sample_logits(state.scores, settings, state.seen, state.length)
+        out = out.at[:, i].set(jnp.where(state.done, -1, token))
+        # A row that is done writes beyond the cache, which drops it.
+        place = jnp.where(state.done, context, state.length)
+        hidden, cache = model.apply({"params": params}, token[:, None], place[:, None], cache=state.cache)
+        scores = vocabulary_logits(hidden[:, 0], params["wte"], model.config.vocab_size)
+        seen = state.seen.at[rows, token].set(True)
+        length = jnp.where(state.done, state.length, state.length + 1)
+        done = state.done | jnp.isin(token, stop_tokens) | (length >= context)
+        return i + 1, Decoding(cache, scores, length, seen, done), out
+
+    start = (0, state, jnp.full((len(state.length), BLOCK), -1, jnp.int32))
+    _, state, out = jax.lax.while_loop(lambda c: (c[0] < count) & ~jnp.all(c[1].done), body, start)
+    return state, out
+
+
+class TextStream:
+    """Pieces of text from a stream of ids: no piece ends inside a letter or inside what may become a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+        self._tokenizer, self._stop = tokenizer, [s for s in stop if s]
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+        self.stopped = False
+
+    def push(self, ids: Sequence[int], final: bool = False) -> str:
+        """Text that `ids` completes, up to a stop string; `final`: nothing more will come."""
+        if self.stopped:
+            return ""
+        self._held += self._utf8.decode(self._tokenizer.decode_bytes(ids), final)
+        hits = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
+        self.stopped = bool(hits)
+        cut = min(hits) if hits else len(self._held) if final else len(self._held) - self._may_begin_stop()
+        piece, self._held = self._held[:cut], self._held[cut:]
+        return piece
+
+    def _may_begin_stop(self) -> int:
+        sizes = (n for s in self._stop for n in range(1, len(s)) if self._held.endswith(s[:n]))
+        return max(sizes, default=0)
+
+
+@dataclass
+class Answer:
+    """What one row wrote. `reason`: "stop" (it ended by itself or at a stop string) or "length"."""
+
+    text: str
+    tokens: list[int]
+    reason: str
+
+
+class Generator:
+    """Weights and a cache that outlives a call: a prompt that begins like the last text costs only its new tokens."""
+
+    def __init__(self, params, config: GPTConfig, tokenizer: Tokenizer, *, rows: int = 1, dtype=None):
+        on_gpu = jax.default_backend() == "gpu"
+        self.config, self.tokenizer, self.rows = config, tokenizer, rows
+        self.model = GPT(config, dtype=dtype or (jnp.bfloat16 if on_gpu else jnp.float32), attention="xla")
+        self.params = params
+        placed = jax.tree.leaves(params)[0].sharding
+        self._cache = jax.device_put(empty_cache(config, rows, self.model.dtype), placed)
+        self._cached: list[list[int]] = [[] for _ in range(rows)]
+
+    def stream(
+        self, prompts: Sequence[Sequence[int]], settings: Sampling, *, max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> Iterator[tuple[int, str]]:
+        """Yield (row, piece of text) as `prompts` (one a row, ids) are continued; then `answers` holds the whole.
+
+        Ends a row at `<|end|>`, `<|endoftext|>`, a stop string, `max_new_tokens`, or the end of the context. Raises
+        InputError for an empty prompt or one longer than the context.
+        """
+        context = self.config.context
+        for prompt in prompts:
+            if not 0 < len(prompt) <= context:
+                raise InputError(f"the prompt has {len(prompt)} tokens, this model takes 1 to {context}: shorten it")
+        if max_new_tokens < 0:
+            raise InputError(f"max-new-tokens {max_new_tokens} is negative")
+        texts = [TextStream(self.tokenizer, stop) for _ in prompts]
+        self.answers = [Answer("", [], "length") for _ in prompts]
+        state = self._start(prompts)
+        stop_tokens = np.array([END, END_OF_TEXT])
+        remaining, finished = max_new_tokens, [False] * len(prompts)
+        while remaining > 0 and not all(finished):
+            count = min(BLOCK, remaining)
+            state, block = decode(self.model, self.params, state, settings, stop_tokens, count)
+            self._cache = state.cache
+            tokens = np.asarray(block)[:, :count]
+            remaining -= count
+            for row, answer in enumerate(self.answers):
+                if not finished[row]:
+                    piece, finished[row] = self._take(tokens[row], answer, texts[row], row)
+                    if piece:
+                        yield row, piece
+        for row, answer in enumerate(self.answers):
+            piece = texts[row].push([], final=True)
+            answer.text += piece
+            if piece:
+                yield row, piece
+
+    def _take(self, tokens: np.ndarray, answer: Answer, text: TextStream, row: int) -> tuple[str, bool]:
+        """Add a row's share of a block to its answer: the new text, and whether the row has ended."""
+        live = [int(t) for t in tokens if t >= 0]
+        self._cached[row] += live
+        ended = bool(live) and live[-1] in (END, END_OF_TEXT)
+        words = [t for t in live if t < END_OF_TEXT]
+        piece = text.push(words)
+        answer.text += piece
+        answer.tokens += words
+        if ended or text.stopped:
+            answer.reason = "stop"
+        full = len(live) < len(tokens) or len(self._cached[row]) >= self.config.context
+        return piece, ended or text.stopped or full
+
+    def _start(self, prompts: Sequence[Sequence[int]]) -> Decoding:
+        context, vocab = self.config.context, self.config.padded_vocab
+        known = min(_common(old, list(new)) for old, new in zip(self._cached, prompts, strict=True))
+        known = min(known, min(map(len, prompts)) - 1)  # the last token is fed again: its logits are wanted
+        lengths = np.array([len(p) for p in prompts], np.int32)
+        width = min(_bucket(int(lengths.max()) - known), context)
+        tokens, seen = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), vocab), bool)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt) - known] = prompt[known:]
+            seen[row, list(prompt)] = True
+        start = np.full(len(prompts), known, np.int32)
+        cache, scores = prefill(self.model, self.params, self._cache, tokens, start, lengths - known)
+        self._cache, self._cached = cache, [list(p) for p in prompts]
+        return Decoding(cache, scores, lengths, seen, lengths >= context)
+
+
+def _common(old: Sequence[int], new: Sequence[int]) -> int:
+    limit = min(len(old), len(new))
+    return next((i for i in range(limit) if old[i] != new[i]), limit)
+
+
+def _bucket(length: int) -> int:
+    """The next power of two from 16 on: few shapes to compile."""
+    return max(16, 1 << (length - 1).bit_length())

@@ -1,0 +1,178 @@
+"""What a run says about itself while it runs: JSON lines for programs, TensorBoard for curves, one line for people."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from tensorboardX import SummaryWriter
+
+from minigpt_jax.errors import RunError
+
+TOO_MANY_SKIPPED = 5  # updates in a row that were not finite: the run has diverged
+
+# Dense bf16 peak, FLOP/s without sparsity, from the vendors' data sheets; matched within JAX's device_kind.
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak FLOP/s of one device in bf16 (V100 and T4: fp16), None where the table has no entry (a CPU)."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
+
+
+class StepLog:
+    """A `.jsonl` file that holds each step at most once, in order, after any number of crashes.
+
+    Opening it for a run that goes on at `first_step` drops what an interrupted process wrote from there on.
+    """
+
+    def __init__(self, path: Path, first_step: int):
+        kept = [line for line in read_jsonl_lines(path) if json.loads(line)["step"] < first_step]
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
+        self._file = path.open("a")
+
+    def write(self, record: dict) -> None:
+        """Append one record; it has a "step" larger than all before it."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """All records of a `.jsonl` file, [] where there is none."""
+    return [json.loads(line) for line in read_jsonl_lines(path)]
+
+
+def read_jsonl_lines(path: Path) -> list[str]:
+    """Its complete lines: a killed writer may have left half of one at the end."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [line for line in lines if line.endswith("\n")]
+
+
+class Journal:
+    """The diary of a run: a record a step and one an evaluation, each to its file, to TensorBoard and to the console.
+
+    The console has one line that renews itself on a terminal, and a plain line every `every` steps elsewhere. Only the
+    `chief` process writes; the others keep count. `start` is the first step to come: what an interrupted process wrote
+    from there on is dropped.
+    """
+
+    def __init__(self, run: Path, *, start: int, horizon: int, every: int, tensorboard: bool, chief: bool, tokens_per_step: int, flops_per_step: float):
+        self.horizon, self.every, self.chief = horizon, every, chief
+        self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
+        self._steps = StepLog(run / "metrics.jsonl", start) if chief else None
+        # The evaluation "at step n" follows update n, so that of the step we go on from is already there.
+        self._evaluations = StepLog(run / "evaluations.jsonl", start + 1 if start else 0) if chief else None
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start) if chief and tensorboard else None
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._peak = peak * jax.device_count() if peak else None
+        self._live, self._line_open, self._shown = sys.stdout.isatty(), False, 0.0
+        self._skipped_in_a_row = 0
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Begin to measure a step: call it after a pause that is none of training."""
+        self._began, self._waited = time.monotonic(), 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count what happens inside as time that the devices may be waiting for data."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    def step(self, step: int, batch: str, values: dict[str, jax.Array]) -> None:
+        """Record 0-based `step` from the step's metrics (waits for them). Raises RunError when the run has diverged."""
+        numbers = {name: float(value) for name, value in jax.device_get(values).items()}
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        record = {"step": step, **numbers, "batch": batch, "seconds": seconds, "data_wait": min(self._waited / seconds, 1.0)}
+        record["tokens_per_s"] = self.tokens_per_step / seconds
+        record["mfu"] = self.flops_per_step / seconds / self._peak if self._peak else None
+        self.start_clock()
+        if self._steps:
+            self._steps.write(record)
+            self._show(record)
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if record["skipped"] else 0
+        if self._skipped_in_a_row == TOO_MANY_SKIPPED:
+            raise RunError(
+                f"step {step}: loss or gradient was not finite {TOO_MANY_SKIPPED} times in a row; these updates were skipped and "
+                "the last checkpoint is good. Try a lower schedule.peak or a longer schedule.warmup"
+            )
+
+    def evaluation(self, record: dict) -> None:
+        """Record an evaluation: "step" (updates done), losses, bits per byte, and samples with prompt and text."""
+        self.say(
+            f"after {record['step']} steps: validation loss {record['validation_loss']:.4f} ({record['bits_per_byte']:.3f} bits per byte), "
+            f"on rows of the training set {record['train_loss']:.4f}"
+        )
+        for sample in record["samples"]:
+            self.say(f"    {sample['prompt']!r} -> {sample['text']!r}")
+        if self._evaluations:
+            self._evaluations.write(record)
+            self._points(record["step"], {f"evaluation/{k}": v for k, v in record.items() if isinstance(v, float)})
+
+    def say(self, text: str) -> None:
+        """A lasting line on the console."""
+        if self.chief:
+            print("\n" * self._line_open + text, flush=True)
+            self._line_open = False
+
+    def close(self) -> None:
+        """Close the files."""
+        for writer in (self._steps, self._evaluations, self._board):
+            if writer:
+                writer.close()
+
+    def _show(self, record: dict) -> None:
+        done = record["step"] + 1
+        due = done % self.every == 0 or done in (1, self.horizon)
+        if due:
+            self._points(record["step"], {f"training/{k}": v for k, v in record.items() if isinstance(v, float)})
+        if not (due or self._live and time.monotonic() - self._shown > 0.2):
+            return
+        line = self._line(record)
+        print(f"\r\x1b[K{line}" if self._live else line, end="" if self._live else "\n", flush=True)
+        self._shown, self._line_open = time.monotonic(), self._live
+
+    def _line(self, r: dict) -> str:
+        mfu = "n/a" if r["mfu"] is None else f"{r['mfu']:.1%}"
+        eta = duration((self.horizon - r["step"] - 1) * r["seconds"])
+        return (
+            f"step {r['step']:>{len(str(self.horizon))}}/{self.horizon}  loss {r['loss']:.4f}  lr {r['learning_rate']:.2e}  grad {r['grad_norm']:.2f}  "
+            f"{r['tokens_per_s']:,.0f} tokens/s  MFU {mfu}  data wait {r['data_wait']:.1%}  ETA {eta}{'  skipped: not finite' * bool(r['skipped'])}"
+        )
+
+    def _points(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if self._board:
+                self._board.add_scalar(name, value, step)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 45s, 12m05s, 7h31m, 3d04h."""
+    seconds = int(seconds)
+    for size, small, names in ((86400, 3600, "dh"), (3600, 60, "hm"), (60, 1, "ms")):
+        if seconds >= size:
+            return f"{seconds // size}{names[0]}{seconds % size // small:02d}{names[1]}"
+    return f"{seconds}s"

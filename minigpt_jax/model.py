@@ -1,0 +1,244 @@
+"""The model: a GPT-2 decoder (Radford et al. 2019) in Flax linen, from token ids to final hidden states.
+
+Letters used everywhere: B batch, T time, D embed, H heads, K head dim, F mlp, V vocabulary, L layers, S cache length.
+Weights name their dimensions ("embed", "heads", "mlp", "vocab"); mesh.py decides what that means on devices. The
+model stops at hidden states: loss.py and generate.py multiply with `params["wte"]`, the tied embedding, themselves,
+each in pieces of the size it needs.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minigpt_jax.errors import InputError
+
+INIT_STD = 0.02  # GPT-2's, for every matrix and embedding
+EPSILON = 1e-5  # GPT-2's LayerNorm; Flax's default is another
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """What the weights are: everything that a checkpoint must state so that they can be used. Defaults: GPT-2 124M."""
+
+    vocab_size: int = 50257
+    context: int = 1024
+    layers: int = 12
+    heads: int = 12
+    embed: int = 768
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        if self.embed % self.heads:
+            raise InputError(f"model.embed {self.embed} must be a multiple of model.heads {self.heads}: try {math.ceil(self.embed / self.heads) * self.heads}")
+
+    @property
+    def head_dim(self) -> int:
+        """K = D / H."""
+        return self.embed // self.heads
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding: `vocab_size` rounded up to 128, which matrix units and tensor meshes divide well."""
+        return math.ceil(self.vocab_size / 128) * 128
+
+    @property
+    def parameters(self) -> int:
+        """Live parameters: 124,439,808 for GPT-2 small. The padded rows of the embedding do not count."""
+        per_layer = 12 * self.embed**2 + 13 * self.embed
+        return (self.vocab_size + self.context) * self.embed + self.layers * per_layer + 2 * self.embed
+
+    @property
+    def flops_per_token(self) -> float:
+        """Forward and backward: 6 per matrix weight (tied embedding included), and 12 L D T for attention (PaLM, appendix B)."""
+        weights = 12 * self.layers * self.embed**2 + self.vocab_size * self.embed
+        return 6 * weights + 12 * self.layers * self.embed * self.context
+
+
+PRESETS = {
+    "gpt2": GPTConfig(),
+    "gpt2-medium": GPTConfig(layers=24, heads=16, embed=1024),
+    "gpt2-large": GPTConfig(layers=36, heads=20, embed=1280),
+    "gpt2-xl": GPTConfig(layers=48, heads=25, embed=1600),
+}
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the tokens seen so far, slot s holding position s of each row's own sequence."""
+
+    k: jax.Array | np.ndarray  # [L, B, S, H, K]
+    v: jax.Array | np.ndarray  # [L, B, S, H, K]
+
+
+def empty_cache(config: GPTConfig, batch: int, dtype: jax.typing.DTypeLike, length: int | None = None) -> KVCache:
+    """A cache on the host for `batch` sequences of up to `length` (default: the context) tokens; the caller places it."""
+    shape = (config.layers, batch, length or config.context, config.heads, config.head_dim)
+    return KVCache(np.zeros(shape, jnp.dtype(dtype)), np.zeros(shape, jnp.dtype(dtype)))
+
+
+class Linear(nn.Module):
+    """y = x W + b over the last `inputs` dimensions of x, which W lists first; W keeps its true shape and its names."""
+
+    shape: tuple[int, ...]
+    names: tuple[str | None, ...]
+    inputs: int
+    std: float
+    dtype: jax.typing.DTypeLike
+
+    @nn.compact
+    def __call__(self, x):
+        init, names = nn.initializers.normal(self.std), self.names
+        kernel = self.param("kernel", nn.with_logical_partitioning(init, names), self.shape)
+        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names[self.inputs :]), self.shape[self.inputs :])
+        y = jnp.tensordot(x, kernel.astype(self.dtype), self.inputs)
+        return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+
+
+class LayerNorm(nn.Module):
+    """Normalise the last dimension; statistics in f32 at least, whatever the compute dtype."""
+
+    dtype: jax.typing.DTypeLike
+
+    @nn.compact
+    def __call__(self, x):
+        width = x.shape[-1:]
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), width)
+        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), width)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        centred = x - x.mean(-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPSILON)
+        return (normal * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)).astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; with a cache, over everything the cache holds up to each query's position."""
+
+    config: GPTConfig
+    dtype: jax.typing.DTypeLike
+    implementation: str
+
+    @nn.compact
+    def __call__(self, x, positions, segments, cache):
+        c = self.config
+        qkv_shape, qkv_names = (c.embed, 3, c.heads, c.head_dim), ("embed", None, "heads", None)
+        qkv = Linear(qkv_shape, qkv_names, 1, INIT_STD, self.dtype, name="qkv")(x)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        q, k, v = (nn.with_logical_constraint(a, ("batch", None, "heads", None)) for a in (q, k, v))
+        mask = None
+        if segments is not None:
+            mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+        if cache is not None:
+            # Slots are positions, so "causal" alone says what a query may see: anything stale lies ahead of it and is
+            # overwritten before it comes into view. A position beyond the cache (padding) is dropped, not clamped.
+            rows = jnp.arange(x.shape[0])[:, None]
+            cache = KVCache(*(old.at[rows, positions].set(new.astype(old.dtype), mode="drop") for old, new in zip(cache, (k, v), strict=True)))
+            k, v = (a.astype(self.dtype) for a in cache)
+            mask = (jnp.arange(k.shape[1])[None, None, :] <= positions[:, :, None])[:, None]
+        y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=cache is None, implementation=self._fastest())
+        std = INIT_STD / math.sqrt(2 * c.layers)  # each layer adds to the residual twice: keep its variance flat
+        return Linear((c.heads, c.head_dim, c.embed), ("heads", None, "embed"), 2, std, self.dtype, name="out")(y), cache
+
+    def _fastest(self):
+        if self.implementation != "auto":
+            return self.implementation
+        fused = jax.default_backend() == "gpu" and self.dtype in (jnp.bfloat16, jnp.float16)
+        return "cudnn" if fused else "xla"
+
+
+class MLP(nn.Module):
+    """Two layers, four times as wide inside, with GPT-2's tanh form of GELU."""
+
+    config: GPTConfig
+    dtype: jax.typing.DTypeLike
+
+    @nn.compact
+    def __call__(self, x):
+        c = self.config
+        std = INIT_STD / math.sqrt(2 * c.layers)
+        x = Linear((c.embed, 4 * c.embed), ("embed", "mlp"), 1, INIT_STD, self.dtype, name="up")(x)
+        x = nn.with_logical_constraint(nn.gelu(x, approximate=True), ("batch", None, "mlp"))
+        return Linear((4 * c.embed, c.embed), ("mlp", "embed"), 1, std, self.dtype, name="down")(x)
+
+
+class Block(nn.Module):
+    """One layer of the pre-LayerNorm transformer: x + attention, then + MLP."""
+
+    config: GPTConfig
+    dtype: jax.typing.DTypeLike
+    attention: str
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x, cache, positions, segments):
+        dropout = nn.Dropout(self.config.dropout, deterministic=self.deterministic)
+        normal = LayerNorm(self.dtype, name="ln_1")(x)
+        y, cache = Attention(self.config, self.dtype, self.attention, name="attention")(normal, positions, segments, cache)
+        x = x + dropout(y)
+        y = MLP(self.config, self.dtype, name="mlp")(LayerNorm(self.dtype, name="ln_2")(x))
+        x = nn.with_logical_constraint(x + dropout(y), ("batch", None, None))
+        return x, cache
+
+
+class GPT(nn.Module):
+    """Token ids to hidden states. The config says what the weights are, the other fields only how to compute.
+
+    `remat` trades memory for time: "none" keeps all activations, "dots" the matrix products, "full" only what lies
+    between layers. `unroll` layers are compiled as one piece: more is faster to run and slower to compile.
+    `attention`: "auto", "cudnn" (NVIDIA, 16 bit) or "xla".
+    """
+
+    config: GPTConfig
+    dtype: jax.typing.DTypeLike = jnp.float32
+    remat: str = "none"
+    unroll: int = 1
+    attention: str = "auto"
+
+    @nn.compact
+    def __call__(self, tokens, positions=None, segments=None, cache: KVCache | None = None, deterministic: bool = True):
+        """Hidden states [B, T, D] after the final LayerNorm, and the cache with these tokens added (None stays None).
+
+        `tokens` [B, T]; `positions` [B, T] (default 0..T-1); `segments` [B, T]: tokens see only their own segment
+        (training; not together with a cache). Positions beyond the context are not checked here: callers do, on the
+        host. With dropout and `deterministic=False` it needs a "dropout" key.
+        """
+        c = self.config
+        init = nn.initializers.normal(INIT_STD)
+        wte = self.param("wte", nn.with_logical_partitioning(init, ("vocab", "embed")), (c.padded_vocab, c.embed))
+        wpe = self.param("wpe", nn.with_logical_partitioning(init, (None, "embed")), (c.context, c.embed))
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        x = wte.astype(self.dtype)[tokens] + wpe.astype(self.dtype)[positions]
+        x = nn.with_logical_constraint(x, ("batch", None, None))
+        x = nn.Dropout(c.dropout, deterministic=deterministic)(x)
+        block = Block
+        if self.remat != "none":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+            block = nn.remat(Block, policy=policy, prevent_cse=False)  # scan already keeps XLA from undoing it
+        # One set of parameters [L, ...] whatever `unroll` and `remat` are: `name` keeps their path the same.
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=c.layers,
+            unroll=self.unroll,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, self.dtype, self.attention, deterministic, name="layers")
+        x, cache = layers(x, cache, positions, segments)
+        return LayerNorm(self.dtype, name="ln_f")(x), cache
+
+
+def grow_vocab(params: dict, old: int, new: GPTConfig) -> dict:
+    """Weights with `new.vocab_size` live rows instead of `old`; the added ones start as the mean of the others.
+
+    The mean is a point the model treats as no word in particular, so the first answers are not thrown off.
+    """
+    table = params["wte"]
+    live = table[:old]
+    rows = jnp.arange(new.padded_vocab)[:, None]
+    padded = jnp.pad(live, ((0, new.padded_vocab - old), (0, 0)))
+    return params | {"wte": jnp.where((rows >= old) & (rows < new.vocab_size), live.mean(0, keepdims=True), padded)}

@@ -1,0 +1,3 @@
+"""stub"""
+def environment(): return {}
+def write(run): return run

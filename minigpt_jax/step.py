@@ -1,0 +1,153 @@
+"""One step of training as a pure function, `state, metrics = train_step(state, batch)`: a run is a fold of it.
+
+Everything that varies with time (learning rate, random keys) is computed from `state.step`, so a state and a step
+number are all that a resumed run needs.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from minigpt_jax import loss, mesh as meshes
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that changes during a run; arrays only."""
+
+    step: jax.Array  # [] int32, steps done
+    params: dict
+    opt_state: optax.OptState
+
+
+class Batch(NamedTuple):
+    """A batch cut into A micro-batches of B/A rows."""
+
+    tokens: jax.Array  # [A, B/A, T+1] uint16, the last column only a target
+    weights: jax.Array  # [A, B/A, T] uint8, the loss weight of tokens[:, :, 1:]
+
+
+def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh) -> TrainState:
+    """Fresh state, each part made on the device that keeps it."""
+    build = _builder(model, optimizer, seed)
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda: nn.unbox(build()), out_shardings=_shardings(build, mesh))()
+
+
+def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without its values: what a checkpoint is restored into."""
+    build = _builder(model, optimizer, seed=0)
+    shapes = nn.unbox(jax.eval_shape(build))
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, _shardings(build, mesh))
+
+
+def _builder(model, optimizer, seed) -> Callable[[], TrainState]:
+    def build():
+        params = model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+    return build
+
+
+def _shardings(build, mesh):
+    return meshes.state_sharding(jax.eval_shape(build), mesh)
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    mesh: jax.sharding.Mesh,
+    *,
+    seed: int,
+    loss_chunk: int,
+    separator: int | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Compile `state, metrics = step(state, batch)`; the old state's memory is used for the new one.
+
+    With a `separator`, documents of a row (each begins with it) see only themselves and count from position 0; without
+    one, a row is one text. Metrics are f32 scalars: loss (mean over the batch's weight), weight, grad_norm (before clipping), learning_rate,
+    skipped (1 where loss or gradient was not finite, and parameters and optimizer were left as they were).
+    """
+
+    def batch_loss(params, tokens, weights, key):
+        return _masked_loss(model, params, tokens, weights, loss_chunk, separator, dropout=key)
+
+    def gradient(params, batch, key):
+        """Loss sum, weight sum and gradient of the loss sum over all micro-batches."""
+        grad = jax.value_and_grad(batch_loss, has_aux=True)
+
+        def add(carry, piece):
+            index, tokens, weights = piece
+            (total, weight), gradients = grad(params, tokens, weights, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, carry, (total, weight, gradients)), None
+
+        pieces = (jnp.arange(batch.tokens.shape[0]), *batch)
+        if batch.tokens.shape[0] == 1:  # no second gradient to add: skip the sum and its memory
+            (total, weight), gradients = grad(params, batch.tokens[0], batch.weights[0], jax.random.fold_in(key, 0))
+            return total, weight, gradients
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(()), zeros), pieces)[0]
+
+    def step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        total, weight, gradients = gradient(state.params, batch, key)
+        # One division at the end makes accumulation exact for any mask; a batch with nothing to learn has loss 0.
+        scale = 1 / jnp.maximum(weight, 1)
+        mean, gradients = total * scale, jax.tree.map(lambda g: g * scale, gradients)
+        norm, rate = optax.tree.norm(gradients), schedule(state.step)
+        directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
+        ok = jnp.isfinite(mean) & jnp.isfinite(norm)
+        params, opt_state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), (params, opt_state), (state.params, state.opt_state))
+        metrics = {"loss": mean, "weight": weight, "grad_norm": norm, "learning_rate": rate, "skipped": 1.0 - ok}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    state = meshes.state_sharding(jax.eval_shape(_builder(model, optimizer, seed)), mesh)
+    batch = meshes.batch_sharding(mesh)
+    return _on(mesh, jax.jit(step, in_shardings=(state, Batch(batch, batch)), out_shardings=(state, meshes.replicated(mesh)), donate_argnums=0))
+
+
+def make_eval_step(model: nn.Module, mesh: jax.sharding.Mesh, *, loss_chunk: int, separator: int | None = None):
+    """Compile `loss sum, weight sum = eval_step(params, batch)`, without dropout."""
+
+    def step(params, batch: Batch):
+        def add(carry, piece):
+            return jax.tree.map(jnp.add, carry, _masked_loss(model, params, *piece, loss_chunk, separator)), None
+
+        return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), tuple(batch))[0]
+
+    return _on(mesh, jax.jit(step, out_shardings=meshes.replicated(mesh)))
+
+
+def document_layout(tokens: jax.Array, separator: int) -> tuple[jax.Array, jax.Array]:
+    """Positions and segments [B, T] of rows [B, T]: both start anew at every `separator`."""
+    starts = tokens == separator
+    index = jnp.arange(tokens.shape[1])
+    last_start = jax.lax.cummax(jnp.where(starts, index[None], 0), axis=1)
+    return index[None] - last_start, jnp.cumsum(starts, axis=1)
+
+
+def _masked_loss(model, params, tokens, weights, loss_chunk, separator, dropout=None):
+    inputs, targets = tokens[:, :-1].astype(jnp.int32), tokens[:, 1:].astype(jnp.int32)
+    positions, segments = (None, None) if separator is None else document_layout(inputs, separator)
+    use_dropout = dropout is not None and model.config.dropout > 0
+    rngs = {"dropout": dropout} if use_dropout else None
+    hidden, _ = model.apply({"params": params}, inputs, positions, segments, deterministic=not use_dropout, rngs=rngs)
+    return loss.cross_entropy(
+        hidden, params["wte"], targets, weights.astype(jnp.float32), vocab_size=model.config.vocab_size, chunk=loss_chunk
+    )
+
+
+def _on(mesh, function):
+    """Run (and so trace) `function` where the model's dimension names mean axes of `mesh`."""
+
+    def call(*arguments):
+        with jax.set_mesh(mesh), nn.logical_axis_rules(list(meshes.RULES)):
+            return function(*arguments)
+
+    return call

@@ -1,0 +1,264 @@
+"""Train a GPT: python train.py --config configs/pretrain.py
+
+The whole story in the order it happens: parse, build, resume or begin, fold, log, save. Pretraining and finetuning
+differ in their config alone, and the command that starts a run also continues it.
+"""
+
+from minigpt_jax.interrupt import Interrupt
+
+if __name__ == "__main__":  # before JAX and everything else that takes long: a machine may be taken away at any time
+    interrupt = Interrupt()
+
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from minigpt_jax import chat, config as configs, data, generate, mesh as meshes, optim, plan, report, runs
+from minigpt_jax.checkpoint import Checkpoints, load_params
+from minigpt_jax.errors import InputError, exit_cleanly
+from minigpt_jax.failpoint import failpoint
+from minigpt_jax.metrics import Journal
+from minigpt_jax.model import GPT, GPTConfig, grow_vocab
+from minigpt_jax.shards import Stream, open_stream, write_json
+from minigpt_jax.step import Batch, TrainState, abstract_state, init_state, make_eval_step, make_train_step
+from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
+
+
+def main() -> int:
+    """Train as the command line says; SIGTERM and Ctrl-C end the run with everything saved."""
+    return train(configs.parse(sys.argv), stop_requested=lambda: interrupt.requested)
+
+
+def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
+    """Run the config `c` to its horizon, from wherever it stands. Raises InputError and RunError."""
+    # ---- devices
+    prepare_jax(c)
+    chief = jax.process_index() == 0
+    mesh = meshes.make_mesh(**c.mesh)
+    sharding = meshes.batch_sharding(mesh)
+
+    # ---- model and data
+    config = GPTConfig(**c.model)
+    model = GPT(config, **c.compute)
+    meshes.check_divides(mesh, {"embed": config.embed, "heads": config.heads, "mlp": 4 * config.embed, "vocab": config.padded_vocab})
+    text, held_out = open_streams(c, config)
+    accum = parts_of_batch(c, config, mesh)
+
+    # ---- the step
+    horizon = configs.horizon_steps(c.data.batch, config.context, data.row_count(text, config.context), **c.horizon)
+    if c.schedule.warmup > horizon:
+        raise InputError(f"schedule.warmup {c.schedule.warmup} is longer than the whole run of {horizon} steps")
+    optimizer = optim.make_optimizer(**c.optimizer)
+    schedule = partial(optim.learning_rate, horizon=horizon, **c.schedule)
+    how = {"loss_chunk": c.loss.chunk, "separator": END_OF_TEXT if c.data.isolate_documents else None}
+    train_step = make_train_step(model, optimizer, schedule, mesh, seed=c.seed, **how)
+    eval_step = make_eval_step(model, mesh, **how)
+
+    run = runs.run_folder(Path(c.runs), c.name)
+    run.mkdir(parents=True, exist_ok=True)
+    with runs.lock(run) if chief else nullcontext():
+        # ---- where to begin
+        if c.fresh and chief:
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        checkpoints = Checkpoints(run, keep=c.save.keep)
+        abstract = abstract_state(model, optimizer, mesh)
+        if resumed := checkpoints.restore(abstract, config):  # 1. this run's newest checkpoint that verifies
+            state, meta = resumed
+            refuse_changes(c, meta, text, run)
+            origin = f"goes on from step {meta['step']}"
+        else:
+            state = init_state(model, optimizer, c.seed, mesh)
+            origin = "begins with fresh weights"  # 3. fresh weights
+            if c.init_from:  # 2. the weights of another run
+                state = state.replace(params=weights_of(Path(c.init_from), config, abstract.params, mesh))
+                origin = f"begins with the weights of {c.init_from}"
+        begin = int(state.step)
+        if begin >= horizon:
+            print(f"{run}: all {horizon} steps are done. For a longer run, set --config.horizon.steps (or tokens, or epochs)")
+            return 0
+
+        # ---- what is written down
+        journal = Journal(
+            run, start=begin, horizon=horizon, every=c.log.every, tensorboard=c.log.tensorboard, chief=chief,
+            tokens_per_step=c.data.batch * config.context, flops_per_step=c.data.batch * config.context * config.flops_per_token,
+        )  # fmt: skip
+        settings = json.loads(configs.to_json(c))
+        if chief:
+            write_json(run / "config.json", settings)
+            write_json(run / "environment.json", report.environment())
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        journal.say(f"{run}: {config.parameters:,} parameters on {devices}; {horizon} steps of {c.data.batch} x {config.context} tokens; {origin}")
+        evaluate = partial(evaluation, eval_step=eval_step, streams=(text, held_out), c=c, config=config, mesh=mesh)
+        if begin == 0:
+            journal.evaluation(evaluate(0, state))
+
+        # ---- the fold: state, metrics = step(state, batch_at(step))
+        batches = data.device_batches(
+            text, seed=c.seed, steps=range(begin, horizon), batch=c.data.batch, context=config.context, accum=accum, sharding=sharding
+        )
+        unread = None
+        journal.start_clock()
+        for step in range(begin, horizon):
+            with journal.waiting():
+                rows, batch = next(batches)
+            state, result = train_step(state, Batch(*batch))
+            if unread:  # look at the step before while this one runs
+                journal.step(*unread)
+            unread = (step, data.batch_hash(text, rows), result)
+            profile(c, run, step - begin)
+            failpoint("after_step", step)
+
+            done, validation_loss = step + 1, None
+            stop = stop_everywhere(stop_requested, done)
+            evaluate_now = done % c.eval.every == 0 or done == horizon
+            save_now = done % c.save.every == 0 or done == horizon or stop
+            if evaluate_now or save_now:  # a checkpoint's steps are on record before it is
+                journal.step(*unread)
+                unread = None
+            if evaluate_now:
+                record = evaluate(done, state)
+                journal.evaluation(record)
+                validation_loss = record["validation_loss"]
+            if save_now:
+                checkpoints.save(
+                    state, done, {"model": asdict(config), "config": settings, "data": text.identity, "validation_loss": validation_loss}
+                )
+            if evaluate_now or save_now:
+                journal.start_clock()
+            checkpoints.check()
+            if stop:
+                break
+
+        # ---- the end
+        batches.close()
+        checkpoints.close()
+        journal.close()
+        if chief:
+            page = report.write(run)
+            journal.say(f"report: {page}")
+        if done < horizon:
+            journal.say(f"stopped after step {done} of {horizon}; everything is saved. To go on, run the same command again")
+        else:
+            journal.say(f"all {horizon} steps are done. Try the model: python sample.py --run {run}")
+    return 0
+
+
+def prepare_jax(c) -> None:
+    """What must be settled before the first array: processes, determinism, where compiled programs are kept."""
+    if c.deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    meshes.join_processes()
+    cache = Path(c.runs, ".compiled").absolute()
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    if jax.default_backend() == "cpu" and Path("/proc/driver/nvidia/version").exists():
+        print("warning: this machine has an NVIDIA GPU that JAX does not see; install its plugin with: make install CUDA=1", file=sys.stderr)
+
+
+def open_streams(c, config: GPTConfig) -> tuple[Stream, Stream]:
+    """The training and the validation split of the data folder."""
+    known = {"tokenizer": load_tokenizer().hash, "vocab_size": config.vocab_size, "context": config.context}
+    text, held_out = (open_stream(Path(c.data.folder), split, **known) for split in ("train", "val"))
+    if text.masks and not c.data.isolate_documents:
+        raise InputError(f"{c.data.folder} holds packed conversations, which must not see each other: set data.isolate_documents=True")
+    return text, held_out
+
+
+def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
+    """Number A of micro-batches that the global batch is cut into."""
+    memory = jax.local_devices()[0].memory_stats() if jax.default_backend() == "gpu" else None
+    row_bytes = plan.activation_bytes(
+        config, itemsize=2 if c.compute.dtype == "bfloat16" else 4, remat=c.compute.remat, fused_attention=jax.default_backend() == "gpu"
+    )
+    return plan.accumulation(
+        c.data.batch, meshes.data_shards(mesh), micro_batch=c.data.micro_batch, row_bytes=row_bytes, device_bytes=memory and memory.get("bytes_limit")
+    )
+
+
+def refuse_changes(c, meta: dict, text: Stream, run: Path) -> None:
+    """A resumed run is the same run: what shapes its mathematics may change only when the user says so."""
+    differing = configs.changes(meta["config"], c)
+    if meta["data"] != text.identity:
+        differing.append(f"the data: {c.data.folder} does not hold the training tokens that the run began with")
+    if differing and not c.accept_changes:
+        raise InputError(
+            f"{run} was begun with other settings ({'; '.join(differing)}). Set them back, choose another --config.name, "
+            "or insist with --config.accept_changes=True"
+        )
+
+
+def weights_of(source: Path, config: GPTConfig, target, mesh: jax.sharding.Mesh) -> dict:
+    """The weights of another run as the start of this one, with rows for new vocabulary, placed like `target`."""
+    params, theirs, _ = load_params(source, meshes.replicated(mesh))
+    free = ("vocab_size", "dropout")
+    differing = [f"{k} {v} -> {asdict(config)[k]}" for k, v in asdict(theirs).items() if k not in free and v != asdict(config)[k]]
+    if differing or config.vocab_size < theirs.vocab_size:
+        raise InputError(f"init_from {source}: another model ({', '.join(differing) or 'a larger vocabulary'}): set config.model to match it")
+    return jax.device_put(grow_vocab(params, theirs.vocab_size, config), jax.tree.map(lambda a: a.sharding, target))
+
+
+def evaluation(done: int, state: TrainState, *, eval_step, streams: tuple[Stream, Stream], c, config: GPTConfig, mesh) -> dict:
+    """Record of an evaluation: mean loss on fixed rows of the training and the held-out text, and samples.
+
+    Every process takes part; the rows depend neither on seed nor step.
+    """
+    lengths = load_tokenizer().byte_lengths()
+    shards = meshes.data_shards(mesh)
+    batch = max(c.data.micro_batch, 1) * shards if c.data.micro_batch else min(c.data.batch, 8 * shards)
+    losses, bits = [], 0.0
+    for stream in streams:
+        total = weight = size = 0.0
+        for rows, arrays in data.fixed_batches(stream, rows=c.eval.rows, batch=batch, context=config.context, sharding=meshes.batch_sharding(mesh)):
+            piece, share = jax.device_get(eval_step(state.params, Batch(*arrays)))
+            tokens, mask = data.read_rows(stream, rows, config.context)
+            total, weight, size = total + piece, weight + share, size + float((lengths[tokens[:, 1:]] * mask).sum())
+        losses.append(float(total / max(weight, 1)))
+        bits = float(total / math.log(2) / max(size, 1))
+    samples = write_samples(state.params, c.eval, config, mesh)
+    return {"step": done, "train_loss": losses[0], "validation_loss": losses[1], "bits_per_byte": bits, "samples": samples}
+
+
+def write_samples(params, settings, config: GPTConfig, mesh) -> list[dict]:
+    """What the model makes of the first `settings.samples` prompts, with fixed seeds: [{"prompt", "text"}]."""
+    prompts = list(settings.prompts)[: settings.samples]
+    if not prompts:
+        return []
+    tokenizer = load_tokenizer()
+    whole = jax.jit(lambda p: p, out_shardings=meshes.replicated(mesh))(params)
+    writer = generate.Generator(whole, config, tokenizer, rows=len(prompts))
+    if config.vocab_size >= CHAT_VOCAB:
+        ids = [chat.prompt([{"role": "user", "content": p}], tokenizer) for p in prompts]
+    else:
+        ids = [[END_OF_TEXT, *tokenizer.encode(p)] for p in prompts]
+    ids = [i[: config.context] for i in ids]
+    for _ in writer.stream(ids, generate.sampling(len(ids), config, temperature=0.7, top_p=0.9), max_new_tokens=settings.sample_tokens):
+        pass
+    return [{"prompt": p, "text": a.text} for p, a in zip(prompts, writer.answers, strict=True)]
+
+
+def stop_everywhere(stop_requested: Callable[[], bool], step: int) -> bool:
+    """Whether all processes stop after this step: alone, when we were told to; together, when JAX has agreed on it."""
+    if jax.process_count() > 1:
+        return multihost_utils.reached_preemption_sync_point(step)
+    return stop_requested()
+
+
+def profile(c, run: Path, step: int) -> None:
+    """Trace ten steps of this process, once compilation is behind it; `step` counts from its first."""
+    if c.profile and step == 5:
+        jax.profiler.start_trace(str(run / "profile"))
+    if c.profile and step == 15:
+        jax.profiler.stop_trace()
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
