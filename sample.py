@@ -189,6 +189,9 @@ def read_message() -> str | None:
         while line.endswith("\\"):
             line = line[:-1] + "\n" + input("  ")
         return line.strip()
+    except UnicodeDecodeError:
+        print("(that was no UTF-8 text)")
+        return ""
     except (EOFError, KeyboardInterrupt):
         print()
         return None
@@ -200,9 +203,9 @@ def save(messages: list, name: str) -> None:
         print("Say where: /save conversation.txt")
         return
     try:
-        Path(name).write_text("\n\n".join(f"{m['role']}: {m['content'].strip()}" for m in messages) + "\n", encoding="utf-8")
+        Path(name).write_text("\n\n".join(f"{m['role']}: {m['content'].strip()}" for m in messages) + "\n", encoding="utf-8", errors="replace")
         print(f"Saved to {name}.")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         print(f"Could not be saved: {error}")
 
 

@@ -7,6 +7,7 @@
 Orbax commits a folder by renaming it and does not checksum what is inside; both facts shape this file.
 """
 
+import json
 import logging
 import math
 import shutil
@@ -158,8 +159,8 @@ def abstract_params(config: GPTConfig, sharding: jax.sharding.Sharding) -> dict:
 
 def read_meta(run: Path, step: int) -> dict:
     """The JSON of a checkpoint. Raises InputError if another version of this program wrote it."""
-    reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    meta = reader.restore((run / "checkpoints" / str(step)).absolute(), args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    # Read by hand: Orbax would wait for all processes, and one alone may want to know.
+    meta = json.loads((run / "checkpoints" / str(step) / "meta" / "metadata").read_text())
     if meta["format"] != FORMAT:
         raise InputError(f"{run}: checkpoint {step} has format {meta['format']}, expected {FORMAT}: use the version that wrote it")
     if meta["tokenizer"] != load_tokenizer().hash:

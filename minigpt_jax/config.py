@@ -6,6 +6,7 @@ train.py is the last to see the whole.
 
 import json
 import math
+import re
 from collections.abc import Sequence
 
 from absl import flags
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from minigpt_jax.errors import InputError
 
 INFINITY = math.inf
+_OVERRIDE = re.compile(r"--?config\.([\w.]+)")
 # Every field with its range (both ends included), its choices, or the type that any value may have.
 FIELDS: dict[str, tuple] = {
     "name": (str,),
@@ -67,7 +69,7 @@ FIELDS: dict[str, tuple] = {
 }
 # What makes the mathematics of a run: another value would be another run. (The data themselves are compared by
 # content, so their folder may move.)
-_FIXED = ("seed", "init_from", "model.", "optimizer.", "schedule.", "data.batch", "data.isolate_documents")
+_FIXED = ("seed", "init_from", "model.", "compute.dtype", "optimizer.", "schedule.", "data.batch", "data.isolate_documents")
 
 
 def parse(argv: Sequence[str]) -> ConfigDict:
@@ -76,15 +78,22 @@ def parse(argv: Sequence[str]) -> ConfigDict:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv), help_string="a file of configs/, with `get_config()`")
     if any(argument in ("-h", "--help") for argument in argv[1:]):
         raise InputError("usage: python train.py --config configs/pretrain.py [--config.section.field=value ...]; the file explains every field")
+    for name in (match[1] for match in map(_OVERRIDE.match, argv[1:]) if match):
+        if name not in FIELDS:
+            raise InputError(f"config field {name}: unknown (configs/pretrain.py explains every field)")
     try:
         rest = values(list(argv))[1:]
         config = values["config"].value
+        if not isinstance(config, ConfigDict | None):
+            getattr(config, "name", None)  # where a file could not be loaded, ml_collections says so only when it is used
     except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
         raise InputError(_first_line(error)) from None
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}: overrides look like --config.data.batch=64")
     if config is None:
         raise InputError("say what to train: python train.py --config configs/pretrain.py (or quickstart.py, on a CPU)")
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"get_config() of the config file must return a ConfigDict, found {type(config).__name__}")
     check(config)
     return config
 
@@ -155,4 +164,8 @@ def changes(before: dict, now: ConfigDict) -> list[str]:
 def _first_line(error: Exception) -> str:
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(error, OSError):  # a file that could not be read: only the last line says which and why
+        lines = lines[-1:]
+    elif "Traceback" in text:  # a file that failed when it was run: its own error is the last line
+        lines = [lines[0].partition(" Error whilst")[0], lines[-1]]
     return " ".join(lines[:2]) or repr(error)

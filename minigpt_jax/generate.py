@@ -85,7 +85,7 @@ def _narrow(scores, settings):
     """-inf for all but the top k and, of these, the top p. Ranks, not thresholds: k keeps k even where scores tie."""
     order = jnp.argsort(-scores, axis=-1, stable=True)
     ranked = jnp.take_along_axis(scores, order, axis=-1)
-    ranked = jnp.where(jnp.arange(scores.shape[-1]) < settings.top_k[:, None], ranked, -jnp.inf)
+    ranked = jnp.where(jnp.arange(scores.shape[-1])[None] < settings.top_k[:, None], ranked, -jnp.inf)
     probabilities = jax.nn.softmax(ranked, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     ranked = jnp.where(before < settings.top_p[:, None], ranked, -jnp.inf)
@@ -108,7 +108,7 @@ def prefill(model: GPT, params, cache: KVCache, tokens, start, lengths) -> tuple
 
     Rows are padded on the right: what padding writes is overwritten before any query can see it.
     """
-    positions = start[:, None] + jnp.arange(tokens.shape[1])
+    positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
     hidden, cache = model.apply({"params": params}, tokens, positions, cache=cache)
     last = hidden[jnp.arange(len(tokens)), lengths - 1]
     return cache, vocabulary_logits(last, params["wte"], model.config.vocab_size)

@@ -15,7 +15,7 @@ def logits(hidden: jax.Array, table: jax.Array, vocab_size: int) -> jax.Array:
     """[..., V] logits of `hidden` [..., D] in f32 at least; rows of `table` [V, D] beyond `vocab_size` give -inf."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     scores = jnp.einsum("...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=wide)
-    return jnp.where(jnp.arange(table.shape[0]) < vocab_size, scores, -jnp.inf)
+    return jnp.where(_token_ids(scores) < vocab_size, scores, -jnp.inf)
 
 
 def cross_entropy(hidden, table, targets, weights, *, vocab_size: int, chunk: int) -> tuple[jax.Array, jax.Array]:
@@ -47,7 +47,7 @@ def _forward(vocab_size, chunk, hidden, table, targets, weights):
         h, t, w = piece
         scores = logits(h, table, vocab_size)
         total += (w * _nll(scores, t)).sum()
-        chosen = jnp.arange(table.shape[0]) == t[..., None]
+        chosen = _token_ids(scores) == t[..., None]
         d_scores = ((jax.nn.softmax(scores) - chosen) * w[..., None]).astype(h.dtype)
         d_h = jnp.einsum("btv,vd->btd", d_scores, table.astype(h.dtype), preferred_element_type=wide)
         d_table += jnp.einsum("btv,btd->vd", d_scores, h, preferred_element_type=wide)
@@ -65,6 +65,10 @@ def _backward(vocab_size, chunk, gradients, d_total):
 
 
 _loss_sum.defvjp(_forward, _backward)
+
+
+def _token_ids(scores):
+    return jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
 
 
 def _nll(scores, targets):

@@ -128,25 +128,39 @@ class Attention(nn.Module):
         qkv = Linear(qkv_shape, qkv_names, 1, INIT_STD, self.dtype, name="qkv")(x)
         q, k, v = (qkv[:, :, i] for i in range(3))
         q, k, v = (nn.with_logical_constraint(a, ("batch", None, "heads", None)) for a in (q, k, v))
-        mask = None
-        if segments is not None:
-            mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+        visible = None if segments is None else segments[:, :, None] == segments[:, None, :]
         if cache is not None:
             # Slots are positions, so "causal" alone says what a query may see: anything stale lies ahead of it and is
             # overwritten before it comes into view. A position beyond the cache (padding) is dropped, not clamped.
             rows = jnp.arange(x.shape[0])[:, None]
             cache = KVCache(*(old.at[rows, positions].set(new.astype(old.dtype), mode="drop") for old, new in zip(cache, (k, v), strict=True)))
             k, v = (a.astype(self.dtype) for a in cache)
-            mask = (jnp.arange(k.shape[1])[None, None, :] <= positions[:, :, None])[:, None]
-        y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=cache is None, implementation=self._fastest())
+            visible = jnp.arange(k.shape[1])[None, None] <= positions[:, :, None]
+        if self._fused():
+            mask = None if visible is None else visible[:, None]
+            y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=cache is None, implementation="cudnn")
+        else:
+            y = attend(q, k, v, visible, causal=cache is None)
         std = INIT_STD / math.sqrt(2 * c.layers)  # each layer adds to the residual twice: keep its variance flat
         return Linear((c.heads, c.head_dim, c.embed), ("heads", None, "embed"), 2, std, self.dtype, name="out")(y), cache
 
-    def _fastest(self):
-        if self.implementation != "auto":
-            return self.implementation
-        fused = jax.default_backend() == "gpu" and self.dtype in (jnp.bfloat16, jnp.float16)
-        return "cudnn" if fused else "xla"
+    def _fused(self) -> bool:
+        able = jax.default_backend() == "gpu" and self.dtype in (jnp.bfloat16, jnp.float16)
+        return self.implementation == "cudnn" or (self.implementation == "auto" and able)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None, *, causal: bool) -> jax.Array:
+    """Attention as written down: softmax(q k^T / sqrt(K)) v, the softmax in f32 at least.
+
+    `q` [B, T, H, K]; `k`, `v` [B, S, H, K]; `visible` [B, T, S]: what each query may see; `causal`: nothing later than itself.
+    """
+    wide = jnp.promote_types(q.dtype, jnp.float32)  # jax.nn's own would round float64 to float32 here
+    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=wide) / math.sqrt(q.shape[-1])
+    seen = jnp.tri(q.shape[1], k.shape[1], dtype=bool)[None] if causal else jnp.ones((1, 1, 1), bool)
+    if visible is not None:
+        seen = seen & visible
+    weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhts,bshk->bthk", weights.astype(v.dtype), v)
 
 
 class MLP(nn.Module):

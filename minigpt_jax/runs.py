@@ -1,10 +1,11 @@
 """Where a run lives on disk, which run is the newest, and that only one trainer works on it.
 
-    runs/<name>/config.json       the configuration it was started with
+    runs/<name>/config.json       the configuration of its last start
+    runs/<name>/environment.json  machine, versions and command of its last start
     runs/<name>/checkpoints/      Orbax; see checkpoint.py
     runs/<name>/metrics.jsonl     one line a step
     runs/<name>/tensorboard/      the same for TensorBoard
-    runs/<name>/samples.jsonl     what the model wrote at each evaluation
+    runs/<name>/evaluations.jsonl one line an evaluation, with what the model wrote
     runs/<name>/report.html       the run at a glance
 """
 

@@ -156,22 +156,26 @@ def open_stream(folder: Path, split: str, *, tokenizer: str, vocab_size: int, co
     naming the file, what was found and what was expected.
     """
     manifest = read_manifest(folder)
-    if manifest["tokenizer"] != tokenizer:
-        raise InputError(f"{folder}: made with another tokenizer ({manifest['tokenizer'][:12]}, expected {tokenizer[:12]}): prepare the data again")
-    if manifest["context"] not in (None, context):
-        raise InputError(f"{folder}: packed for rows of {manifest['context']} tokens, but model.context is {context}: set one to the other")
-    entry = manifest["splits"].get(split)
-    if entry is None or not entry["shards"]:
-        raise InputError(f"{folder}: no {split} split in {MANIFEST}, only {', '.join(manifest['splits']) or 'nothing'}")
-    shards = [Shard(**shard) for shard in entry["shards"]]
+    try:
+        made_with, packed_for = manifest["tokenizer"], manifest["context"]
+        splits = {name: [Shard(**shard) for shard in entry["shards"]] for name, entry in manifest["splits"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / MANIFEST}: not a manifest of ours ({error!r}): prepare the data again") from None
+    if made_with != tokenizer:
+        raise InputError(f"{folder}: made with another tokenizer ({made_with[:12]}, expected {tokenizer[:12]}): prepare the data again")
+    if packed_for not in (None, context):
+        raise InputError(f"{folder}: packed for rows of {packed_for} tokens, but model.context is {context}: set one to the other")
+    shards = splits.get(split)
+    if not shards:
+        raise InputError(f"{folder}: no {split} split in {MANIFEST}, only {', '.join(splits) or 'nothing'}")
     tokens = tuple(load_tokens(folder / s.file, expected=s.tokens, vocab_size=vocab_size) for s in shards)
     masked = shards[0].mask_sha256 is not None
     masks = tuple(_load(folder / mask_file(s.file), np.dtype(np.uint8), s.tokens) for s in shards) if masked else None
     starts = tuple(accumulate((s.tokens for s in shards), initial=0))
     if starts[-1] < context + 1:
         raise InputError(f"{folder}: the {split} split has {starts[-1]} tokens, a row needs {context + 1}: bring more text or a smaller model.context")
-    identity = hashlib.sha256(json.dumps([manifest["tokenizer"], entry["shards"]]).encode()).hexdigest()
-    return Stream(split, identity, manifest["context"], starts, tokens, masks)
+    identity = hashlib.sha256(json.dumps([made_with, [asdict(s) for s in shards]]).encode()).hexdigest()
+    return Stream(split, identity, packed_for, starts, tokens, masks)
 
 
 def load_tokens(path: Path, *, expected: int | None, vocab_size: int) -> np.ndarray:
@@ -224,7 +228,7 @@ def _load(path: Path, dtype: np.dtype, expected: int | None) -> np.ndarray:
         array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise InputError(f"{path}: missing, although {MANIFEST} lists it") from None
-    except (ValueError, OSError) as error:
+    except Exception as error:  # numpy reads a header as Python source, so a damaged one raises whatever the parser does
         raise InputError(f"{path}: not a readable .npy array ({error})") from None
     if array.dtype != dtype or array.ndim != 1:
         raise InputError(f"{path}: found {array.dtype.str} with shape {array.shape}, expected one dimension of {dtype.name}")

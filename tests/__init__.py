@@ -1,0 +1,1 @@
+"""Tests prove properties of the real commands, files and processes; each has been seen to fail."""

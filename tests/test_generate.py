@@ -1,0 +1,189 @@
+"""What the decode loop writes must be what the model without a cache would write, for any prompt, batch and seed."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings as hypothesis_settings, strategies as st
+
+from minigpt_jax.errors import InputError
+from minigpt_jax.generate import Generator, Sampling, TextStream, sample_logits, sampling
+from minigpt_jax.loss import logits
+from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
+from tests.test_model import weights
+
+CONFIG = GPTConfig(vocab_size=TEXT_VOCAB, context=48, layers=1, heads=2, embed=16)
+TOKENIZER = load_tokenizer()
+PROMPT = [END_OF_TEXT, *TOKENIZER.encode("The river reads the stone.")]
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    return weights(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def make(params):
+    return partial(Generator, params, CONFIG, TOKENIZER)
+
+
+def write(writer: Generator, prompts, draw: Sampling, count: int = 20, stop=()):
+    pieces = list(writer.stream(prompts, draw, max_new_tokens=count, stop=stop))
+    for row, answer in enumerate(writer.answers):
+        assert "".join(piece for r, piece in pieces if r == row) == answer.text
+    return writer.answers
+
+
+@pytest.fixture(scope="module")
+def uncached(params):
+    """The greedy or seeded continuation from full forward passes over a padded row: no cache, no loop."""
+    forward = jax.jit(lambda ids, n: logits(GPT(CONFIG).apply({"params": params}, ids)[0][0, n - 1][None], params["wte"], TEXT_VOCAB))
+    choose = jax.jit(lambda scores, draw, position: sample_logits(scores, draw, jnp.zeros(scores.shape, bool), position))
+
+    def run(prompt, draw, count):
+        ids = list(prompt)
+        while len(ids) < min(len(prompt) + count, CONFIG.context):
+            padded = np.zeros((1, CONFIG.context), np.int32)
+            padded[0, : len(ids)] = ids
+            token = int(choose(forward(padded, len(ids)), draw, np.array([len(ids)]))[0])
+            if token == END_OF_TEXT:
+                break
+            ids.append(token)
+        return ids[len(prompt) :]
+
+    return run
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_it_writes_what_the_model_without_a_cache_writes(make, uncached, temperature):
+    draw = sampling(1, CONFIG, temperature=temperature, seed=5)
+    answer = write(make(), [PROMPT], draw, 30)[0]
+    assert answer.tokens == uncached(PROMPT, draw, 30) and len(answer.tokens) > 20
+
+
+def test_a_row_is_the_same_alone_and_in_a_batch_of_other_prompts(make):
+    alone = write(make(), [PROMPT], sampling(1, CONFIG, seed=8))[0]
+    others = [[END_OF_TEXT], PROMPT, [END_OF_TEXT, *TOKENIZER.encode("A light token")]]
+    batch = write(make(rows=3), others, sampling(3, CONFIG, seed=7))  # seeds 7, 8, 9
+    assert batch[1] == alone and batch[0].tokens != alone.tokens
+
+
+def test_the_cache_of_the_last_turn_changes_no_text(make):
+    writer = make()
+    first = write(writer, [PROMPT], sampling(1, CONFIG))[0]
+    longer = [*PROMPT, *first.tokens[:7], *TOKENIZER.encode(" and the dog")]
+    assert write(writer, [longer], sampling(1, CONFIG)) == write(make(), [longer], sampling(1, CONFIG))
+    assert write(writer, [PROMPT], sampling(1, CONFIG))[0] == first  # and back to the shorter one
+
+
+def test_it_ends_at_the_context_and_refuses_what_is_longer(make, uncached):
+    filling = [END_OF_TEXT, *TOKENIZER.encode(" river" * 60)]
+    greedy = sampling(1, CONFIG, temperature=0.0)
+    for length in (47, 48):
+        answer = write(make(), [filling[:length]], greedy)[0]
+        assert answer.reason == "length" and answer.tokens == uncached(filling[:length], greedy, 20)
+    for prompt in (filling[:49], filling * 10, []):
+        with pytest.raises(InputError, match=f"has {len(prompt)} tokens"):
+            write(make(), [prompt], greedy)
+
+
+def test_the_number_of_new_tokens_is_kept_to(make):
+    assert write(make(), [PROMPT], sampling(1, CONFIG), 0)[0].tokens == []
+    for count in (1, 16, 17):
+        assert len(write(make(), [PROMPT], sampling(1, CONFIG), count)[0].tokens) == count
+    with pytest.raises(InputError, match="negative"):
+        write(make(), [PROMPT], sampling(1, CONFIG), -1)
+
+
+def test_a_stop_string_ends_the_text_before_itself(make):
+    whole = write(make(), [PROMPT], sampling(1, CONFIG))[0].text
+    stop = whole[12:17]
+    answer = write(make(), [PROMPT], sampling(1, CONFIG), stop=[stop])[0]
+    assert answer.text == whole[: whole.index(stop)] and answer.reason == "stop"
+
+
+SCORES = jnp.asarray(np.random.default_rng(0).normal(size=(1, 384)) * 3, jnp.float32)
+TINY = GPTConfig(vocab_size=384, context=8, layers=1, heads=1, embed=8)
+
+
+def drawn(draws: int = 400, scores=SCORES, seen=None, **how) -> np.ndarray:
+    """Tokens from the same scores at many positions."""
+    settings = jax.tree.map(lambda a: np.repeat(a, draws), sampling(1, TINY, **how))
+    seen = jnp.zeros(scores.shape, bool) if seen is None else seen
+    return np.asarray(
+        jax.jit(sample_logits)(jnp.repeat(scores, draws, 0), settings, jnp.repeat(seen, draws, 0), jnp.arange(draws, dtype=jnp.int32))
+    )
+
+
+def test_filters_keep_what_they_say():
+    ranked = np.argsort(-np.asarray(SCORES[0]))
+    probabilities = np.asarray(jax.nn.softmax(SCORES[0]))[ranked]
+    assert set(drawn(top_k=3)) == set(ranked[:3])
+    nucleus = int((np.cumsum(probabilities) < 0.5).sum()) + 1
+    assert set(drawn(top_p=0.5)) == set(ranked[:nucleus])
+    assert set(drawn(min_p=0.3)) == set(ranked[probabilities >= 0.3 * probabilities[0]])
+    assert set(drawn(top_p=1e-6)) == set(drawn(temperature=0.0)) == set(drawn(top_k=1)) == {ranked[0]}
+
+
+def test_filters_that_keep_everything_change_nothing():
+    plain = drawn(seed=3)
+    for how in ({"top_k": 384}, {"top_p": 1.0}, {"min_p": 0.0}, {"top_k": 384, "top_p": 0.999999999}):
+        assert np.array_equal(drawn(seed=3, **how), plain)
+    assert not np.array_equal(drawn(seed=4), plain)
+
+
+def test_one_of_equal_scores_is_one():
+    equal = jnp.zeros((1, 384))
+    assert len(set(drawn(scores=equal, top_k=1))) == 1 and len(set(drawn(scores=equal, top_k=5))) == 5
+
+
+def test_draws_follow_the_probabilities():
+    scores = jnp.log(jnp.array([[0.5, 0.3, 0.2] + [1e-12] * 381]))
+    counts = np.bincount(drawn(4000, scores), minlength=3)[:3] / 4000
+    np.testing.assert_allclose(counts, [0.5, 0.3, 0.2], atol=0.03)
+
+
+def test_the_penalty_makes_seen_tokens_less_likely():
+    best = int(jnp.argmax(SCORES))
+    seen = jnp.zeros(SCORES.shape, bool).at[0, best].set(True)
+    assert set(drawn(temperature=0.0, seen=seen, repetition_penalty=100.0)) != {best}
+    assert set(drawn(temperature=0.0, seen=seen)) == {best}
+
+
+def test_rows_beyond_the_vocabulary_are_never_drawn():
+    scores = logits(jnp.ones((1, 1, 8)), jnp.zeros((384, 8)), 300)[:, 0]
+    assert drawn(3000, scores, temperature=50.0).max() < 300
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"temperature": -1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_k": 0}, {"top_k": 385}, {"top_p": 0}, {"top_p": 1.5},
+     {"min_p": -0.1}, {"repetition_penalty": 0}, {"seed": -1}, {"seed": 2**32}],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(bad):
+    with pytest.raises(InputError, match=str(next(iter(bad.values()))).replace("+", ".")):
+        sampling(1, TINY, **bad)
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=60), st.integers(1, 5))
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_pieces_joined_are_the_text_decoded_at_once(text, size):
+    ids = TOKENIZER.encode(text)
+    stream = TextStream(TOKENIZER)
+    pieces = [stream.push(ids[i : i + size]) for i in range(0, len(ids), size)] + [stream.push([], final=True)]
+    assert "".join(pieces) == text
+    assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3))
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_a_stop_string_is_found_across_pieces(text, stop):
+    stream = TextStream(TOKENIZER, stop)
+    written = "".join(stream.push([i]) for i in TOKENIZER.encode(text)) + stream.push([], final=True)
+    ids = TOKENIZER.encode(text)  # the first token that completes a stop string ends the text
+    starts = ([so_far.index(s) for s in stop if s in so_far] for so_far in (TOKENIZER.decode(ids[:n]) for n in range(len(ids) + 1)))
+    ends = next(filter(None, starts), [])
+    assert written == text[: min(ends, default=len(text))] and stream.stopped == bool(ends)
