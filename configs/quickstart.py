@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     c.name = "quickstart"
     c.model.context, c.model.layers, c.model.heads, c.model.embed = 256, 4, 4, 128
     c.compute.dtype = "float32"
-    c.loss.chunk = 16  # small enough to stay in the cache
+    c.loss.chunk = 32  # small enough for a CPU cache, large enough for its matrix products
     c.data.folder = "data/python_docs"
     c.data.batch = 6
     c.horizon.steps = 400

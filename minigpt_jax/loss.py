@@ -33,7 +33,8 @@ def cross_entropy(hidden, table, targets, weights, *, vocab_size: int, chunk: in
 def _loss_sum(vocab_size, chunk, hidden, table, targets, weights):
     def add(total, piece):
         h, t, w = piece
-        return total + (w * _nll(logits(h, table, vocab_size), t)).sum(), None
+        scores = logits(h, table, vocab_size)
+        return total + (w * (jax.nn.logsumexp(scores, axis=-1) - _chosen(scores, t))).sum(), None
 
     zero = jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
     return jax.lax.scan(add, zero, _chunks(chunk, hidden, targets, weights))[0]
@@ -46,9 +47,10 @@ def _forward(vocab_size, chunk, hidden, table, targets, weights):
         total, d_table = carry
         h, t, w = piece
         scores = logits(h, table, vocab_size)
-        total += (w * _nll(scores, t)).sum()
-        chosen = _token_ids(scores) == t[..., None]
-        d_scores = ((jax.nn.softmax(scores) - chosen) * w[..., None]).astype(h.dtype)
+        norm = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+        total += (w * (norm[..., 0] - _chosen(scores, t))).sum()
+        hit = _token_ids(scores) == t[..., None]
+        d_scores = ((jnp.exp(scores - norm) - hit) * w[..., None]).astype(h.dtype)
         d_h = jnp.einsum("btv,vd->btd", d_scores, table.astype(h.dtype), preferred_element_type=wide)
         d_table += jnp.einsum("btv,btd->vd", d_scores, h, preferred_element_type=wide)
         return (total, d_table), d_h.astype(h.dtype)
@@ -71,9 +73,8 @@ def _token_ids(scores):
     return jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
 
 
-def _nll(scores, targets):
-    chosen = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(scores, axis=-1) - chosen
+def _chosen(scores, targets):
+    return jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
 
 
 def _chunks(chunk, hidden, targets, weights):
