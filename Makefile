@@ -4,8 +4,8 @@
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-EXTRAS := dev$(if $(CUDA),$(comma)cuda)
 comma := ,
+EXTRAS := dev$(if $(CUDA),$(comma)cuda)
 
 .PHONY: demo test lint install clean
 .DEFAULT_GOAL := demo
@@ -24,11 +24,13 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-install: .venv/installed$(if $(CUDA),-cuda)
+STAMP := .venv/installed$(if $(CUDA),-cuda)
 
-# One stamp for each set of extras, so that a CPU environment becomes a GPU one when asked.
-.venv/installed%cuda .venv/installed: requirements.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "no Python from 3.11 to 3.13 found: install one, or say make PYTHON=/path/to/python"; exit 2; }
+install: $(STAMP)
+
+# A stamp of its own for CUDA=1, so that an environment made for the CPU becomes one for the GPU when asked.
+$(STAMP): requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python from 3.11 to 3.13 found: install one, or name it: make PYTHON=/path/to/python"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
 	touch $@
