@@ -23,7 +23,9 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from minigpt_jax import chat, config as configs, data, generate, mesh as meshes, optim, plan, report, runs
+from minigpt_jax import chat, data, generate, optim, plan, report, runs
+from minigpt_jax import config as configs
+from minigpt_jax import mesh as meshes
 from minigpt_jax.checkpoint import Checkpoints, load_params
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.failpoint import failpoint
@@ -106,7 +108,7 @@ def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
         batches = data.device_batches(
             text, seed=c.seed, steps=range(begin, horizon), batch=c.data.batch, context=config.context, accum=accum, sharding=sharding
         )
-        unread = None
+        unread, done, stop = None, begin, False
         journal.start_clock()
         for step in range(begin, horizon):
             with journal.waiting():

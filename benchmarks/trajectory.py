@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks.peer import transformers_gpt2
-from minigpt_jax import data, mesh as meshes, optim
+from minigpt_jax import data, optim
+from minigpt_jax import mesh as meshes
 from minigpt_jax.errors import exit_cleanly
 from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.shards import open_stream
@@ -49,7 +50,8 @@ def main() -> int:
     peer_step = torch_step(peer, schedule)
 
     expected = math.log(config.vocab_size) + config.embed * 0.02**2 / 2
-    print(f"{config.parameters:,} parameters; ln V + D 0.02^2 / 2 = {expected:.4f}\n{'step':>5} {'ours':>9} {'torch':>9} {'difference':>11}   seconds a step")
+    print(f"{config.parameters:,} parameters; ln V + D 0.02^2 / 2 = {expected:.4f}")
+    print(f"{'step':>5} {'ours':>9} {'torch':>9} {'difference':>11}   seconds a step")
     curves, seconds = [], []
     for i in range(options.steps):
         rows = data.rows_at(0, i, options.batch, data.row_count(stream, config.context))
@@ -65,7 +67,9 @@ def main() -> int:
             print(f"{i:>5} {ours:>9.4f} {theirs:>9.4f} {ours - theirs:>+11.5f}   {a:.2f} and {b:.2f}", flush=True)
     last = np.mean(curves[options.steps * 2 // 3 :], axis=0)
     agree = abs(last[0] - last[1]) < 0.02 and abs(curves[0][0] - expected) < 0.05
-    print(f"mean over steps {options.steps * 2 // 3} to {options.steps}: ours {last[0]:.4f}, torch {last[1]:.4f}, difference {last[0] - last[1]:+.5f}")
+    print(
+        f"mean over steps {options.steps * 2 // 3} to {options.steps}: ours {last[0]:.4f}, torch {last[1]:.4f}, difference {last[0] - last[1]:+.5f}"
+    )
     print(f"initial loss {curves[0][0]:.4f}, expected {expected:.4f}; the curves {'agree' if agree else 'DISAGREE'}")
     return 0 if agree else 1
 

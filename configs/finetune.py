@@ -3,11 +3,13 @@
     python -m data_tools.instruct --source tatsu-lab/alpaca --source HuggingFaceH4/instruction-dataset --out data/instruct
     python train.py --config configs/finetune.py
 
-Cost: about 1% of the pretraining. Expect a loss per supervised token of about 2 on held-out answers, from about 3.
+Cost: Alpaca packs into some 4,100 rows, so three passes are 390 steps of 33 thousand tokens, a thousandth of the pretraining.
+The loss it prints is per supervised token: answers and the marks that end them.
 """
 
-from configs.pretrain import get_config as pretrain
 from ml_collections import ConfigDict
+
+from configs.pretrain import get_config as pretrain
 
 
 def get_config() -> ConfigDict:
@@ -17,7 +19,7 @@ def get_config() -> ConfigDict:
     c.init_from = "runs/pretrain"
     c.model.vocab_size = 50261  # four role markers; their rows begin as the mean of all others
     c.data.folder = "data/instruct"
-    c.data.batch = 32  # packed rows: some 100 conversations a step
+    c.data.batch = 32  # packed rows of many conversations each
     c.data.isolate_documents = True  # several conversations share a row: each sees what it will see when sampled
     c.horizon.steps, c.horizon.epochs = 0, 3.0
     c.schedule.peak, c.schedule.floor = 5e-5, 0.0  # a tenth of pretraining: adapt, do not forget

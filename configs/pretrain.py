@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.every = 250
-    c.eval.rows = 1024  # a million tokens: the loss is steady in its third digit
+    c.eval.rows = 1024  # a million tokens
     c.eval.samples = 2  # texts printed at each evaluation
     c.eval.sample_tokens = 48
     c.eval.prompts = ("The mitochondria", "Long ago,")

@@ -272,7 +272,7 @@ def _storage(out: Path) -> Iterator[None]:
 def _progress(batches: Iterator[Encoded], size: int | None, already: int, workers: int, out: Path) -> Iterator[Encoded]:
     """Pass `batches` on, with an estimate from the first and a bar on a terminal; elsewhere with a line now and then."""
     live, bar, spoken = sys.stderr.isatty(), None, time.monotonic()
-    with open(os.devnull, "w") as nowhere:
+    with Path(os.devnull).open("w") as nowhere:
         for encoded in batches:
             if bar is None:
                 total, width = _estimate(encoded, size, workers, out), None if live else 80

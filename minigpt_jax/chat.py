@@ -60,6 +60,4 @@ def _check(messages: Sequence[Message]) -> None:
     turns = roles[1:] if roles[:1] == ["system"] else roles
     expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]
     if not turns or turns != expected:
-        raise BadConversation(
-            "role order", f"found {' '.join(roles) or 'nothing'}, expected an optional system, then user and assistant in turn"
-        )
+        raise BadConversation("role order", f"found {' '.join(roles) or 'nothing'}, expected an optional system, then user and assistant in turn")

@@ -8,12 +8,14 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from minigpt_jax.errors import InputError
 
+Config = Any  # a ConfigDict, whose fields no type checker can know
 INFINITY = math.inf
 _OVERRIDE = re.compile(r"--?config\.([\w.]+)")
 # Every field with its range (both ends included), its choices, or the type that any value may have.
@@ -72,7 +74,7 @@ FIELDS: dict[str, tuple] = {
 _FIXED = ("seed", "init_from", "model.", "compute.dtype", "optimizer.", "schedule.", "data.batch", "data.isolate_documents")
 
 
-def parse(argv: Sequence[str]) -> ConfigDict:
+def parse(argv: Sequence[str]) -> Config:
     """The config that `train.py --config FILE --config.section.field=value ...` asks for. Raises InputError."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv), help_string="a file of configs/, with `get_config()`")
@@ -98,7 +100,7 @@ def parse(argv: Sequence[str]) -> ConfigDict:
     return config
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """Refuse a missing or unknown field, a value out of range, and fields that contradict each other."""
     found = flatten(config)
     for name in FIELDS.keys() | found.keys():
@@ -137,7 +139,7 @@ def horizon_steps(batch: int, context: int, rows: int, *, steps: int, tokens: in
     return max(steps, 1)
 
 
-def flatten(config: ConfigDict) -> dict[str, object]:
+def flatten(config: Config) -> dict[str, object]:
     """{"section.field": value} of a config."""
     pairs = json.loads(to_json(config)).items()
     flat = {}
@@ -149,12 +151,12 @@ def flatten(config: ConfigDict) -> dict[str, object]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in flat.items()}
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: Config) -> str:
     """The config as JSON text, for a checkpoint and a report."""
     return json.dumps(config.to_dict())
 
 
-def changes(before: dict, now: ConfigDict) -> list[str]:
+def changes(before: dict, now: Config) -> list[str]:
     """Lines "field: old -> new" for what a resumed run must not change; `before` is the JSON a checkpoint kept."""
     old, new = flatten(ConfigDict(before)), flatten(now)
     names = [name for name in FIELDS if name.startswith(_FIXED) and old.get(name) != new.get(name)]

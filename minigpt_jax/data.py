@@ -5,7 +5,7 @@ every row once, in an order of its own.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -69,7 +69,7 @@ def batch_at(stream: Stream, rows: np.ndarray, context: int, accum: int, shardin
 
 def device_batches(
     stream: Stream, *, seed: int, steps: range, batch: int, context: int, accum: int, sharding: jax.sharding.Sharding
-) -> Iterator[tuple[np.ndarray, tuple[jax.Array, jax.Array]]]:
+) -> Generator[tuple[np.ndarray, tuple[jax.Array, jax.Array]]]:
     """(row numbers, arrays) of every step of `steps`, read one step ahead by a thread while the device works."""
     total = row_count(stream, context)
 
@@ -78,15 +78,15 @@ def device_batches(
         return rows, batch_at(stream, rows, context, accum, sharding)
 
     with ThreadPoolExecutor(max_workers=1) as reader:
-        ahead = reader.submit(load, steps.start) if steps else None
+        ahead = reader.submit(load, steps.start)
         for step in steps:
             ready = ahead.result()
-            ahead = reader.submit(load, step + 1) if step + 1 < steps.stop else None
+            ahead = reader.submit(load, min(step + 1, steps.stop - 1))
             yield ready
 
 
 def fixed_batches(
-    stream: Stream, *, rows: int, batch: int, context: int, sharding: jax.sharding.Sharding
+    stream: Stream, *, rows: int, batch: int, context: int, sharding: jax.sharding.NamedSharding
 ) -> Iterator[tuple[np.ndarray, tuple[jax.Array, jax.Array]]]:
     """(row numbers, arrays [1, batch, ...]) of `rows` evenly spaced rows of a validation stream, the same for every run.
 
@@ -100,5 +100,5 @@ def fixed_batches(
         tokens, weights = batch_at(stream, padded, context, 1, sharding)
         if len(live) < batch:
             keep = np.arange(batch) < len(live)
-            weights = weights * jax.device_put(keep[None, :, None].astype(np.uint8), jax.sharding.NamedSharding(sharding.mesh, sharding.spec))
+            weights = weights * jax.device_put(keep[None, :, None].astype(np.uint8), sharding)
         yield live, (tokens, weights)

@@ -1,6 +1,6 @@
 """The last act of `make demo`: put questions to the finetuned quickstart model and say plainly what its answers are worth.
 
-    python -m minigpt_jax.demo
+python -m minigpt_jax.demo
 """
 
 import argparse

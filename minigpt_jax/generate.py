@@ -20,18 +20,19 @@ from minigpt_jax.loss import logits as vocabulary_logits
 from minigpt_jax.model import GPT, GPTConfig, KVCache, empty_cache
 from minigpt_jax.tokenizer import END, END_OF_TEXT, Tokenizer
 
+Array = jax.Array | np.ndarray
 BLOCK = 16  # tokens per dispatch: below what a reader notices, far above what a dispatch costs
 
 
 class Sampling(NamedTuple):
     """How each row draws its tokens."""
 
-    temperature: jax.Array  # [B] f32; 0: always the most likely
-    top_k: jax.Array  # [B] int32; only the k most likely; V: all
-    top_p: jax.Array  # [B] f32; the fewest whose probabilities reach p (Holtzman et al. 2020); 1: all
-    min_p: jax.Array  # [B] f32; at least this share of the most likely one's probability; 0: all
-    penalty: jax.Array  # [B] f32; logits of tokens already in the text divided (or multiplied) by it (Keskar et al. 2019)
-    seed: jax.Array  # [B] uint32
+    temperature: Array  # [B] f32; 0: always the most likely
+    top_k: Array  # [B] int32; only the k most likely; V: all
+    top_p: Array  # [B] f32; the fewest whose probabilities reach p (Holtzman et al. 2020); 1: all
+    min_p: Array  # [B] f32; at least this share of the most likely one's probability; 0: all
+    penalty: Array  # [B] f32; logits of tokens already in the text divided (or multiplied) by it (Keskar et al. 2019)
+    seed: Array  # [B] uint32
 
 
 def sampling(
@@ -52,9 +53,9 @@ def sampling(
             raise InputError(f"{name} {value} is out of range: expected a number from {low} to {high}")
     if top_p == 0:
         raise InputError("top-p 0 would leave no token: expected a number above 0, up to 1")
-    column = partial(np.full, rows)
     seeds = np.arange(seed, seed + rows, dtype=np.uint32)
-    return Sampling(*(column(x, np.float32) if i != 1 else column(x, np.int32) for i, x in enumerate((temperature, k, top_p, min_p, repetition_penalty))), seeds)
+    heat, nucleus, least, penalty = (np.full(rows, value, np.float32) for value in (temperature, top_p, min_p, repetition_penalty))
+    return Sampling(heat, np.full(rows, k, np.int32), nucleus, least, penalty, seeds)
 
 
 def sample_logits(scores: jax.Array, settings: Sampling, seen: jax.Array, positions: jax.Array) -> jax.Array:
@@ -109,7 +110,7 @@ def prefill(model: GPT, params, cache: KVCache, tokens, start, lengths) -> tuple
     Rows are padded on the right: what padding writes is overwritten before any query can see it.
     """
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
-    hidden, cache = model.apply({"params": params}, tokens, positions, cache=cache)
+    hidden, cache = _apply(model, params, tokens, positions, cache)
     last = hidden[jnp.arange(len(tokens)), lengths - 1]
     return cache, vocabulary_logits(last, params["wte"], model.config.vocab_size)
 
@@ -128,7 +129,7 @@ def decode(model: GPT, params, state: Decoding, settings: Sampling, stop_tokens,
         out = out.at[:, i].set(jnp.where(state.done, -1, token))
         # A row that is done writes beyond the cache, which drops it.
         place = jnp.where(state.done, context, state.length)
-        hidden, cache = model.apply({"params": params}, token[:, None], place[:, None], cache=state.cache)
+        hidden, cache = _apply(model, params, token[:, None], place[:, None], state.cache)
         scores = vocabulary_logits(hidden[:, 0], params["wte"], model.config.vocab_size)
         seen = state.seen.at[rows, token].set(True)
         length = jnp.where(state.done, state.length, state.length + 1)
@@ -138,6 +139,10 @@ def decode(model: GPT, params, state: Decoding, settings: Sampling, stop_tokens,
     start = (0, state, jnp.full((len(state.length), BLOCK), -1, jnp.int32))
     _, state, out = jax.lax.while_loop(lambda c: (c[0] < count) & ~jnp.all(c[1].done), body, start)
     return state, out
+
+
+def _apply(model: GPT, params, tokens, positions, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    return model.apply({"params": params}, tokens, positions, cache=cache)  # pyright: ignore[reportReturnType]
 
 
 class TextStream:
@@ -182,8 +187,8 @@ class Generator:
         self.config, self.tokenizer, self.rows = config, tokenizer, rows
         self.model = GPT(config, dtype=dtype or (jnp.bfloat16 if on_gpu else jnp.float32), attention="xla")
         self.params = params
-        placed = jax.tree.leaves(params)[0].sharding
-        self._cache = jax.device_put(empty_cache(config, rows, self.model.dtype), placed)
+        self._place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
+        self._cache = self._place(empty_cache(config, rows, self.model.dtype))
         self._cached: list[list[int]] = [[] for _ in range(rows)]
 
     def stream(
@@ -249,7 +254,8 @@ class Generator:
         start = np.full(len(prompts), known, np.int32)
         cache, scores = prefill(self.model, self.params, self._cache, tokens, start, lengths - known)
         self._cache, self._cached = cache, [list(p) for p in prompts]
-        return Decoding(cache, scores, lengths, seen, lengths >= context)
+        # Placed like what the decode loop returns: arrays of the host would have it compiled a second time.
+        return Decoding(cache, scores, *self._place((lengths, seen, lengths >= context)))
 
 
 def _common(old: Sequence[int], new: Sequence[int]) -> int:

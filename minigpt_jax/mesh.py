@@ -29,16 +29,16 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> None:
     JAX_PROCESS_ID serve any other launcher.
     """
     # The others learn of a dead process after this long; JAX's own default is 100 s.
-    heartbeat = {"heartbeat_timeout_seconds": 10}
+    heartbeat = 10
     if "JAX_COORDINATOR_ADDRESS" in environment:
         names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
         missing = [name for name in names if not environment.get(name, "").isdigit()]
         if missing:
             raise InputError(f"JAX_COORDINATOR_ADDRESS is set, so {' and '.join(missing)} must be a number too")
         count, index = (int(environment[name]) for name in names)
-        jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], count, index, **heartbeat)
+        jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], count, index, heartbeat_timeout_seconds=heartbeat)
     elif _announced(environment):
-        jax.distributed.initialize(**heartbeat)
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
 
 
 def _announced(environment: Mapping[str, str]) -> bool:
@@ -53,7 +53,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     free = [i for i, size in enumerate(sizes) if size == -1]
     known = data * fsdp * tensor * (-1 if free else 1)
     if len(free) > 1 or known < 1 or devices % known:
-        raise InputError(f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {devices} devices: one may be -1, the product must divide {devices}")
+        raise InputError(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {devices} devices: one may be -1, the product must divide {devices}"
+        )
     if free:
         sizes[free[0]] = devices // known
     elif known != devices:
@@ -71,7 +73,9 @@ def check_divides(mesh: Mesh, dimensions: Mapping[str, int]) -> None:
         for axis in axes:
             parts *= mesh.shape[axis]
         if name in dimensions and dimensions[name] % parts:
-            raise InputError(f"{name} = {dimensions[name]} cannot be cut into {parts} equal parts (mesh {' x '.join(axes)}): change the mesh or the model")
+            raise InputError(
+                f"{name} = {dimensions[name]} cannot be cut into {parts} equal parts (mesh {' x '.join(axes)}): change the mesh or the model"
+            )
 
 
 def data_shards(mesh: Mesh) -> int:

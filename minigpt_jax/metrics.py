@@ -1,7 +1,6 @@
 """What a run says about itself while it runs: JSON lines for programs, TensorBoard for curves, one line for people."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -46,7 +45,7 @@ class StepLog:
         kept = [line for line in read_jsonl_lines(path) if json.loads(line)["step"] < first_step]
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        temporary.replace(path)
         self._file = path.open("a")
 
     def write(self, record: dict) -> None:
@@ -78,7 +77,9 @@ class Journal:
     from there on is dropped.
     """
 
-    def __init__(self, run: Path, *, start: int, horizon: int, every: int, tensorboard: bool, chief: bool, tokens_per_step: int, flops_per_step: float):
+    def __init__(
+        self, run: Path, *, start: int, horizon: int, every: int, tensorboard: bool, chief: bool, tokens_per_step: int, flops_per_step: float
+    ):
         self.horizon, self.every, self.chief = horizon, every, chief
         self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
         self._steps = StepLog(run / "metrics.jsonl", start) if chief else None
@@ -149,19 +150,24 @@ class Journal:
         due = done % self.every == 0 or done in (1, self.horizon)
         if due:
             self._points(record["step"], {f"training/{k}": v for k, v in record.items() if isinstance(v, float)})
-        if not (due or self._live and time.monotonic() - self._shown > 0.2):
+        if not (due or (self._live and time.monotonic() - self._shown > 0.2)):
             return
         line = self._line(record)
         print(f"\r\x1b[K{line}" if self._live else line, end="" if self._live else "\n", flush=True)
         self._shown, self._line_open = time.monotonic(), self._live
 
     def _line(self, r: dict) -> str:
-        mfu = "n/a" if r["mfu"] is None else f"{r['mfu']:.1%}"
-        eta = duration((self.horizon - r["step"] - 1) * r["seconds"])
-        return (
-            f"step {r['step']:>{len(str(self.horizon))}}/{self.horizon}  loss {r['loss']:.4f}  lr {r['learning_rate']:.2e}  grad {r['grad_norm']:.2f}  "
-            f"{r['tokens_per_s']:,.0f} tokens/s  MFU {mfu}  data wait {r['data_wait']:.1%}  ETA {eta}{'  skipped: not finite' * bool(r['skipped'])}"
+        columns = (
+            f"step {r['step']:>{len(str(self.horizon))}}/{self.horizon}",
+            f"loss {r['loss']:.4f}",
+            f"lr {r['learning_rate']:.2e}",
+            f"grad {r['grad_norm']:.2f}",
+            f"{r['tokens_per_s']:,.0f} tokens/s",
+            f"MFU {'n/a' if r['mfu'] is None else format(r['mfu'], '.1%')}",
+            f"data wait {r['data_wait']:.1%}",
+            f"ETA {duration((self.horizon - r['step'] - 1) * r['seconds'])}",
         )
+        return "  ".join(columns) + "  skipped: not finite" * bool(r["skipped"])
 
     def _points(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():

@@ -34,7 +34,9 @@ class GPTConfig:
 
     def __post_init__(self):
         if self.embed % self.heads:
-            raise InputError(f"model.embed {self.embed} must be a multiple of model.heads {self.heads}: try {math.ceil(self.embed / self.heads) * self.heads}")
+            raise InputError(
+                f"model.embed {self.embed} must be a multiple of model.heads {self.heads}: try {math.ceil(self.embed / self.heads) * self.heads}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -80,6 +82,11 @@ def empty_cache(config: GPTConfig, batch: int, dtype: jax.typing.DTypeLike, leng
     return KVCache(np.zeros(shape, jnp.dtype(dtype)), np.zeros(shape, jnp.dtype(dtype)))
 
 
+def weight(module: nn.Module, name: str, init, shape: tuple[int, ...], names: tuple[str | None, ...]) -> jax.Array:
+    """A parameter of `module` whose dimensions have names for mesh.py."""
+    return module.param(name, nn.with_logical_partitioning(init, names), shape)  # pyright: ignore[reportReturnType]
+
+
 class Linear(nn.Module):
     """y = x W + b over the last `inputs` dimensions of x, which W lists first; W keeps its true shape and its names."""
 
@@ -91,9 +98,8 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        init, names = nn.initializers.normal(self.std), self.names
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, names), self.shape)
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, names[self.inputs :]), self.shape[self.inputs :])
+        kernel = weight(self, "kernel", nn.initializers.normal(self.std), self.shape, self.names)
+        bias = weight(self, "bias", nn.initializers.zeros, self.shape[self.inputs :], self.names[self.inputs :])
         y = jnp.tensordot(x, kernel.astype(self.dtype), self.inputs)
         return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
 
@@ -105,9 +111,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        width = x.shape[-1:]
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("embed",)), width)
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), width)
+        scale = weight(self, "scale", nn.initializers.ones, x.shape[-1:], ("embed",))
+        bias = weight(self, "bias", nn.initializers.zeros, x.shape[-1:], ("embed",))
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centred = x - x.mean(-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPSILON)
@@ -122,7 +127,7 @@ class Attention(nn.Module):
     implementation: str
 
     @nn.compact
-    def __call__(self, x, positions, segments, cache):
+    def __call__(self, x, positions, segments, cache: KVCache | None):
         c = self.config
         qkv_shape, qkv_names = (c.embed, 3, c.heads, c.head_dim), ("embed", None, "heads", None)
         qkv = Linear(qkv_shape, qkv_names, 1, INIT_STD, self.dtype, name="qkv")(x)
@@ -133,8 +138,9 @@ class Attention(nn.Module):
             # Slots are positions, so "causal" alone says what a query may see: anything stale lies ahead of it and is
             # overwritten before it comes into view. A position beyond the cache (padding) is dropped, not clamped.
             rows = jnp.arange(x.shape[0])[:, None]
-            cache = KVCache(*(old.at[rows, positions].set(new.astype(old.dtype), mode="drop") for old, new in zip(cache, (k, v), strict=True)))
-            k, v = (a.astype(self.dtype) for a in cache)
+            k, v = (jnp.asarray(old).at[rows, positions].set(new.astype(old.dtype), mode="drop") for old, new in ((cache.k, k), (cache.v, v)))
+            cache = KVCache(k, v)
+            k, v = k.astype(self.dtype), v.astype(self.dtype)
             visible = jnp.arange(k.shape[1])[None, None] <= positions[:, :, None]
         if self._fused():
             mask = None if visible is None else visible[:, None]
@@ -221,8 +227,8 @@ class GPT(nn.Module):
         """
         c = self.config
         init = nn.initializers.normal(INIT_STD)
-        wte = self.param("wte", nn.with_logical_partitioning(init, ("vocab", "embed")), (c.padded_vocab, c.embed))
-        wpe = self.param("wpe", nn.with_logical_partitioning(init, (None, "embed")), (c.context, c.embed))
+        wte = weight(self, "wte", init, (c.padded_vocab, c.embed), ("vocab", "embed"))
+        wpe = weight(self, "wpe", init, (c.context, c.embed), (None, "embed"))
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         x = wte.astype(self.dtype)[tokens] + wpe.astype(self.dtype)[positions]
@@ -237,7 +243,7 @@ class GPT(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.layers,
             unroll=self.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},

@@ -42,7 +42,9 @@ def _name(key) -> str:
     return str(getattr(key, "key", key))
 
 
-def make_optimizer(*, b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8, weight_decay: float = 0.1, clip: float = 1.0) -> optax.GradientTransformation:
+def make_optimizer(
+    *, b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8, weight_decay: float = 0.1, clip: float = 1.0
+) -> optax.GradientTransformation:
     """Clip the global norm, AdamW (Loshchilov & Hutter 2019): the direction to go, which the step scales by -lr."""
     return optax.chain(
         optax.clip_by_global_norm(clip),

@@ -32,5 +32,7 @@ def accumulation(batch: int, shards: int, *, micro_batch: int, row_bytes: int, d
         micro_batch = next(m for m in range(min(rows, fitting), 0, -1) if rows % m == 0)
     if rows % micro_batch:
         unit = micro_batch * shards
-        raise InputError(f"data.batch {batch} must be a multiple of data.micro_batch {micro_batch} x devices {shards}: try {-(-batch // unit) * unit}")
+        raise InputError(
+            f"data.batch {batch} must be a multiple of data.micro_batch {micro_batch} x devices {shards}: try {-(-batch // unit) * unit}"
+        )
     return rows // micro_batch

@@ -1,12 +1,12 @@
 """Where a run lives on disk, which run is the newest, and that only one trainer works on it.
 
-    runs/<name>/config.json       the configuration of its last start
-    runs/<name>/environment.json  machine, versions and command of its last start
-    runs/<name>/checkpoints/      Orbax; see checkpoint.py
-    runs/<name>/metrics.jsonl     one line a step
-    runs/<name>/tensorboard/      the same for TensorBoard
-    runs/<name>/evaluations.jsonl one line an evaluation, with what the model wrote
-    runs/<name>/report.html       the run at a glance
+runs/<name>/config.json       the configuration of its last start
+runs/<name>/environment.json  machine, versions and command of its last start
+runs/<name>/checkpoints/      Orbax; see checkpoint.py
+runs/<name>/metrics.jsonl     one line a step
+runs/<name>/tensorboard/      the same for TensorBoard
+runs/<name>/evaluations.jsonl one line an evaluation, with what the model wrote
+runs/<name>/report.html       the run at a glance
 """
 
 import fcntl
@@ -55,7 +55,9 @@ def lock(run: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            raise RunError(f"{run}: another trainer works on this run (process {file.read().strip() or 'unknown'}): wait for it, or choose another name") from None
+            raise RunError(
+                f"{run}: another trainer works on this run (process {file.read().strip() or 'unknown'}): wait for it, or choose another name"
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

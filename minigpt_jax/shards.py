@@ -81,7 +81,9 @@ class ShardWriter:
         self.buffered = 0
 
 
-def write_manifest(folder: Path, splits: dict[str, tuple[list[Shard], int]], *, tokenizer: str, vocab_size: int, context: int | None, source: str) -> None:
+def write_manifest(
+    folder: Path, splits: dict[str, tuple[list[Shard], int]], *, tokenizer: str, vocab_size: int, context: int | None, source: str
+) -> None:
     """Vouch for finished shards: `splits` maps "train" and "val" to (shards, number of documents).
 
     `context` is the row length that conversations were packed for, None where any will do; `source` says in words
@@ -173,7 +175,9 @@ def open_stream(folder: Path, split: str, *, tokenizer: str, vocab_size: int, co
     masks = tuple(_load(folder / mask_file(s.file), np.dtype(np.uint8), s.tokens) for s in shards) if masked else None
     starts = tuple(accumulate((s.tokens for s in shards), initial=0))
     if starts[-1] < context + 1:
-        raise InputError(f"{folder}: the {split} split has {starts[-1]} tokens, a row needs {context + 1}: bring more text or a smaller model.context")
+        raise InputError(
+            f"{folder}: the {split} split has {starts[-1]} tokens, a row needs {context + 1}: bring more text or a smaller model.context"
+        )
     identity = hashlib.sha256(json.dumps([made_with, [asdict(s) for s in shards]]).encode()).hexdigest()
     return Stream(split, identity, packed_for, starts, tokens, masks)
 
@@ -216,7 +220,7 @@ def _replace(path: Path, write) -> None:
             file.flush()
             os.fsync(file.fileno())
         failpoint("before_replace")
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

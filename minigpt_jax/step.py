@@ -11,9 +11,11 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from minigpt_jax import loss, mesh as meshes
+from minigpt_jax import loss
+from minigpt_jax import mesh as meshes
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -27,8 +29,8 @@ class TrainState(flax.struct.PyTreeNode):
 class Batch(NamedTuple):
     """A batch cut into A micro-batches of B/A rows."""
 
-    tokens: jax.Array  # [A, B/A, T+1] uint16, the last column only a target
-    weights: jax.Array  # [A, B/A, T] uint8, the loss weight of tokens[:, :, 1:]
+    tokens: jax.Array | np.ndarray  # [A, B/A, T+1] uint16, the last column only a target
+    weights: jax.Array | np.ndarray  # [A, B/A, T] uint8, the loss weight of tokens[:, :, 1:]
 
 
 def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh) -> TrainState:
@@ -107,9 +109,9 @@ def make_train_step(
         metrics = {"loss": mean, "weight": weight, "grad_norm": norm, "learning_rate": rate, "skipped": 1.0 - ok}
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    state = meshes.state_sharding(jax.eval_shape(_builder(model, optimizer, seed)), mesh)
-    batch = meshes.batch_sharding(mesh)
-    return _on(mesh, jax.jit(step, in_shardings=(state, Batch(batch, batch)), out_shardings=(state, meshes.replicated(mesh)), donate_argnums=0))
+    shardings = (_shardings(_builder(model, optimizer, seed), mesh), meshes.batch_sharding(mesh))
+    compiled = jax.jit(step, in_shardings=shardings, out_shardings=(shardings[0], meshes.replicated(mesh)), donate_argnums=0)
+    return _on(mesh, compiled)
 
 
 def make_eval_step(model: nn.Module, mesh: jax.sharding.Mesh, *, loss_chunk: int, separator: int | None = None):
@@ -117,7 +119,8 @@ def make_eval_step(model: nn.Module, mesh: jax.sharding.Mesh, *, loss_chunk: int
 
     def step(params, batch: Batch):
         def add(carry, piece):
-            return jax.tree.map(jnp.add, carry, _masked_loss(model, params, *piece, loss_chunk, separator)), None
+            tokens, weights = piece
+            return jax.tree.map(jnp.add, carry, _masked_loss(model, params, tokens, weights, loss_chunk, separator)), None
 
         return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), tuple(batch))[0]
 
@@ -138,9 +141,7 @@ def _masked_loss(model, params, tokens, weights, loss_chunk, separator, dropout=
     use_dropout = dropout is not None and model.config.dropout > 0
     rngs = {"dropout": dropout} if use_dropout else None
     hidden, _ = model.apply({"params": params}, inputs, positions, segments, deterministic=not use_dropout, rngs=rngs)
-    return loss.cross_entropy(
-        hidden, params["wte"], targets, weights.astype(jnp.float32), vocab_size=model.config.vocab_size, chunk=loss_chunk
-    )
+    return loss.cross_entropy(hidden, params["wte"], targets, weights.astype(jnp.float32), vocab_size=model.config.vocab_size, chunk=loss_chunk)
 
 
 def _on(mesh, function):

@@ -73,8 +73,6 @@ def load_tokenizer() -> Tokenizer:
         raise InputError(f"{path}: sha256 {found}, expected {_RANKS_SHA256}: install the package again")
     pairs = (line.split() for line in content.splitlines())
     ranks = {base64.b64decode(piece): int(rank) for piece, rank in pairs}
-    encoding = tiktoken.Encoding(
-        "gpt2", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=SPECIAL_TOKENS, explicit_n_vocab=CHAT_VOCAB
-    )
+    encoding = tiktoken.Encoding("gpt2", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=SPECIAL_TOKENS, explicit_n_vocab=CHAT_VOCAB)
     identity = hashlib.sha256(content + repr(sorted(SPECIAL_TOKENS.items())).encode())
     return Tokenizer(encoding, identity.hexdigest())

@@ -17,7 +17,7 @@ from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-WORDS = "the a model token learns reads writes river stone light small large cat dog sees under over and with slowly".split()
+WORDS = ["the", "a", "model", "token", "learns", "reads", "writes", "river", "stone", "light", "small", "dog", "sees", "under", "with", "slowly"]
 
 
 def sentence(draw: random.Random) -> str:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minigpt_jax import load_run, mesh as meshes
+from minigpt_jax import load_run
+from minigpt_jax import mesh as meshes
 from minigpt_jax.checkpoint import Checkpoints, describe, load_params, read_meta
 from minigpt_jax.errors import InputError, RunError
 from minigpt_jax.model import GPT, GPTConfig

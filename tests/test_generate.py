@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Generator, Sampling, TextStream, sample_logits, sampling
@@ -113,9 +115,7 @@ def drawn(draws: int = 400, scores=SCORES, seen=None, **how) -> np.ndarray:
     """Tokens from the same scores at many positions."""
     settings = jax.tree.map(lambda a: np.repeat(a, draws), sampling(1, TINY, **how))
     seen = jnp.zeros(scores.shape, bool) if seen is None else seen
-    return np.asarray(
-        jax.jit(sample_logits)(jnp.repeat(scores, draws, 0), settings, jnp.repeat(seen, draws, 0), jnp.arange(draws, dtype=jnp.int32))
-    )
+    return np.asarray(jax.jit(sample_logits)(jnp.repeat(scores, draws, 0), settings, jnp.repeat(seen, draws, 0), jnp.arange(draws, dtype=jnp.int32)))
 
 
 def test_filters_keep_what_they_say():

@@ -34,7 +34,9 @@ def tokens(rows: int = 2, length: int = 16, vocab: int = 300) -> jax.Array:
     return jnp.asarray(np.random.default_rng(9).integers(0, vocab, (rows, length)))
 
 
-@pytest.mark.parametrize(("name", "millions"), [("gpt2", 124.439808), ("gpt2-medium", 354.823168), ("gpt2-large", 774.030080), ("gpt2-xl", 1557.6112)])
+@pytest.mark.parametrize(
+    ("name", "millions"), [("gpt2", 124.439808), ("gpt2-medium", 354.823168), ("gpt2-large", 774.030080), ("gpt2-xl", 1557.6112)]
+)
 def test_presets_have_the_published_sizes(name, millions):
     assert PRESETS[name].parameters == round(millions * 1e6)
 
@@ -46,7 +48,9 @@ def test_the_parameter_count_is_that_of_the_arrays():
 
 
 def test_initial_weights_have_gpt2_spread():
-    params = nn.unbox(GPT(GPTConfig(vocab_size=2000, context=64, layers=8, embed=128, heads=4)).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    params = nn.unbox(
+        GPT(GPTConfig(vocab_size=2000, context=64, layers=8, embed=128, heads=4)).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    )
     layers = params["layers"]
     for array, std in (
         (params["wte"], 0.02),

@@ -39,7 +39,10 @@ def test_only_matrices_and_embeddings_decay():
     params = {
         "wte": jnp.ones((4, 2)),
         "wpe": jnp.ones((4, 2)),
-        "layers": {"ln_1": {"scale": jnp.ones((3, 2)), "bias": jnp.ones((3, 2))}, "mlp": {"up": {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((3, 2))}}},
+        "layers": {
+            "ln_1": {"scale": jnp.ones((3, 2)), "bias": jnp.ones((3, 2))},
+            "mlp": {"up": {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((3, 2))}},
+        },
     }
     mask = decay_mask(params)
     assert mask == {
