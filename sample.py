@@ -158,8 +158,8 @@ def show(writer: Generator, ids: list[int], draw: Sampling, options: argparse.Na
             if interrupted():
                 print(" [stopped]", end="")
                 break
-    full = not written.strip()
-    print(" (the model ended without a word)" if full else "")
+        silent = not written.strip() and not interrupted()
+    print(" (the model ended without a word)" if silent else "")
     return written
 
 

@@ -12,7 +12,6 @@ if __name__ == "__main__":  # before JAX and everything else that takes long: a 
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -30,7 +29,7 @@ from minigpt_jax.checkpoint import Checkpoints, load_params
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.failpoint import failpoint
 from minigpt_jax.metrics import Journal
-from minigpt_jax.model import GPT, GPTConfig, grow_vocab
+from minigpt_jax.model import GPT, GPTConfig, fused_attention, grow_vocab
 from minigpt_jax.shards import Stream, open_stream, write_json
 from minigpt_jax.step import Batch, TrainState, abstract_state, init_state, make_eval_step, make_train_step
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
@@ -52,7 +51,7 @@ def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
     # ---- model and data
     config = GPTConfig(**c.model)
     model = GPT(config, **c.compute)
-    meshes.check_divides(mesh, {"embed": config.embed, "heads": config.heads, "mlp": 4 * config.embed, "vocab": config.padded_vocab})
+    meshes.check_divides(mesh, {"embed": config.embed, "heads": config.heads, "mlp": config.mlp, "vocab": config.padded_vocab})
     text, held_out = open_streams(c, config)
     accum = parts_of_batch(c, config, mesh)
 
@@ -70,9 +69,7 @@ def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
     run.mkdir(parents=True, exist_ok=True)
     with runs.lock(run) if chief else nullcontext():
         # ---- where to begin
-        if c.fresh and chief:
-            shutil.rmtree(run / "checkpoints", ignore_errors=True)
-        checkpoints = Checkpoints(run, keep=c.save.keep)
+        checkpoints = Checkpoints(run, keep=c.save.keep, fresh=c.fresh)
         abstract = abstract_state(model, optimizer, mesh)
         if resumed := checkpoints.restore(abstract, config):  # 1. this run's newest checkpoint that verifies
             state, meta = resumed
@@ -86,7 +83,9 @@ def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
                 origin = f"begins with the weights of {c.init_from}"
         begin = int(state.step)
         if begin >= horizon:
-            print(f"{run}: all {horizon} steps are done. For a longer run, set --config.horizon.steps (or tokens, or epochs)")
+            if chief and not (run / "report.html").exists():
+                report.write(run)  # a kill came between the last save and the report
+            print(f"{run}: all {horizon} steps are done. For a longer run, raise what config.horizon gives")
             return 0
 
         # ---- what is written down
@@ -143,13 +142,16 @@ def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
 
         # ---- the end
         batches.close()
+        if c.profile and 5 < done - begin <= 15:
+            jax.profiler.stop_trace()
         checkpoints.close()
         journal.close()
         if chief:
             page = report.write(run)
             journal.say(f"report: {page}")
         if done < horizon:
-            journal.say(f"stopped after step {done} of {horizon}; everything is saved. To go on, run the same command again")
+            again = "the same command, without --config.fresh," if c.fresh else "the same command"
+            journal.say(f"stopped after step {done} of {horizon}; everything is saved. To go on, run {again} again")
         else:
             journal.say(f"all {horizon} steps are done. Try the model: python sample.py --run {run}")
     return 0
@@ -179,7 +181,10 @@ def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
     """Number A of micro-batches that the global batch is cut into."""
     memory = jax.local_devices()[0].memory_stats() if jax.default_backend() == "gpu" else None
     row_bytes = plan.activation_bytes(
-        config, itemsize=2 if c.compute.dtype == "bfloat16" else 4, remat=c.compute.remat, fused_attention=jax.default_backend() == "gpu"
+        config,
+        itemsize=2 if c.compute.dtype == "bfloat16" else 4,
+        remat=c.compute.remat,
+        fused_attention=fused_attention(c.compute.attention, c.compute.dtype),
     )
     return plan.accumulation(
         c.data.batch, meshes.data_shards(mesh), micro_batch=c.data.micro_batch, row_bytes=row_bytes, device_bytes=memory and memory.get("bytes_limit")
@@ -215,7 +220,7 @@ def evaluation(done: int, state: TrainState, *, eval_step, streams: tuple[Stream
     """
     lengths = load_tokenizer().byte_lengths()
     shards = meshes.data_shards(mesh)
-    batch = max(c.data.micro_batch, 1) * shards if c.data.micro_batch else min(c.data.batch, 8 * shards)
+    batch = (c.data.micro_batch or min(c.data.batch // shards, 8)) * shards
     losses, bits = [], 0.0
     for stream in streams:
         total = weight = size = 0.0

@@ -3,7 +3,7 @@
     python -m data_tools.instruct --source tatsu-lab/alpaca --source HuggingFaceH4/instruction-dataset --out data/instruct
     python train.py --config configs/finetune.py
 
-Cost: Alpaca packs into some 4,100 rows, so three passes are 390 steps of 33 thousand tokens, a thousandth of the pretraining.
+Cost: Alpaca packs into some 4,100 rows, so three passes are some 390 steps of 32 rows, a thousandth of the pretraining.
 The loss it prints is per supervised token: answers and the marks that end them.
 """
 
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     c.data.batch = 32  # packed rows of many conversations each
     c.data.isolate_documents = True  # several conversations share a row: each sees what it will see when sampled
     c.horizon.steps, c.horizon.epochs = 0, 3.0
-    c.schedule.peak, c.schedule.floor = 5e-5, 0.0  # a tenth of pretraining: adapt, do not forget
+    c.schedule.peak, c.schedule.floor = 5e-5, 0.0  # far below pretraining: adapt, do not forget
     c.schedule.warmup = 50
     c.optimizer.weight_decay = 0.0
     c.eval.every = c.save.every = 100

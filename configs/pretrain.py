@@ -1,7 +1,7 @@
 """GPT-2 124M from scratch on 10 B tokens of FineWeb-Edu: the recipe that reaches the original's quality.
 
     python -m data_tools.fineweb --source HuggingFaceFW/fineweb-edu --name sample-10BT --out data/fineweb_edu
-    python train.py --config configs/pretrain.py
+    python train.py --config configs/pretrain.py                  (or configs/pretrain.py:gpt2-medium, gpt2-large, gpt2-xl)
 
 Cost: 8.5e18 FLOPs. At 40% of an H200's or H100's 989 TFLOP/s that is 6 hours on one GPU, at 40% of an A100's 312
 TFLOP/s 19 hours; eight GPUs take an eighth. (Arithmetic, not a measurement: docs/log.md holds what was measured.)
@@ -10,9 +10,16 @@ Expect a validation loss of about 3.3, where OpenAI's own GPT-2 124M has 3.29 on
 
 from ml_collections import ConfigDict
 
+SIZES = {
+    "gpt2": {"layers": 12, "heads": 12, "embed": 768},
+    "gpt2-medium": {"layers": 24, "heads": 16, "embed": 1024},
+    "gpt2-large": {"layers": 36, "heads": 20, "embed": 1280},
+    "gpt2-xl": {"layers": 48, "heads": 25, "embed": 1600},
+}
 
-def get_config() -> ConfigDict:
-    """Every field there is; the other configs change a few of them."""
+
+def get_config(size: str = "gpt2") -> ConfigDict:
+    """Every field there is, for a model of SIZES; the other configs change a few of them."""
     c = ConfigDict()
     c.name = "pretrain"  # the run lives in <runs>/<name>
     c.runs = "runs"
@@ -23,12 +30,9 @@ def get_config() -> ConfigDict:
     c.deterministic = False  # bit-for-bit repeatable on a GPU too; a CPU always is
     c.profile = False  # write a profiler trace of ten steps to <run>/profile
 
-    c.model = ConfigDict()  # GPT-2 small; minigpt_jax.model.PRESETS has the sizes of its sisters
+    c.model = ConfigDict(SIZES[size])
     c.model.vocab_size = 50257  # live ids; the table itself is padded to a multiple of 128
     c.model.context = 1024
-    c.model.layers = 12
-    c.model.heads = 12
-    c.model.embed = 768
     c.model.dropout = 0.0  # one pass over 10 B tokens does not overfit
 
     c.compute = ConfigDict()

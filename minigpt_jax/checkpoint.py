@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from minigpt_jax.errors import InputError, RunError
 from minigpt_jax.failpoint import failpoint
@@ -31,9 +32,9 @@ FORMAT = 1
 
 
 class Checkpoints:
-    """The checkpoints of one run, opened by its trainer: stray and temporary files of dead processes are removed."""
+    """The checkpoints of one run, opened by its trainer: temporary files of dead processes are removed; with `fresh`, all."""
 
-    def __init__(self, run: Path, *, keep: int):
+    def __init__(self, run: Path, *, keep: int, fresh: bool = False):
         self.run, self.keep = run, keep
         self.folder = (run / "checkpoints").absolute()
         self._writer = _orbax()
@@ -42,6 +43,9 @@ class Checkpoints:
             for entry in self.folder.iterdir():
                 if ".orbax-checkpoint-tmp" in entry.name or entry.name.startswith("deleting-"):
                     shutil.rmtree(entry, ignore_errors=True)
+            for step in reversed(checkpoint_steps(run)) if fresh else ():
+                self._delete(step)
+        _wait_for_all("checkpoints opened")
 
     def save(self, state: TrainState, step: int, meta: dict) -> None:
         """Copy the state off the devices and write it in the background. Raises RunError if the save before it failed."""
@@ -90,6 +94,7 @@ class Checkpoints:
                 items = self._writer.restore(self.folder / str(step), args=targets)
                 state = TrainState(items.rest["step"], items.params, items.rest["opt_state"])
                 verify(meta, describe(state))
+                self._delete_newer(step)
                 return state, meta
             except InputError:
                 raise
@@ -109,15 +114,23 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         steps = checkpoint_steps(self.run)
-        best = min(steps, key=lambda step: read_meta(self.run, step).get("validation_loss") or math.inf, default=None)
+        losses = {step: _validation_loss(self.run, step) for step in steps}
         for step in steps[: -self.keep]:
-            if step == best:
-                continue
-            # Renamed first, so that a kill during the deletion leaves nothing that looks like a checkpoint.
-            doomed = self.folder / f"deleting-{step}"
-            (self.folder / str(step)).rename(doomed)
-            failpoint("during_delete", step)
-            shutil.rmtree(doomed)
+            if losses[step] == math.inf or losses[step] > min(losses.values()):
+                self._delete(step)
+
+    def _delete_newer(self, step: int) -> None:
+        """Remove what is newer than the one that verified: damaged, it would count among the newest to keep."""
+        for newer in checkpoint_steps(self.run):
+            if newer > step and jax.process_index() == 0:
+                self._delete(newer)
+
+    def _delete(self, step: int) -> None:
+        # Renamed first, so that a kill during the deletion leaves nothing that looks like a checkpoint.
+        doomed = self.folder / f"deleting-{step}"
+        (self.folder / str(step)).rename(doomed)
+        failpoint("during_delete", step)
+        shutil.rmtree(doomed)
 
     def _failed(self, error: Exception) -> RunError:
         steps = checkpoint_steps(self.run)
@@ -175,7 +188,7 @@ def describe(tree) -> dict[str, dict]:
     2^32: any single flipped bit changes it, and neither sharding nor process count does.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get(jax.jit(lambda arrays: [_checksum(a) for a in arrays])([a for _, a in leaves]))
+    sums = jax.device_get(_checksums([a for _, a in leaves]))
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): {"shape": list(a.shape), "dtype": a.dtype.name, "checksum": int(s)}
         for (path, a), s in zip(leaves, sums, strict=True)
@@ -190,6 +203,11 @@ def verify(meta: dict, found: dict[str, dict]) -> None:
             raise ValueError(f"array {path}: found {entry}, saved was {saved}")
 
 
+@jax.jit
+def _checksums(arrays: list[jax.Array]) -> list[jax.Array]:
+    return [_checksum(array) for array in arrays]
+
+
 def _checksum(array: jax.Array) -> jax.Array:
     width = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
     bits = jax.lax.bitcast_convert_type(array, width).astype(jnp.uint32)
@@ -198,6 +216,20 @@ def _checksum(array: jax.Array) -> jax.Array:
         position = position + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(stride % 2**32)
         stride *= array.shape[axis]
     return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+
+
+def _validation_loss(run: Path, step: int) -> float:
+    """What was measured at a checkpoint; infinity where nothing was, or where it cannot be read."""
+    try:
+        loss = read_meta(run, step)["validation_loss"]
+    except (OSError, ValueError, KeyError, InputError):
+        return math.inf
+    return loss if loss is not None and math.isfinite(loss) else math.inf
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def _check_architecture(run: Path, meta: dict, config: GPTConfig) -> None:

@@ -7,6 +7,7 @@ train.py is the last to see the whole.
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,7 +80,8 @@ def parse(argv: Sequence[str]) -> Config:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv), help_string="a file of configs/, with `get_config()`")
     if any(argument in ("-h", "--help") for argument in argv[1:]):
-        raise InputError("usage: python train.py --config configs/pretrain.py [--config.section.field=value ...]; the file explains every field")
+        print("usage: python train.py --config configs/pretrain.py [--config.section.field=value ...]; the file explains every field")
+        sys.exit(0)
     for name in (match[1] for match in map(_OVERRIDE.match, argv[1:]) if match):
         if name not in FIELDS:
             raise InputError(f"config field {name}: unknown (configs/pretrain.py explains every field)")

@@ -32,6 +32,9 @@ def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
         # The reader (head, say) has what it wanted. Python would complain once more while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"failed: {error}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         code = 130

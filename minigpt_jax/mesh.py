@@ -9,6 +9,7 @@ The model names dimensions ("embed", "heads", ...) and never learns about device
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 import flax.linen as nn
 import jax
@@ -38,13 +39,19 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> None:
         count, index = (int(environment[name]) for name in names)
         jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], count, index, heartbeat_timeout_seconds=heartbeat)
     elif _announced(environment):
-        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
+        try:
+            jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
+        except ValueError as error:
+            raise InputError(f"a launcher announces several processes, but JAX does not find them ({error}): set JAX_COORDINATOR_ADDRESS") from None
 
 
 def _announced(environment: Mapping[str, str]) -> bool:
-    sizes = (environment.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    kubernetes_job = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
-    return any(size.isdigit() and int(size) > 1 for size in sizes) or kubernetes_job
+    """Whether this process was started as one of several: a task of srun or mpirun, or a pod of an indexed Kubernetes job."""
+    slurm = environment.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_PROCID" in environment else "1"
+    sizes = (slurm, environment.get("OMPI_COMM_WORLD_SIZE", "1"))
+    pod = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
+    # JAX asks the cluster through this package for how many pods there are; without it a pod is alone.
+    return any(size.isdigit() and int(size) > 1 for size in sizes) or (pod and find_spec("kubernetes") is not None)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:

@@ -1,6 +1,7 @@
 """What a run says about itself while it runs: JSON lines for programs, TensorBoard for curves, one line for people."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from minigpt_jax.errors import RunError
 
 TOO_MANY_SKIPPED = 5  # updates in a row that were not finite: the run has diverged
 
-# Dense bf16 peak, FLOP/s without sparsity, from the vendors' data sheets; matched within JAX's device_kind.
+# Dense bf16 peak, FLOP/s without sparsity, from the vendors' data sheets; matched as words of JAX's device_kind.
 PEAK_FLOPS = {
     "A100": 312e12,
     "H100": 989e12,
@@ -32,7 +33,7 @@ PEAK_FLOPS = {
 
 def peak_flops(device_kind: str) -> float | None:
     """Peak FLOP/s of one device in bf16 (V100 and T4: fp16), None where the table has no entry (a CPU)."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
+    return next((peak for name, peak in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_kind)), None)
 
 
 class StepLog:
@@ -85,7 +86,7 @@ class Journal:
         self._steps = StepLog(run / "metrics.jsonl", start) if chief else None
         # The evaluation "at step n" follows update n, so that of the step we go on from is already there.
         self._evaluations = StepLog(run / "evaluations.jsonl", start + 1 if start else 0) if chief else None
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start) if chief and tensorboard else None
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1) if chief and tensorboard else None
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = peak * jax.device_count() if peak else None
         self._live, self._line_open, self._shown = sys.stdout.isatty(), False, 0.0

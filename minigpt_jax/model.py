@@ -44,6 +44,11 @@ class GPTConfig:
         return self.embed // self.heads
 
     @property
+    def mlp(self) -> int:
+        """F = 4 D, the width inside an MLP."""
+        return 4 * self.embed
+
+    @property
     def padded_vocab(self) -> int:
         """Rows of the embedding: `vocab_size` rounded up to 128, which matrix units and tensor meshes divide well."""
         return math.ceil(self.vocab_size / 128) * 128
@@ -59,14 +64,6 @@ class GPTConfig:
         """Forward and backward: 6 per matrix weight (tied embedding included), and 12 L D T for attention (PaLM, appendix B)."""
         weights = 12 * self.layers * self.embed**2 + self.vocab_size * self.embed
         return 6 * weights + 12 * self.layers * self.embed * self.context
-
-
-PRESETS = {
-    "gpt2": GPTConfig(),
-    "gpt2-medium": GPTConfig(layers=24, heads=16, embed=1024),
-    "gpt2-large": GPTConfig(layers=36, heads=20, embed=1280),
-    "gpt2-xl": GPTConfig(layers=48, heads=25, embed=1600),
-}
 
 
 class KVCache(NamedTuple):
@@ -151,8 +148,13 @@ class Attention(nn.Module):
         return Linear((c.heads, c.head_dim, c.embed), ("heads", None, "embed"), 2, std, self.dtype, name="out")(y), cache
 
     def _fused(self) -> bool:
-        able = jax.default_backend() == "gpu" and self.dtype in (jnp.bfloat16, jnp.float16)
-        return self.implementation == "cudnn" or (self.implementation == "auto" and able)
+        return fused_attention(self.implementation, self.dtype)
+
+
+def fused_attention(implementation: str, dtype: jax.typing.DTypeLike) -> bool:
+    """Whether cuDNN's kernel, which keeps no [T, T] scores, is used: when asked for, or where "auto" can have it."""
+    able = jax.default_backend() == "gpu" and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+    return implementation == "cudnn" or (implementation == "auto" and able)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None, *, causal: bool) -> jax.Array:
@@ -179,9 +181,9 @@ class MLP(nn.Module):
     def __call__(self, x):
         c = self.config
         std = INIT_STD / math.sqrt(2 * c.layers)
-        x = Linear((c.embed, 4 * c.embed), ("embed", "mlp"), 1, INIT_STD, self.dtype, name="up")(x)
+        x = Linear((c.embed, c.mlp), ("embed", "mlp"), 1, INIT_STD, self.dtype, name="up")(x)
         x = nn.with_logical_constraint(nn.gelu(x, approximate=True), ("batch", None, "mlp"))
-        return Linear((4 * c.embed, c.embed), ("mlp", "embed"), 1, std, self.dtype, name="down")(x)
+        return Linear((c.mlp, c.embed), ("mlp", "embed"), 1, std, self.dtype, name="down")(x)
 
 
 class Block(nn.Module):

@@ -104,6 +104,22 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, state, mesh
     assert load_params(run)[2]["step"] == 1
 
 
+def test_a_damaged_checkpoint_does_not_stand_in_the_way_of_the_next(tmp_path, state, mesh):
+    run = saved(tmp_path / "run", state, [1, 2])
+    (run / "checkpoints" / "2" / "meta" / "metadata").write_text("{")
+    checkpoints = Checkpoints(run, keep=1)
+    found, _ = checkpoints.restore(abstract_state(GPT(CONFIG), OPTIMIZER, mesh), CONFIG)
+    checkpoints.save(found, 3, META)
+    checkpoints.close()
+    assert checkpoint_steps(run) == [3]  # not one good and one damaged
+
+
+def test_a_fresh_start_removes_every_checkpoint(tmp_path, state):
+    run = saved(tmp_path / "run", state, [1, 2])
+    Checkpoints(run, keep=1, fresh=True).close()
+    assert checkpoint_steps(run) == []
+
+
 def test_if_all_are_damaged_it_stops_rather_than_start_over(tmp_path, state, mesh):
     run = saved(tmp_path / "run", state, [1])
     largest_file(run / "checkpoints" / "1" / "params").unlink()

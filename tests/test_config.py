@@ -81,7 +81,7 @@ def test_every_value_out_of_range_is_refused_with_field_and_range():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        # The table of the issue: what a person mistypes.
+        # What a person mistypes.
         (["--config.data.batchsize=4"], ["data", "batchsize"]),
         (["--config.dat.batch=4"], ["dat"]),
         (["--config.nothing=4"], ["nothing"]),
@@ -103,7 +103,6 @@ def test_every_value_out_of_range_is_refused_with_field_and_range():
         # What is no override at all.
         (["data.batch=4"], ["data.batch=4", "--config."]),
         (["--data.batch=4"], ["data.batch"]),
-        (["--help"], ["usage", "--config"]),
     ],
 )
 def test_mistyped_arguments_are_named(overrides: list[str], words: list[str]):

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minigpt_jax.loss import logits
-from minigpt_jax.model import GPT, PRESETS, GPTConfig, empty_cache, grow_vocab
+from configs.pretrain import SIZES
+from minigpt_jax.loss import cross_entropy, logits
+from minigpt_jax.model import GPT, GPTConfig, empty_cache, fused_attention, grow_vocab
 from minigpt_jax.step import document_layout
 
 SMALL = GPTConfig(vocab_size=300, context=16, layers=3, heads=4, embed=32)
@@ -38,7 +39,7 @@ def tokens(rows: int = 2, length: int = 16, vocab: int = 300) -> jax.Array:
     ("name", "millions"), [("gpt2", 124.439808), ("gpt2-medium", 354.823168), ("gpt2-large", 774.030080), ("gpt2-xl", 1557.6112)]
 )
 def test_presets_have_the_published_sizes(name, millions):
-    assert PRESETS[name].parameters == round(millions * 1e6)
+    assert GPTConfig(**SIZES[name]).parameters == round(millions * 1e6)
 
 
 def test_the_parameter_count_is_that_of_the_arrays():
@@ -146,25 +147,49 @@ def test_new_vocabulary_starts_as_the_mean_of_the_old():
 
 
 def test_logits_loss_and_gradients_equal_those_of_transformers():
-    """Against GPT2LMHeadModel in float32; runs where torch and transformers are installed."""
+    """In float64, where a wrong GELU or epsilon stands out; runs where torch and transformers are installed."""
     torch = pytest.importorskip("torch", exc_type=ImportError)
     from benchmarks.peer import transformers_gpt2
 
-    config = replace(SMALL, vocab_size=300)
-    params, ids = weights(config), np.asarray(tokens())
-    peer = transformers_gpt2(config, params).eval()
+    ids = np.asarray(tokens())
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), weights(SMALL))
+        peer = transformers_gpt2(SMALL, params).eval()
 
-    def loss(p):
-        scores = logits(GPT(config).apply({"params": p}, ids)[0], p["wte"], 300)[..., :300]
-        chosen = jax.nn.log_softmax(scores[:, :-1])[jnp.arange(2)[:, None], jnp.arange(15)[None], ids[:, 1:]]
-        return -chosen.mean(), scores
+        def loss(p):
+            hidden = GPT(SMALL, dtype="float64").apply({"params": p}, ids[:, :-1])[0]
+            total, weight = cross_entropy(hidden, p["wte"], ids[:, 1:], jnp.ones((2, 15)), vocab_size=300, chunk=5)
+            return total / weight, logits(hidden, p["wte"], 300)[..., :300]
 
-    (ours, scores), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    theirs = peer(torch.tensor(ids, dtype=torch.long), labels=torch.tensor(ids, dtype=torch.long))
-    theirs.loss.backward()
-    np.testing.assert_allclose(scores, theirs.logits.detach().numpy(), atol=2e-5)
-    assert float(ours) == pytest.approx(theirs.loss.item(), abs=1e-5)
-    np.testing.assert_allclose(gradient["wte"][:300], peer.transformer.wte.weight.grad.numpy(), atol=1e-5)
-    np.testing.assert_allclose(
-        gradient["layers"]["attention"]["qkv"]["kernel"][1].reshape(32, 96), peer.transformer.h[1].attn.c_attn.weight.grad.numpy(), atol=1e-5
-    )
+        (ours, scores), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    long = torch.tensor(ids, dtype=torch.long)
+    theirs = peer(long[:, :-1]).logits
+    torch_loss = torch.nn.functional.cross_entropy(theirs.flatten(0, 1), long[:, 1:].flatten())
+    torch_loss.backward()
+    np.testing.assert_allclose(scores, theirs.detach().numpy(), atol=1e-12)
+    assert float(ours) == pytest.approx(torch_loss.item(), abs=1e-12)
+    layers = gradient["layers"]
+    for found, expected in (
+        (gradient["wte"][:300], peer.transformer.wte),
+        (gradient["wpe"], peer.transformer.wpe),
+        (layers["attention"]["qkv"]["kernel"][1].reshape(32, 96), peer.transformer.h[1].attn.c_attn),
+        (layers["mlp"]["down"]["kernel"][2], peer.transformer.h[2].mlp.c_proj),
+        (layers["ln_1"]["scale"][0], peer.transformer.h[0].ln_1),
+    ):
+        np.testing.assert_allclose(found, expected.weight.grad.numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "backend", "fused"),
+    [
+        ("auto", "bfloat16", "gpu", True),
+        ("auto", jnp.bfloat16, "gpu", True),
+        ("auto", "float32", "gpu", False),
+        ("auto", "bfloat16", "cpu", False),
+        ("xla", "bfloat16", "gpu", False),
+        ("cudnn", "bfloat16", "cpu", True),
+    ],
+)
+def test_the_fused_kernel_is_used_where_there_is_one(monkeypatch, asked, dtype, backend, fused):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert fused_attention(asked, dtype) is fused
