@@ -11,7 +11,7 @@ EXTRAS := dev$(if $(CUDA),$(comma)cuda)
 .DEFAULT_GOAL := demo
 
 demo: install
-	$(BIN)/python -m data_tools.python_docs --out data/python_docs --chat-out data/python_chat
+	$(BIN)/python -m data_tools.python_docs --megabytes 1.5 --out data/python_docs --chat-out data/python_chat
 	$(BIN)/python train.py --config configs/quickstart.py
 	$(BIN)/python train.py --config configs/quickstart_finetune.py
 	$(BIN)/python -m minigpt_jax.demo

@@ -1,6 +1,6 @@
 """A model that any CPU trains in minutes, on English that every machine already has. `make demo` runs it.
 
-    python -m data_tools.python_docs --out data/python_docs
+    python -m data_tools.python_docs --megabytes 1.5 --out data/python_docs
     python train.py --config configs/quickstart.py
 
 Cost: about 50 GFLOP a step, nearly all of it the 50,257 columns of the vocabulary: four minutes on two CPU cores.

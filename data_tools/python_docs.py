@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 import re
 import sys
 import sysconfig
@@ -44,7 +45,7 @@ Document = tuple[str, str]  # what a topic, a module, a class or a function says
 _FIRST = "numpy"
 # Tests, vendored copies and demos: little prose, and much of it twice.
 _SKIPPED = {"test", "tests", "testing", "_vendor", "idlelib", "idle_test", "lib2to3", "turtledemo", "site-packages", "dist-packages"}
-# Documents. Few and long ones would make the validation loss a matter of luck; the default amount has far over a thousand.
+# Documents. Few and long ones would make the validation loss a matter of luck; even NumPy's are far over a thousand.
 _VAL_EVERY = 20
 
 _ASKED_TYPES = (str, list, dict, set, tuple, int, float)
@@ -217,9 +218,7 @@ def main() -> None:
     """The command line: text, conversations or both."""
     parser = argparse.ArgumentParser(prog="python -m data_tools.python_docs", description="Make training data out of this installation's docstrings.")
     parser.add_argument("--out", type=Path, help="folder for the text")
-    parser.add_argument(
-        "--megabytes", type=float, default=1.5, help="text to take, inf for all there is (default: 1.5, half a million tokens of NumPy's)"
-    )
+    parser.add_argument("--megabytes", type=float, default=math.inf, help="text to take, NumPy's first (default: all there is)")
     parser.add_argument("--chat-out", type=Path, help="folder for the questions and answers")
     parser.add_argument("--context", type=int, default=256, help="row length of the questions and answers in tokens (default: 256)")
     args = parser.parse_args()
