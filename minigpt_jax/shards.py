@@ -130,7 +130,6 @@ class Stream:
 
     name: str
     identity: str
-    packed_for: int | None
     starts: tuple[int, ...]
     tokens: tuple[np.ndarray, ...]
     masks: tuple[np.ndarray, ...] | None
@@ -179,7 +178,7 @@ def open_stream(folder: Path, split: str, *, tokenizer: str, vocab_size: int, co
             f"{folder}: the {split} split has {starts[-1]} tokens, a row needs {context + 1}: bring more text or a smaller model.context"
         )
     identity = hashlib.sha256(json.dumps([made_with, [asdict(s) for s in shards]]).encode()).hexdigest()
-    return Stream(split, identity, packed_for, starts, tokens, masks)
+    return Stream(split, identity, starts, tokens, masks)
 
 
 def load_tokens(path: Path, *, expected: int | None, vocab_size: int) -> np.ndarray:

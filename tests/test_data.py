@@ -95,7 +95,7 @@ def test_the_hash_names_the_rows_and_the_data(stream: Stream, tmp_path: Path):
     rows = np.array([3, 1, 2])
     name = batch_hash(stream, rows)
     assert len(name) == 16 and name == batch_hash(stream, rows.astype(np.int32))
-    other = Stream(stream.name, "another", None, stream.starts, stream.tokens, stream.masks)
+    other = Stream(stream.name, "another", stream.starts, stream.tokens, stream.masks)
     assert len({name, batch_hash(stream, rows[::-1]), batch_hash(stream, rows[:2]), batch_hash(other, rows)}) == 4
 
 
