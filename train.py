@@ -23,9 +23,9 @@ import jax
 from jax.experimental import multihost_utils
 
 from minigpt_jax import chat, data, generate, optim, plan, report, runs
-from minigpt_jax import config as configs
 from minigpt_jax import mesh as meshes
 from minigpt_jax.checkpoint import Checkpoints, load_params
+from minigpt_jax.config import changes, horizon_steps, parse, to_json
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.failpoint import failpoint
 from minigpt_jax.metrics import Journal
@@ -37,7 +37,7 @@ from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
 
 def main() -> int:
     """Train as the command line says; SIGTERM and Ctrl-C end the run with everything saved."""
-    return train(configs.parse(sys.argv), stop_requested=lambda: interrupt.requested)
+    return train(parse(sys.argv), stop_requested=lambda: interrupt.requested)
 
 
 def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
@@ -56,7 +56,7 @@ def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
     accum = parts_of_batch(c, config, mesh)
 
     # ---- the step
-    horizon = configs.horizon_steps(c.data.batch, config.context, data.row_count(text, config.context), **c.horizon)
+    horizon = horizon_steps(c.data.batch, config.context, data.row_count(text, config.context), **c.horizon)
     if c.schedule.warmup > horizon:
         raise InputError(f"schedule.warmup {c.schedule.warmup} is longer than the whole run of {horizon} steps")
     optimizer = optim.make_optimizer(**c.optimizer)
@@ -93,7 +93,7 @@ def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
             run, start=begin, horizon=horizon, every=c.log.every, tensorboard=c.log.tensorboard, chief=chief,
             tokens_per_step=c.data.batch * config.context, flops_per_step=c.data.batch * config.context * config.flops_per_token,
         )  # fmt: skip
-        settings = json.loads(configs.to_json(c))
+        settings = json.loads(to_json(c))
         if chief:
             write_json(run / "config.json", settings)
             write_json(run / "environment.json", report.environment())
@@ -193,7 +193,7 @@ def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
 
 def refuse_changes(c, meta: dict, text: Stream, run: Path) -> None:
     """A resumed run is the same run: what shapes its mathematics may change only when the user says so."""
-    differing = configs.changes(meta["config"], c)
+    differing = changes(meta["config"], c)
     if meta["data"] != text.identity:
         differing.append(f"the data: {c.data.folder} does not hold the training tokens that the run began with")
     if differing and not c.accept_changes:

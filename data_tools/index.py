@@ -7,10 +7,14 @@ writes them (`edufineweb_val_000000.npy`, `edufineweb_train_000001.npy`). Traini
 """
 
 import argparse
+import hashlib
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.shards import MANIFEST, Shard, file_sha256, load_tokens, mask_file, open_stream, read_manifest, write_manifest
@@ -28,7 +32,7 @@ def adopt(folder: Path) -> dict[str, tuple[list[Shard], int]]:
     if not paths:
         raise InputError(f"{folder}: no .npy file in this folder")
     splits: dict[str, tuple[list[Shard], int]] = {"train": ([], 0), "val": ([], 0)}
-    for path in paths:
+    for path in _progress(paths):
         match = _SPLIT_IN_NAME.search(path.name)
         if match is None or path.name.endswith(".mask.npy"):
             raise InputError(f"{path}: expected a token file with train_ or val_ in its name: rename it or move it away")
@@ -57,11 +61,25 @@ def verify(folder: Path) -> dict[str, tuple[list[Shard], int]]:
         raise InputError(f"{folder / MANIFEST}: not a manifest of ours ({error!r}): prepare the data again") from None
     for split, (shards, _) in splits.items():
         open_stream(folder, split, tokenizer=load_tokenizer().hash, vocab_size=vocab_size, context=context)
-        for shard in shards:
-            _expect_sha256(folder / shard.file, shard.sha256)
-            if shard.mask_sha256 is not None:
-                _expect_sha256(folder / mask_file(shard.file), shard.mask_sha256)
+        expected = {folder / shard.file: shard.sha256 for shard in shards}
+        expected |= {folder / mask_file(shard.file): shard.mask_sha256 for shard in shards if shard.mask_sha256 is not None}
+        for path in _progress(list(expected)):
+            _expect_sha256(path, expected[path])
     return splits
+
+
+def _progress(paths: list[Path]) -> Iterator[Path]:
+    """Pass the files on after an estimate, with a bar where a terminal shows it: tokens/s and the time to go."""
+    sizes = {path: path.stat().st_size // np.dtype(np.uint16).itemsize for path in paths}
+    total, sample = sum(sizes.values()), bytes(2**24)
+    began = time.monotonic()
+    hashlib.sha256(sample)
+    seconds = (time.monotonic() - began) * 2 * total / len(sample)
+    print(f"{len(paths)} files of {2 * total / 1e6:,.1f} MB to read: about {seconds:.0f} s and what the disk takes")
+    with tqdm(total=total, unit="tok", unit_scale=True, disable=None) as bar:
+        for path in paths:
+            yield path
+            bar.update(sizes[path])
 
 
 def _expect_sha256(path: Path, expected: str) -> None:

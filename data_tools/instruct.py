@@ -184,7 +184,7 @@ def render_rows(sources: Sequence[str], *, name: str | None, context: int, stric
         print(f"reading {source}", flush=True)
         numbered += [(source, number, row) for number, row in enumerate(rows(source, name=name), 1)]
     sample, started = min(_SAMPLE_ROWS, len(numbered) // 10), time.monotonic()
-    for done, (source, number, row) in enumerate(_progress(numbered), 1):
+    for done, (source, number, row) in enumerate(_progress(numbered, conversations), 1):
         try:
             if isinstance(row, BadRow):
                 raise BadConversation(row.reason, f"found at {row.where}")
@@ -199,13 +199,15 @@ def render_rows(sources: Sequence[str], *, name: str | None, context: int, stric
     return conversations, skipped
 
 
-def _progress(numbered: Sequence[tuple[str, int, Any]]) -> Iterator[tuple[str, int, Any]]:
-    """Pass the rows on, with a bar on a terminal; elsewhere with a line now and then."""
-    live, spoken = sys.stderr.isatty(), time.monotonic()
+def _progress(numbered: Sequence[tuple[str, int, Any]], kept: Sequence[Conversation]) -> Iterator[tuple[str, int, Any]]:
+    """Pass the rows on, with a bar on a terminal that counts the tokens `kept` too; elsewhere with a line now and then."""
+    live, spoken, began, counted, tokens = sys.stderr.isatty(), time.monotonic(), time.monotonic(), 0, 0
     with Path(os.devnull).open("w") as nowhere:
         bar = tqdm(numbered, unit=" rows", file=sys.stderr if live else nowhere, ncols=None if live else 80)
         for item in bar:
             yield item
+            tokens, counted = tokens + sum(len(c.tokens) for c in kept[counted:]), len(kept)
+            bar.set_postfix_str(f"{tokens / (time.monotonic() - began):,.0f} tokens/s", refresh=False)
             if not live and time.monotonic() - spoken > _LINE_SECONDS:
                 spoken = time.monotonic()
                 print(bar, file=sys.stderr, flush=True)

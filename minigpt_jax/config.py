@@ -70,9 +70,11 @@ FIELDS: dict[str, tuple] = {
     "save.every": (1, 2**31 - 1),
     "save.keep": (1, 2**31 - 1),
 }
-# What makes the mathematics of a run: another value would be another run. (The data themselves are compared by
-# content, so their folder may move.)
-_FIXED = ("seed", "init_from", "model.", "compute.dtype", "optimizer.", "schedule.", "data.batch", "data.isolate_documents")
+# What a resumed run may change: how far it goes, where it runs, what it says and keeps. The rest would make it another run.
+# (The data themselves are compared by content, so their folder may move.)
+_FREE = (
+    "name", "runs", "fresh", "accept_changes", "profile", "data.folder", "data.micro_batch", "horizon.", "mesh.", "log.", "eval.", "save.",
+)  # fmt: skip
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -161,7 +163,7 @@ def to_json(config: Config) -> str:
 def changes(before: dict, now: Config) -> list[str]:
     """Lines "field: old -> new" for what a resumed run must not change; `before` is the JSON a checkpoint kept."""
     old, new = flatten(ConfigDict(before)), flatten(now)
-    names = [name for name in FIELDS if name.startswith(_FIXED) and old.get(name) != new.get(name)]
+    names = [name for name in FIELDS if not name.startswith(_FREE) and old.get(name) != new.get(name)]
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names]
 
 

@@ -175,9 +175,10 @@ def test_the_program_itself_ends_in_one_line_and_exit_code_2(tmp_path: Path):
 # ---- what a resumed run may change
 
 FIXED = {
-    "": ("seed", "init_from"),
+    "": ("seed", "init_from", "deterministic"),
     "model": ("vocab_size", "context", "layers", "heads", "embed", "dropout"),
-    "compute": ("dtype",),
+    "compute": ("dtype", "remat", "unroll", "attention"),
+    "loss": ("chunk",),
     "data": ("batch", "isolate_documents"),
     "optimizer": ("b1", "b2", "eps", "weight_decay", "clip"),
     "schedule": ("kind", "peak", "warmup", "floor", "decay"),
