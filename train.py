@@ -9,10 +9,20 @@ from minigpt_jax.interrupt import Interrupt
 if __name__ == "__main__":  # before JAX and everything else that takes long: a machine may be taken away at any time
     interrupt = Interrupt()
 
+import sys
+
+from minigpt_jax.config import changes, horizon_steps, parse, to_json
+from minigpt_jax.errors import InputError, or_exit
+from minigpt_jax.shards import Stream, open_splits, write_json
+
+if __name__ == "__main__":  # still before JAX: nobody should wait for it to learn of a wrong flag or a damaged file
+    asked = or_exit(lambda: parse(sys.argv))
+    given = or_exit(lambda: open_splits(asked.data.folder, asked.model.vocab_size, asked.model.context, packed=asked.data.isolate_documents))
+
 import json
 import math
 import os
-import sys
+import signal
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -25,34 +35,25 @@ from jax.experimental import multihost_utils
 from minigpt_jax import chat, data, generate, optim, plan, report, runs
 from minigpt_jax import mesh as meshes
 from minigpt_jax.checkpoint import Checkpoints, load_params
-from minigpt_jax.config import changes, horizon_steps, parse, to_json
-from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.failpoint import failpoint
 from minigpt_jax.metrics import Journal
 from minigpt_jax.model import GPT, GPTConfig, fused_attention, grow_vocab
-from minigpt_jax.shards import Stream, open_stream, write_json
 from minigpt_jax.step import Batch, TrainState, abstract_state, init_state, make_eval_step, make_train_step
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
 
 
-def main() -> int:
-    """Train as the command line says; SIGTERM and Ctrl-C end the run with everything saved."""
-    return train(parse(sys.argv), stop_requested=lambda: interrupt.requested)
-
-
-def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
-    """Run the config `c` to its horizon, from wherever it stands. Raises InputError and RunError."""
+def train(c, text: Stream, held_out: Stream, stop_requested: Callable[[], bool] = lambda: False) -> None:
+    """Run the config `c` to its horizon on `text`, from wherever it stands. Raises InputError and RunError."""
     # ---- devices
     prepare_jax(c)
     chief = jax.process_index() == 0
     mesh = meshes.make_mesh(**c.mesh)
     sharding = meshes.batch_sharding(mesh)
 
-    # ---- model and data
+    # ---- the model
     config = GPTConfig(**c.model)
     model = GPT(config, **c.compute)
     meshes.check_divides(mesh, {"embed": config.embed, "heads": config.heads, "mlp": config.mlp, "vocab": config.padded_vocab})
-    text, held_out = open_streams(c, config)
     accum = parts_of_batch(c, config, mesh)
 
     # ---- the step
@@ -71,9 +72,9 @@ def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
         # ---- where to begin
         checkpoints = Checkpoints(run, keep=c.save.keep, fresh=c.fresh)
         abstract = abstract_state(model, optimizer, mesh)
-        if resumed := checkpoints.restore(abstract, config):  # 1. this run's newest checkpoint that verifies
+        accept = partial(refuse_changes, c, text=text, run=run)
+        if resumed := checkpoints.restore(abstract, config, accept):  # 1. this run's newest checkpoint that verifies
             state, meta = resumed
-            refuse_changes(c, meta, text, run)
             origin = f"goes on from step {meta['step']}"
         else:
             state = init_state(model, optimizer, c.seed, mesh)
@@ -82,15 +83,16 @@ def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
                 state = state.replace(params=weights_of(Path(c.init_from), config, abstract.params, mesh))
                 origin = f"begins with the weights of {c.init_from}"
         begin = int(state.step)
+        evaluated = begin % c.eval.every != 0 or (resumed is not None and resumed[1]["validation_loss"] is not None)
         if begin >= horizon:
             if chief and not (run / "report.html").exists():
                 report.write(run)  # a kill came between the last save and the report
             print(f"{run}: all {horizon} steps are done. For a longer run, raise what config.horizon gives")
-            return 0
+            return
 
         # ---- what is written down
         journal = Journal(
-            run, start=begin, horizon=horizon, every=c.log.every, tensorboard=c.log.tensorboard, chief=chief,
+            run, start=begin, evaluated=evaluated, horizon=horizon, every=c.log.every, tensorboard=c.log.tensorboard, chief=chief,
             tokens_per_step=c.data.batch * config.context, flops_per_step=c.data.batch * config.context * config.flops_per_token,
         )  # fmt: skip
         settings = json.loads(to_json(c))
@@ -99,17 +101,19 @@ def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
             write_json(run / "environment.json", report.environment())
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         journal.say(f"{run}: {config.parameters:,} parameters on {devices}; {horizon} steps of {c.data.batch} x {config.context} tokens; {origin}")
+        abandon = stop_requested if jax.process_count() == 1 else lambda: False  # several leave an evaluation together or not at all
         evaluate = partial(evaluation, eval_step=eval_step, streams=(text, held_out), c=c, config=config, mesh=mesh)
-        if begin == 0:
-            journal.evaluation(evaluate(0, state))
+        stop = stop_everywhere(stop_requested, begin)
+        if not (evaluated or stop) and (record := evaluate(begin, state, abandon)):
+            journal.evaluation(record)
 
         # ---- the fold: state, metrics = step(state, batch_at(step))
         batches = data.device_batches(
             text, seed=c.seed, steps=range(begin, horizon), batch=c.data.batch, context=config.context, accum=accum, sharding=sharding
         )
-        unread, done, stop = None, begin, False
+        unread, done = None, begin
         journal.start_clock()
-        for step in range(begin, horizon):
+        for step in range(begin, begin if stop else horizon):
             with journal.waiting():
                 rows, batch = next(batches)
             state, result = train_step(state, Batch(*batch))
@@ -121,13 +125,12 @@ def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
 
             done, validation_loss = step + 1, None
             stop = stop_everywhere(stop_requested, done)
-            evaluate_now = done % c.eval.every == 0 or done == horizon
+            evaluate_now = done == horizon or (done % c.eval.every == 0 and not stop)
             save_now = done % c.save.every == 0 or done == horizon or stop
             if evaluate_now or save_now:  # a checkpoint's steps are on record before it is
                 journal.step(*unread)
                 unread = None
-            if evaluate_now:
-                record = evaluate(done, state)
+            if evaluate_now and (record := evaluate(done, state, abandon if done < horizon else lambda: False)):
                 journal.evaluation(record)
                 validation_loss = record["validation_loss"]
             if save_now:
@@ -154,7 +157,6 @@ def train(c, stop_requested: Callable[[], bool] = lambda: False) -> int:
             journal.say(f"stopped after step {done} of {horizon}; everything is saved. To go on, run {again} again")
         else:
             journal.say(f"all {horizon} steps are done. Try the model: python sample.py --run {run}")
-    return 0
 
 
 def prepare_jax(c) -> None:
@@ -166,15 +168,6 @@ def prepare_jax(c) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache))
     if jax.default_backend() == "cpu" and Path("/proc/driver/nvidia/version").exists():
         print("warning: this machine has an NVIDIA GPU that JAX does not see; install its plugin with: make install CUDA=1", file=sys.stderr)
-
-
-def open_streams(c, config: GPTConfig) -> tuple[Stream, Stream]:
-    """The training and the validation split of the data folder."""
-    known = {"tokenizer": load_tokenizer().hash, "vocab_size": config.vocab_size, "context": config.context}
-    text, held_out = (open_stream(Path(c.data.folder), split, **known) for split in ("train", "val"))
-    if text.masks and not c.data.isolate_documents:
-        raise InputError(f"{c.data.folder} holds packed conversations, which must not see each other: set data.isolate_documents=True")
-    return text, held_out
 
 
 def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
@@ -191,7 +184,7 @@ def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
     )
 
 
-def refuse_changes(c, meta: dict, text: Stream, run: Path) -> None:
+def refuse_changes(c, meta: dict, *, text: Stream, run: Path) -> None:
     """A resumed run is the same run: what shapes its mathematics may change only when the user says so."""
     differing = changes(meta["config"], c)
     if meta["data"] != text.identity:
@@ -213,10 +206,13 @@ def weights_of(source: Path, config: GPTConfig, target, mesh: jax.sharding.Mesh)
     return jax.device_put(grow_vocab(params, theirs.vocab_size, config), jax.tree.map(lambda a: a.sharding, target))
 
 
-def evaluation(done: int, state: TrainState, *, eval_step, streams: tuple[Stream, Stream], c, config: GPTConfig, mesh) -> dict:
+def evaluation(
+    done: int, state: TrainState, abandon: Callable[[], bool], *, eval_step, streams: tuple[Stream, Stream], c, config: GPTConfig, mesh
+) -> dict | None:
     """Record of an evaluation: mean loss on fixed rows of the training and the held-out text, and samples.
 
-    Every process takes part; the rows depend neither on seed nor step.
+    Every process takes part; the rows depend neither on seed nor step. None when there is no time for it: `abandon` is
+    asked again and again, and a resumed run makes up for it.
     """
     lengths = load_tokenizer().byte_lengths()
     shards = meshes.data_shards(mesh)
@@ -225,16 +221,18 @@ def evaluation(done: int, state: TrainState, *, eval_step, streams: tuple[Stream
     for stream in streams:
         total = weight = size = 0.0
         for rows, arrays in data.fixed_batches(stream, rows=c.eval.rows, batch=batch, context=config.context, sharding=meshes.batch_sharding(mesh)):
+            if abandon():
+                return None
             piece, share = jax.device_get(eval_step(state.params, Batch(*arrays)))
             tokens, mask = data.read_rows(stream, rows, config.context)
             total, weight, size = total + piece, weight + share, size + float((lengths[tokens[:, 1:]] * mask).sum())
         losses.append(float(total / max(weight, 1)))
         bits = float(total / math.log(2) / max(size, 1))
-    samples = write_samples(state.params, c.eval, config, mesh)
-    return {"step": done, "train_loss": losses[0], "validation_loss": losses[1], "bits_per_byte": bits, "samples": samples}
+    samples = write_samples(state.params, c.eval, config, mesh, abandon)
+    return None if abandon() else {"step": done, "train_loss": losses[0], "validation_loss": losses[1], "bits_per_byte": bits, "samples": samples}
 
 
-def write_samples(params, settings, config: GPTConfig, mesh) -> list[dict]:
+def write_samples(params, settings, config: GPTConfig, mesh, abandon: Callable[[], bool]) -> list[dict]:
     """What the model makes of the first `settings.samples` prompts, with fixed seeds: [{"prompt", "text"}]."""
     prompts = list(settings.prompts)[: settings.samples]
     if not prompts:
@@ -248,13 +246,16 @@ def write_samples(params, settings, config: GPTConfig, mesh) -> list[dict]:
         ids = [[END_OF_TEXT, *tokenizer.encode(p)] for p in prompts]
     ids = [i[: config.context] for i in ids]
     for _ in writer.stream(ids, generate.sampling(len(ids), config, temperature=0.7, top_p=0.9), max_new_tokens=settings.sample_tokens):
-        pass
+        if abandon():
+            break
     return [{"prompt": p, "text": a.text} for p, a in zip(prompts, writer.answers, strict=True)]
 
 
 def stop_everywhere(stop_requested: Callable[[], bool], step: int) -> bool:
     """Whether all processes stop after this step: alone, when we were told to; together, when JAX has agreed on it."""
     if jax.process_count() > 1:
+        if stop_requested():  # a Ctrl-C, or a SIGTERM before JAX listened: it knows SIGTERM alone
+            signal.raise_signal(signal.SIGTERM)
         return multihost_utils.reached_preemption_sync_point(step)
     return stop_requested()
 
@@ -268,4 +269,4 @@ def profile(c, run: Path, step: int) -> None:
 
 
 if __name__ == "__main__":
-    exit_cleanly(main)
+    or_exit(lambda: train(asked, *given, stop_requested=lambda: interrupt.requested), alone=lambda: not jax.distributed.is_initialized())

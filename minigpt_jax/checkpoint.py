@@ -4,20 +4,24 @@
     checkpoints/<step>/rest     step number and optimizer state
     checkpoints/<step>/meta     JSON: model, tokenizer, configuration, and shape, dtype and checksum of every array
 
-Orbax commits a folder by renaming it and does not checksum what is inside; both facts shape this file.
+Orbax commits a folder by renaming it and does not checksum what is inside; both facts shape this file. So does a third:
+with several processes, all must take the same checkpoint, and none may wait for another that has met an error.
 """
 
+import hashlib
 import json
 import logging
 import math
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -52,9 +56,9 @@ class Checkpoints:
         self.wait()
         failpoint("before_save", step)
         self._delete_old()
-        meta = {"format": FORMAT, "step": step, "tokenizer": load_tokenizer().hash, "arrays": describe(state)} | meta
+        meta = sealed({"format": FORMAT, "step": step, "tokenizer": load_tokenizer().hash, "arrays": describe(state)} | meta)
         rest = {"step": state.step, "opt_state": state.opt_state}
-        items = ocp.args.Composite(params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta))
+        items = _Items(params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta))
         try:
             # A checkpoint of this very step can exist and be damaged: what is being written is known to be good.
             self._writer.save(self.folder / str(step), args=items, force=True)
@@ -76,30 +80,41 @@ class Checkpoints:
         except Exception as error:  # whatever the writing thread met
             raise self._failed(error) from error
 
-    def restore(self, abstract: TrainState, config: GPTConfig) -> tuple[TrainState, dict] | None:
-        """Newest checkpoint that verifies, and its meta; None for a run without any.
+    def restore(self, abstract: TrainState, config: GPTConfig, accept: Callable[[dict], None]) -> tuple[TrainState, dict] | None:
+        """Newest checkpoint that verifies on every process, and its meta; None for a run without any.
 
-        Damaged ones are named on stderr and passed over. Raises InputError for another architecture and RunError if
-        all are damaged: never a silent new start.
+        Damaged ones are named on stderr and passed over. `accept` sees the meta before any array is read and may raise
+        InputError. Raises InputError for another architecture and RunError if all are damaged: never a silent new start.
         """
-        steps = checkpoint_steps(self.run)
-        targets = ocp.args.Composite(
-            params=ocp.args.StandardRestore(abstract.params),
-            rest=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
-        )
+        steps = [int(step) for step in _of_chief(checkpoint_steps(self.run))]
         for step in reversed(steps):
+            state = meta = error = None
             try:
                 meta = read_meta(self.run, step)
                 _check_architecture(self.run, meta, config)
-                items = self._writer.restore(self.folder / str(step), args=targets)
-                state = TrainState(items.rest["step"], items.params, items.rest["opt_state"])
-                verify(meta, describe(state))
-                self._delete_newer(step)
-                return state, meta
+                accept(meta)
+                _check_arrays(self.run, meta, abstract)
+                params, rest = (
+                    _read(self.run, step, item, target)
+                    for item, target in (("params", abstract.params), ("rest", {"step": abstract.step, "opt_state": abstract.opt_state}))
+                )
+                state = TrainState(rest["step"], params, rest["opt_state"])
+                failpoint("during_restore", step)
             except InputError:
                 raise
-            except Exception as error:  # Orbax and its storage layers raise dozens of types for a damaged file
-                _warn(self.run, step, error)
+            except Exception as found:  # Orbax and its storage layers raise dozens of types for a damaged file
+                error = found
+            if not _all_agree(error is None):
+                _warn(self.run, step, error or "another process could not read it")
+                continue
+            assert state is not None and meta is not None
+            try:
+                verify(meta, state)
+            except ValueError as found:  # the same on all processes
+                _warn(self.run, step, found)
+                continue
+            self._delete_newer(step)
+            return state, meta
         if steps:
             raise RunError(f"{self.run}: none of {len(steps)} checkpoints can be used; nothing was changed. To start anew: --config.fresh=True")
         return None
@@ -146,21 +161,18 @@ def load_params(run: Path, sharding: jax.sharding.Sharding | None = None) -> tup
     `sharding` is that of every array; default: all on the first device.
     Raises InputError where there is no usable checkpoint.
     """
-    steps = checkpoint_steps(run)
-    reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    for step in reversed(steps):
+    for step in reversed(checkpoint_steps(run)):
         try:
             meta = read_meta(run, step)
             config = GPTConfig(**meta["model"])
-            target = abstract_params(config, sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-            items = reader.restore((run / "checkpoints" / str(step)).absolute(), args=ocp.args.Composite(params=ocp.args.StandardRestore(target)))
-            verify(meta, describe({"params": items.params}))
+            params = _read(run, step, "params", abstract_params(config, sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])))
+            verify(meta, {"params": params})
         except InputError:
             raise
         except Exception as error:  # Orbax and its storage layers raise dozens of types for a damaged file
             _warn(run, step, error)
             continue
-        return items.params, config, meta
+        return params, config, meta
     raise InputError(f"{run}: no usable checkpoint in {run / 'checkpoints'}: train a run first, or name another folder")
 
 
@@ -170,10 +182,17 @@ def abstract_params(config: GPTConfig, sharding: jax.sharding.Sharding) -> dict:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
 
 
+def sealed(meta: dict) -> dict:
+    """`meta` with the SHA-256 of its own content: a flipped digit in it would be believed otherwise."""
+    return meta | {"seal": hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()}
+
+
 def read_meta(run: Path, step: int) -> dict:
-    """The JSON of a checkpoint. Raises InputError if another version of this program wrote it."""
+    """The JSON of a checkpoint. Raises ValueError where it changed since, InputError if another version wrote it."""
     # Read by hand: Orbax would wait for all processes, and one alone may want to know.
     meta = json.loads((run / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+    if meta["seal"] != sealed({name: value for name, value in meta.items() if name != "seal"})["seal"]:
+        raise ValueError("its meta data changed after they were written")
     if meta["format"] != FORMAT:
         raise InputError(f"{run}: checkpoint {step} has format {meta['format']}, expected {FORMAT}: use the version that wrote it")
     if meta["tokenizer"] != load_tokenizer().hash:
@@ -187,20 +206,31 @@ def describe(tree) -> dict[str, dict]:
     The checksum is the sum over all elements of (bits as uint32) x (an odd number that names the position), modulo
     2^32: any single flipped bit changes it, and neither sharding nor process count does.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.device_get(_checksums([a for _, a in leaves]))
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): {"shape": list(a.shape), "dtype": a.dtype.name, "checksum": int(s)}
-        for (path, a), s in zip(leaves, sums, strict=True)
-    }
+    sums = jax.device_get(_checksums(jax.tree.leaves(tree)))
+    return {path: entry | {"checksum": int(s)} for (path, entry), s in zip(_forms(tree).items(), sums, strict=True)}
 
 
-def verify(meta: dict, found: dict[str, dict]) -> None:
-    """Compare restored arrays with what was saved. Raises ValueError naming the first that differs."""
-    for path, entry in found.items():
+def verify(meta: dict, tree) -> None:
+    """Compare restored arrays with what was saved. Raises ValueError naming the first that differs or is not finite."""
+    for path, entry in describe(tree).items():
         saved = meta["arrays"].get(path)
         if saved != entry:
             raise ValueError(f"array {path}: found {entry}, saved was {saved}")
+    finite = jax.device_get(_finite(jax.tree.leaves(tree)))
+    for path, good in zip(_forms(tree), finite, strict=True):
+        if not good:
+            raise ValueError(f"array {path}: holds values that are not finite")
+
+
+def _forms(tree) -> dict[str, dict]:
+    """Shape and dtype of every array, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): {"shape": list(a.shape), "dtype": a.dtype.name} for path, a in leaves}
+
+
+@jax.jit
+def _finite(arrays: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.isfinite(array).all() for array in arrays]
 
 
 @jax.jit
@@ -232,6 +262,29 @@ def _wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def _of_chief(steps: list[int]) -> list[int]:
+    """The chief's list: another host may see a folder appear or go a moment later."""
+    if jax.process_count() == 1:
+        return steps
+    count = int(multihost_utils.broadcast_one_to_all(np.array(len(steps), np.int32)))
+    return multihost_utils.broadcast_one_to_all(np.resize(np.array([*steps, 0], np.int32), count)).tolist()
+
+
+def _all_agree(good: bool) -> bool:
+    return bool(np.all(multihost_utils.process_allgather(np.array(good)))) if jax.process_count() > 1 else good
+
+
+def _read(run: Path, step: int, item: str, target):
+    """Arrays of one item of a checkpoint, placed like `target`."""
+    # The handler by itself: around it, Orbax's Checkpointer waits for all processes, for ever when one met an error.
+    handler = ocp.StandardCheckpointHandler()
+    folder = (run / "checkpoints" / str(step) / item).absolute()
+    try:
+        return handler.restore(folder, args=ocp.args.StandardRestore(target))  # pyright: ignore[reportArgumentType]
+    finally:
+        handler.close()
+
+
 def _check_architecture(run: Path, meta: dict, config: GPTConfig) -> None:
     wanted = asdict(config)
     differing = [f"{f.name} {meta['model'].get(f.name)} -> {wanted[f.name]}" for f in fields(config) if meta["model"].get(f.name) != wanted[f.name]]
@@ -239,11 +292,37 @@ def _check_architecture(run: Path, meta: dict, config: GPTConfig) -> None:
         raise InputError(f"{run}: its checkpoints hold another model ({', '.join(differing)}): choose another name, or set these back")
 
 
+def _check_arrays(run: Path, meta: dict, abstract: TrainState) -> None:
+    saved = {path: {"shape": entry["shape"], "dtype": entry["dtype"]} for path, entry in meta["arrays"].items()}
+    wanted = _forms(abstract)
+    differing = [f"{path}: {_form(saved.get(path))} -> {_form(wanted.get(path))}" for path in wanted | saved if saved.get(path) != wanted.get(path)]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise InputError(f"{run}: its checkpoints hold other arrays ({'; '.join(differing[:3])}{more}): choose another name, or set them back")
+
+
+def _form(entry: dict | None) -> str:
+    return f"{entry['dtype']}{entry['shape']}" if entry else "none"
+
+
+class _Handler(ocp.CompositeCheckpointHandler):
+    """Orbax's own, with a point where a test may stop between the last byte and the renaming."""
+
+    def finalize(self, directory) -> None:
+        super().finalize(directory)
+        failpoint("before_commit", int(directory.name.partition(".")[0]))
+
+
+@ocp.args.register_with_handler(_Handler, for_save=True, for_restore=True)
+class _Items(ocp.args.Composite):
+    """What `_Handler` saves; Orbax pairs the two by their types."""
+
+
 def _orbax() -> ocp.AsyncCheckpointer:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax explains every save at warning level
-    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+    return ocp.AsyncCheckpointer(_Handler())
 
 
-def _warn(run: Path, step: int, error: Exception) -> None:
+def _warn(run: Path, step: int, error: object) -> None:
     first_line = str(error).strip().partition("\n")[0]
     print(f"warning: {run}: checkpoint {step} is damaged ({first_line}); trying the one before", file=sys.stderr)

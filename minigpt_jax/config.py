@@ -49,7 +49,7 @@ FIELDS: dict[str, tuple] = {
     "horizon.epochs": (0.0, 10**6),
     "optimizer.b1": (0.0, 1.0),
     "optimizer.b2": (0.0, 1.0),
-    "optimizer.eps": (0.0, 1.0),
+    "optimizer.eps": (1e-30, 1.0),
     "optimizer.weight_decay": (0.0, 10.0),
     "optimizer.clip": (1e-6, INFINITY),
     "schedule.kind": ("cosine", "wsd", "linear", "constant"),

@@ -6,7 +6,9 @@ Exit codes: 0 done, 1 the work failed (a full disk, a diverged run), 2 the input
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(Exception):
@@ -17,11 +19,16 @@ class RunError(Exception):
     """The input was right and the work failed all the same; the message says what is safe and how to go on."""
 
 
-def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` as a program: known errors become one line on stderr, a closed pipe and Ctrl-C stay silent."""
+def or_exit(work: Callable[[], T], *, alone: Callable[[], bool] = lambda: True) -> T:
+    """What `work` returns, or the end of the program: known errors say one line on stderr, a closed pipe and Ctrl-C none.
+
+    Where the process is not `alone`, a failure ends it on the spot, without the farewell that the others would wait for:
+    they notice that it has gone and end too.
+    """
     try:
-        code = main() or 0
+        result = work()
         sys.stdout.flush()
+        return result
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -38,4 +45,12 @@ def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         code = 130
+    if not alone():
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
+
+
+def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` as a whole program; what it returns is the exit code."""
+    sys.exit(or_exit(main))

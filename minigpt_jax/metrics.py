@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 import jax
 from tensorboardX import SummaryWriter
 
 from minigpt_jax.errors import RunError
+from minigpt_jax.failpoint import failpoint
 
 TOO_MANY_SKIPPED = 5  # updates in a row that were not finite: the run has diverged
 
@@ -43,15 +45,16 @@ class StepLog:
     """
 
     def __init__(self, path: Path, first_step: int):
-        kept = [line for line in read_jsonl_lines(path) if json.loads(line)["step"] < first_step]
+        kept = [record for record in read_jsonl(path) if record["step"] < first_step]
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(kept))
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
         temporary.replace(path)
         self._file = path.open("a")
 
     def write(self, record: dict) -> None:
         """Append one record; it has a "step" larger than all before it."""
         self._file.write(json.dumps(record) + "\n")
+        failpoint("before_flush", record["step"])
         self._file.flush()
 
     def close(self) -> None:
@@ -60,14 +63,15 @@ class StepLog:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """All records of a `.jsonl` file, [] where there is none."""
-    return [json.loads(line) for line in read_jsonl_lines(path)]
-
-
-def read_jsonl_lines(path: Path) -> list[str]:
-    """Its complete lines: a killed writer may have left half of one at the end."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [line for line in lines if line.endswith("\n")]
+    """All records of a `.jsonl` file, [] where there is none. Half a line that a killed writer left at the end does not count."""
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.is_file() else (), 1):
+        try:
+            if line.endswith(b"\n"):
+                records.append(json.loads(line))
+        except ValueError:
+            print(f"warning: {path}: line {number} is damaged and left out", file=sys.stderr)
+    return records
 
 
 class Journal:
@@ -75,22 +79,23 @@ class Journal:
 
     The console has one line that renews itself on a terminal, and a plain line every `every` steps elsewhere. Only the
     `chief` process writes; the others keep count. `start` is the first step to come: what an interrupted process wrote
-    from there on is dropped.
+    from there on is dropped. `evaluated` says that the evaluation after so many steps is on record already.
     """
 
     def __init__(
-        self, run: Path, *, start: int, horizon: int, every: int, tensorboard: bool, chief: bool, tokens_per_step: int, flops_per_step: float
-    ):
+        self, run: Path, *, start: int, evaluated: bool, horizon: int, every: int, tensorboard: bool, chief: bool,
+        tokens_per_step: int, flops_per_step: float,
+    ):  # fmt: skip
         self.horizon, self.every, self.chief = horizon, every, chief
         self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
+        before = [record for record in read_jsonl(run / "metrics.jsonl") if record["step"] < start]
+        self._skipped_in_a_row = len(list(takewhile(lambda record: record["skipped"], reversed(before))))
         self._steps = StepLog(run / "metrics.jsonl", start) if chief else None
-        # The evaluation "at step n" follows update n, so that of the step we go on from is already there.
-        self._evaluations = StepLog(run / "evaluations.jsonl", start + 1 if start else 0) if chief else None
+        self._evaluations = StepLog(run / "evaluations.jsonl", start + evaluated) if chief else None
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1) if chief and tensorboard else None
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = peak * jax.device_count() if peak else None
         self._live, self._line_open, self._shown = sys.stdout.isatty(), False, 0.0
-        self._skipped_in_a_row = 0
         self.start_clock()
 
     def start_clock(self) -> None:

@@ -28,11 +28,12 @@ def run_folder(root: Path, name: str) -> Path:
 def checkpoint_steps(run: Path) -> list[int]:
     """Steps with a committed checkpoint, oldest first; anything else lying in the folder is ignored.
 
-    Orbax commits by renaming a folder, so a number as its name and Orbax's metadata inside make a checkpoint.
+    Orbax commits by renaming a folder, so a folder with a number for a name and something in it was one once, and
+    whoever reads it must say so if it no longer is.
     """
     folder = run / "checkpoints"
     entries = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(e.name) for e in entries if e.name.isdecimal() and (e / "_CHECKPOINT_METADATA").is_file())
+    return sorted(int(e.name) for e in entries if e.name.isdecimal() and e.is_dir() and any(e.iterdir()))
 
 
 def newest_run(root: Path) -> Path:

@@ -20,6 +20,7 @@ import numpy as np
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.failpoint import failpoint
+from minigpt_jax.tokenizer import load_tokenizer
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -150,6 +151,19 @@ class Stream:
         return _across(self.masks, self.starts, start, stop)
 
 
+def open_splits(folder: str, vocab_size: int, context: int, *, packed: bool) -> tuple[Stream, Stream]:
+    """The training and the validation split of a folder, checked. Raises InputError.
+
+    `packed` says that conversations sharing a row will be kept apart; packed data demand it.
+    """
+    text, held_out = (
+        open_stream(Path(folder), split, tokenizer=load_tokenizer().hash, vocab_size=vocab_size, context=context) for split in ("train", "val")
+    )
+    if text.masks and not packed:
+        raise InputError(f"{folder} holds packed conversations, which must not see each other: set data.isolate_documents=True")
+    return text, held_out
+
+
 def open_stream(folder: Path, split: str, *, tokenizer: str, vocab_size: int, context: int) -> Stream:
     """Map a split ("train" or "val") for a model of `vocab_size` and rows of `context` tokens, and check every file.
 
@@ -171,7 +185,9 @@ def open_stream(folder: Path, split: str, *, tokenizer: str, vocab_size: int, co
         raise InputError(f"{folder}: no {split} split in {MANIFEST}, only {', '.join(splits) or 'nothing'}")
     tokens = tuple(load_tokens(folder / s.file, expected=s.tokens, vocab_size=vocab_size) for s in shards)
     masked = shards[0].mask_sha256 is not None
-    masks = tuple(_load(folder / mask_file(s.file), np.dtype(np.uint8), s.tokens) for s in shards) if masked else None
+    masks = tuple(_load_mask(folder / mask_file(s.file), s.tokens) for s in shards) if masked else None
+    for shard in shards:
+        _expect_unchanged(folder, shard)
     starts = tuple(accumulate((s.tokens for s in shards), initial=0))
     if starts[-1] < context + 1:
         raise InputError(
@@ -188,6 +204,28 @@ def load_tokens(path: Path, *, expected: int | None, vocab_size: int) -> np.ndar
     if largest >= vocab_size:
         raise InputError(f"{path}: holds id {largest}, but the model's vocabulary ends at {vocab_size - 1}")
     return tokens
+
+
+def _load_mask(path: Path, expected: int) -> np.ndarray:
+    mask = _load(path, np.dtype(np.uint8), expected)
+    if mask.max() > 1:
+        raise InputError(f"{path}: holds {mask.max()}, a loss mask is 0 or 1: it changed since it was prepared")
+    return mask
+
+
+def _expect_unchanged(folder: Path, shard: Shard) -> None:
+    """Compare checksums where a file is younger than its manifest: reading every byte at every start would take minutes."""
+    written = (folder / MANIFEST).stat().st_mtime_ns
+    for path, sha256 in ((folder / shard.file, shard.sha256), (folder / mask_file(shard.file), shard.mask_sha256)):
+        if sha256 is not None and path.stat().st_mtime_ns > written:
+            expect_sha256(path, sha256)
+
+
+def expect_sha256(path: Path, expected: str) -> None:
+    """Raises InputError unless the file holds the bytes that its manifest vouched for."""
+    found = file_sha256(path)
+    if found != expected:
+        raise InputError(f"{path}: sha256 {found[:12]}, {MANIFEST} says {expected[:12]}: it changed since it was prepared")
 
 
 def mask_file(token_file: str) -> str:

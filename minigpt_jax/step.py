@@ -73,7 +73,7 @@ def make_train_step(
 
     With a `separator`, documents of a row (each begins with it) see only themselves and count from position 0; without
     one, a row is one text. Metrics are f32 scalars: loss (mean over the batch's weight), weight, grad_norm (before clipping), learning_rate,
-    skipped (1 where loss or gradient was not finite, and parameters and optimizer were left as they were).
+    skipped (1 where loss, gradient or a new parameter was not finite, and parameters and optimizer were left as they were).
     """
 
     def batch_loss(params, tokens, weights, key):
@@ -104,7 +104,7 @@ def make_train_step(
         norm, rate = optax.tree.norm(gradients), schedule(state.step)
         directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
-        ok = jnp.isfinite(mean) & jnp.isfinite(norm)
+        ok = jnp.isfinite(mean) & jnp.isfinite(norm) & jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda p: jnp.isfinite(p).all(), params))
         params, opt_state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), (params, opt_state), (state.params, state.opt_state))
         metrics = {"loss": mean, "weight": weight, "grad_norm": norm, "learning_rate": rate, "skipped": 1.0 - ok}
         return TrainState(state.step + 1, params, opt_state), metrics

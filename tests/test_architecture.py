@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 # A file imports from lower levels only; design.md has the drawing. A name stands for a file or for all of a folder.
 LEVELS = {
     0: "errors failpoint interrupt loss optim",
-    1: "tokenizer mesh model config shards metrics runs",
-    2: "chat data step plan generate report",
-    3: "checkpoint",
+    1: "tokenizer mesh model config metrics runs",
+    2: "chat shards step plan generate report",
+    3: "data checkpoint",
     4: "__init__ engine evals interop",
     5: "data_tools.documents server",
     6: "data_tools.fineweb data_tools.instruct data_tools.index",

@@ -46,7 +46,7 @@ def saved(run: Path, state: TrainState, steps, keep: int = 10, losses=None) -> P
 
 def restored(run: Path, mesh, config: GPTConfig = CONFIG):
     checkpoints = Checkpoints(run, keep=10)
-    result = checkpoints.restore(abstract_state(GPT(config), OPTIMIZER, mesh), config)
+    result = checkpoints.restore(abstract_state(GPT(config), OPTIMIZER, mesh), config, lambda meta: None)
     checkpoints.close()
     return result
 
@@ -108,7 +108,7 @@ def test_a_damaged_checkpoint_does_not_stand_in_the_way_of_the_next(tmp_path, st
     run = saved(tmp_path / "run", state, [1, 2])
     (run / "checkpoints" / "2" / "meta" / "metadata").write_text("{")
     checkpoints = Checkpoints(run, keep=1)
-    found, _ = checkpoints.restore(abstract_state(GPT(CONFIG), OPTIMIZER, mesh), CONFIG)
+    found, _ = checkpoints.restore(abstract_state(GPT(CONFIG), OPTIMIZER, mesh), CONFIG, lambda meta: None)
     checkpoints.save(found, 3, META)
     checkpoints.close()
     assert checkpoint_steps(run) == [3]  # not one good and one damaged

@@ -1,9 +1,7 @@
 """The commands as users run them: train, be killed, go on, finetune, sample, and train in two processes at once."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,35 +13,7 @@ import pytest
 from minigpt_jax import load_run
 from minigpt_jax.metrics import read_jsonl
 from minigpt_jax.runs import checkpoint_steps
-
-ROOT = Path(__file__).parents[1]
-# Fast to compile; the simulated devices of conftest.py are for the tests' own process.
-ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
-TINY = {
-    "model.layers": 2, "model.heads": 2, "model.embed": 32, "model.context": 32, "data.batch": 4, "horizon.steps": 12, "schedule.warmup": 3,
-    "eval.every": 6, "eval.rows": 8, "eval.samples": 1, "eval.sample_tokens": 4, "save.every": 3, "log.every": 4,
-}  # fmt: skip
-
-
-def command(runs: Path, config: str = "configs/quickstart.py", **changes) -> list[str]:
-    settings = TINY | {"runs": runs} | {name.replace("__", "."): value for name, value in changes.items()}
-    return [sys.executable, "train.py", "--config", config, *(f"--config.{name}={value}" for name, value in settings.items())]
-
-
-def train(runs: Path, expect: int = 0, environment: dict | None = None, **changes) -> str:
-    """Run train.py to its end; returns what it printed."""
-    done = subprocess.run(
-        command(runs, **changes), cwd=ROOT, env=ENVIRONMENT | (environment or {}), capture_output=True, text=True, timeout=300, check=False
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == expect, output
-    assert "Traceback" not in output
-    return output
-
-
-def history(run: Path) -> list[tuple]:
-    """(step, loss bit for bit, batch) of every recorded step."""
-    return [(r["step"], r["loss"].hex(), r["batch"]) for r in read_jsonl(run / "metrics.jsonl")]
+from tests.harness import ENVIRONMENT, ROOT, command, history, start_pair, train, write_chat
 
 
 def final_weights(run: Path) -> list[np.ndarray]:
@@ -123,17 +93,6 @@ def test_a_resumed_run_refuses_to_become_another(runs, corpus, uninterrupted):
     assert "layers 2 -> 3" in output
 
 
-def write_chat(folder: Path) -> Path:
-    rows = folder / "pairs.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": f"What is {n} and {n}?", "completion": f"It is {2 * n}."}) + "\n" for n in range(150)))
-    out = folder / "chat"
-    subprocess.run(
-        [sys.executable, "-m", "data_tools.instruct", "--source", str(rows), "--out", str(out), "--context", "32", "--val-every", "10"],
-        cwd=ROOT, check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
-    return out
-
-
 def test_pretrained_weights_are_finetuned_and_sampled(runs, uninterrupted, tmp_path):
     chat = write_chat(tmp_path)
     output = train(runs, expect=2, name="chat", data__folder=chat, init_from=uninterrupted, model__vocab_size=50261)
@@ -150,20 +109,7 @@ def test_pretrained_weights_are_finetuned_and_sampled(runs, uninterrupted, tmp_p
 
 
 def test_two_processes_train_as_one(runs, corpus, uninterrupted):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    pair = [
-        subprocess.Popen(
-            command(runs, name="pair", data__folder=corpus, horizon__steps=12),
-            cwd=ROOT,
-            env=ENVIRONMENT | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
+    pair = start_pair(runs, name="pair", data__folder=corpus)
     outputs = [process.communicate(timeout=300)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], "\n".join(outputs)
     assert "on 2 x cpu" in outputs[0]
