@@ -7,7 +7,7 @@ BIN := .venv/bin
 comma := ,
 EXTRAS := dev$(if $(CUDA),$(comma)cuda)
 
-.PHONY: demo test lint install clean
+.PHONY: demo test campaign lint install clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -18,6 +18,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Hundreds of kills and damaged checkpoints, then every test: most of an hour on two cores.
+campaign: install
+	$(BIN)/python -m tests.faults.campaign --kills 50 --corruptions 200 --seed 0
 
 lint: install
 	$(BIN)/python -m ruff check .

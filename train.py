@@ -68,9 +68,8 @@ def train(c, text: Stream, held_out: Stream, stop_requested: Callable[[], bool] 
 
     run = runs.run_folder(Path(c.runs), c.name)
     run.mkdir(parents=True, exist_ok=True)
-    with runs.lock(run) if chief else nullcontext():
+    with runs.lock(run) if chief else nullcontext(), Checkpoints(run, keep=c.save.keep, fresh=c.fresh) as checkpoints:
         # ---- where to begin
-        checkpoints = Checkpoints(run, keep=c.save.keep, fresh=c.fresh)
         abstract = abstract_state(model, optimizer, mesh)
         accept = partial(refuse_changes, c, text=text, run=run)
         if resumed := checkpoints.restore(abstract, config, accept):  # 1. this run's newest checkpoint that verifies
@@ -166,6 +165,7 @@ def prepare_jax(c) -> None:
     meshes.join_processes()
     cache = Path(c.runs, ".compiled").absolute()
     jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a resumed run needs the small programs too
     if jax.default_backend() == "cpu" and Path("/proc/driver/nvidia/version").exists():
         print("warning: this machine has an NVIDIA GPU that JAX does not see; install its plugin with: make install CUDA=1", file=sys.stderr)
 

@@ -14,7 +14,9 @@ import logging
 import math
 import shutil
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -50,6 +52,15 @@ class Checkpoints:
             for step in reversed(checkpoint_steps(run)) if fresh else ():
                 self._delete(step)
         _wait_for_all("checkpoints opened")
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        """Where the run ends in an error, finish what is being written: it may be the last good state."""
+        if error is not None:
+            with suppress(RunError):  # the first error tells more
+                self.wait()
 
     def save(self, state: TrainState, step: int, meta: dict) -> None:
         """Copy the state off the devices and write it in the background. Raises RunError if the save before it failed."""
@@ -149,10 +160,12 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> RunError:
         steps = checkpoint_steps(self.run)
-        for entry in self.folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(entry, ignore_errors=True)
+        for _ in range(10):  # other threads of Orbax may still be writing there: gone once is not gone
+            for entry in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(entry, ignore_errors=True)
+            time.sleep(0.1)
         newest = f"step {steps[-1]} stands" if steps else "no checkpoint stands"
-        return RunError(f"{self.folder}: a checkpoint could not be written ({error}); {newest}. Free space, then run the same command again")
+        return RunError(f"{self.folder}: a checkpoint could not be written ({_brief(error)}); {newest}. Free space, then run the same command again")
 
 
 def load_params(run: Path, sharding: jax.sharding.Sharding | None = None) -> tuple[dict, GPTConfig, dict]:
@@ -292,6 +305,12 @@ def _check_architecture(run: Path, meta: dict, config: GPTConfig) -> None:
         raise InputError(f"{run}: its checkpoints hold another model ({', '.join(differing)}): choose another name, or set these back")
 
 
+def _without_closed_loops(unraisable) -> None:
+    """When one write fails, Orbax closes the event loop that the others wanted to report to."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def _check_arrays(run: Path, meta: dict, abstract: TrainState) -> None:
     saved = {path: {"shape": entry["shape"], "dtype": entry["dtype"]} for path, entry in meta["arrays"].items()}
     wanted = _forms(abstract)
@@ -319,10 +338,20 @@ class _Items(ocp.args.Composite):
 
 
 def _orbax() -> ocp.AsyncCheckpointer:
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax explains every save at warning level
+    # Orbax explains every save as a warning, and a full disk in pages; errors reach us, and through us the user in a line.
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _without_closed_loops
     return ocp.AsyncCheckpointer(_Handler())
 
 
 def _warn(run: Path, step: int, error: object) -> None:
-    first_line = str(error).strip().partition("\n")[0]
-    print(f"warning: {run}: checkpoint {step} is damaged ({first_line}); trying the one before", file=sys.stderr)
+    print(f"warning: {run}: checkpoint {step} is damaged ({_brief(error)}); trying the one before", file=sys.stderr)
+
+
+def _brief(error: object) -> str:
+    """What happened, in a line: storage layers write pages, with the cause on top or below a headline of theirs."""
+    if "No space left" in str(error):
+        return "no space left on device"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    return next((line for line in lines if "rror" in line), lines[0])[:300]

@@ -1,6 +1,7 @@
 """What a run says about itself while it runs: JSON lines for programs, TensorBoard for curves, one line for people."""
 
 import json
+import math
 import re
 import sys
 import time
@@ -86,7 +87,7 @@ class Journal:
         self, run: Path, *, start: int, evaluated: bool, horizon: int, every: int, tensorboard: bool, chief: bool,
         tokens_per_step: int, flops_per_step: float,
     ):  # fmt: skip
-        self.horizon, self.every, self.chief = horizon, every, chief
+        self.run, self.horizon, self.every, self.chief = run, horizon, every, chief
         self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
         before = [record for record in read_jsonl(run / "metrics.jsonl") if record["step"] < start]
         self._skipped_in_a_row = len(list(takewhile(lambda record: record["skipped"], reversed(before))))
@@ -124,7 +125,8 @@ class Journal:
         if self._skipped_in_a_row == TOO_MANY_SKIPPED:
             raise RunError(
                 f"step {step}: loss or gradient was not finite {TOO_MANY_SKIPPED} times in a row; these updates were skipped and "
-                "the last checkpoint is good. Try a lower schedule.peak or a longer schedule.warmup"
+                f"the last checkpoint is good. To see how it came: python -m minigpt_jax.report {self.run}. To go on: a lower schedule.peak "
+                "or a longer schedule.warmup, with --config.accept_changes=True"
             )
 
     def evaluation(self, record: dict) -> None:
@@ -177,7 +179,7 @@ class Journal:
 
     def _points(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            if self._board:
+            if self._board and math.isfinite(value):
                 self._board.add_scalar(name, value, step)
 
 

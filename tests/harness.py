@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,8 @@ def train(runs: Path, expect: int = 0, environment: dict | None = None, **change
     return done.stdout
 
 
-def start_pair(runs: Path, **changes) -> list[subprocess.Popen]:
-    """Two processes of one run, as a launcher would start them."""
+def start_pair(runs: Path, environments: Sequence[dict] = ({}, {}), **changes) -> list[subprocess.Popen]:
+    """Two processes of one run, as a launcher would start them; each may have variables of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -86,12 +87,12 @@ def start_pair(runs: Path, **changes) -> list[subprocess.Popen]:
         subprocess.Popen(
             command(runs, **changes),
             cwd=ROOT,
-            env=ENVIRONMENT | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)},
+            env=ENVIRONMENT | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)} | own,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for i in range(2)
+        for i, own in enumerate(environments)
     ]
 
 

@@ -208,3 +208,38 @@ def test_no_drawer_for_odds_and_ends():
     for path in FILES.values():
         assert not re.fullmatch(r"(.*_)?(utils?|common|helpers?|misc)", path.stem), path
         assert len(path.read_text().splitlines()) < 1000, f"{path} has grown past a thousand lines: which noun is missing?"
+
+
+FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "subprocess.getoutput", "os.system", "os.popen"}
+
+
+def dangers(source: str) -> list[str]:
+    """What in a source text could run somebody's data as a program."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + ([node.module] if isinstance(node, ast.ImportFrom) and node.module else [])
+            found += [name for name in names if name.split(".")[0] in FORBIDDEN]
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            found += [called] * (called in {"eval", "exec", "torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", *FORBIDDEN})
+            arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            found += [name for name in ("allow_pickle", "shell") if arguments.get(name, "False") != "False"]
+    return found
+
+
+def test_nothing_in_the_product_can_run_somebodys_data():
+    """No pickle, eval, exec, allow_pickle, torch.load, unsafe yaml or shell, in the product or in what measures it."""
+    for path in [*FILES.values(), *(ROOT / "benchmarks").glob("*.py")]:
+        assert not dangers(path.read_text()), f"{path}: {dangers(path.read_text())}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "from pickle import loads", "eval('1')", "exec(text)", "np.load(p, allow_pickle=True)", "torch.load(p)", "yaml.load(f)",
+        "subprocess.run('ls', shell=True)", "os.system('ls')", "subprocess.run(x, shell=flag)",
+    ],
+)  # fmt: skip
+def test_the_danger_finder_finds(source: str):
+    assert dangers(source)

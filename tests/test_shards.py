@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.shards import MANIFEST, Shard, ShardWriter, file_sha256, mask_file, open_stream, read_manifest, write_manifest
@@ -39,6 +43,22 @@ def edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:
 
 
 # ---- what was written is what is read
+
+
+@given(st.lists(st.lists(st.integers(0, 50256), max_size=40), min_size=1, max_size=8), st.integers(1, 30), st.data())
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_any_pieces_in_any_shards_are_read_back_in_any_range(pieces: list[list[int]], shard_tokens: int, data):
+    whole = [token for piece in pieces for token in piece] + [1, 2, 3, 4, 5]
+    with tempfile.TemporaryDirectory() as folder:
+        writer = ShardWriter(Path(folder), "train", shard_tokens, masked=True)
+        for piece in [*pieces, [1, 2, 3, 4, 5]]:
+            writer.append(np.array(piece, np.uint16), np.array(piece, np.uint16).astype(np.uint8) % 2)
+        write_manifest(Path(folder), {"train": (writer.close(), 1)}, tokenizer=TOKENIZER, vocab_size=TEXT_VOCAB, context=None, source="any")
+        stream = open_stream(Path(folder), "train", **READ)
+        start = data.draw(st.integers(0, len(whole) - 1))
+        stop = data.draw(st.integers(start + 1, len(whole)))
+        assert stream.length == len(whole) and stream.read(start, stop).tolist() == whole[start:stop]
+        assert stream.read_mask(start, stop).tolist() == [np.uint8(token % 256) % 2 for token in whole[start:stop]]
 
 
 def test_reading_equals_the_concatenation_for_every_cut_and_every_range(tmp_path: Path):

@@ -12,6 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from data_tools.instruct import conversation_of, messages_of, pack
 from minigpt_jax.chat import BadConversation, render
@@ -215,3 +218,39 @@ def test_other_peoples_shards_are_not_touched(tmp_path):
     source = write_lines(tmp_path.parent / f"{tmp_path.name}.jsonl", some_rows(4))
     refused = instruct("--source", source, "--out", tmp_path, "--overwrite")
     assert refused.returncode == 2 and "without a mask" in refused.stderr and contents(tmp_path) == before
+
+
+# ---- whatever comes
+
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 70))
+@hypothesis_settings(max_examples=300, deadline=None)
+def test_packing_puts_every_conversation_into_one_row_that_holds_it(lengths: list[int], context: int):
+    rows = pack(lengths, context)
+    assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
+    filled = sorted(sum(lengths[number] for number in row) for row in rows)
+    assert all(0 < length <= context for length in filled)
+    assert len(filled) < 2 or filled[0] + filled[1] > context  # no two rows would fit into one
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3), st.none() | TEXTS)
+@hypothesis_settings(max_examples=300, deadline=None)
+def test_the_mask_is_on_answers_and_their_ends_whatever_they_say(turns: list[tuple[str, str]], system: str | None):
+    messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+    conversation = conversation_of({"messages": [{"role": "system", "content": system}] * bool(system) + messages}, 10_000, TOKENIZER)
+    assert conversation.mask.tolist() == learned(conversation.tokens.tolist())
+    answers = "".join(TOKENIZER.decode([t for t in conversation.tokens[conversation.mask == 1].tolist() if t < END_OF_TEXT]))
+    assert answers == "".join(answer.strip() for _, answer in turns)
+    assert np.count_nonzero(conversation.tokens[conversation.mask == 1] == END) == len(turns)
+
+
+def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(tmp_path):
+    rows = write_lines(tmp_path / "rows.jsonl", some_rows(100))
+    arguments = ("--source", rows, "--context", CONTEXT, "--out")
+    done = instruct(*arguments, tmp_path / "out", failpoint="before_replace:enospc")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("failed:") and "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").glob("*.tmp"))
+    assert instruct(*arguments, tmp_path / "out").returncode == instruct(*arguments, tmp_path / "whole").returncode == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")

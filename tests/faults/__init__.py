@@ -1,0 +1,1 @@
+"""What the system survives: faults made to happen to the real commands."""
