@@ -12,7 +12,7 @@ if __name__ == "__main__":  # before JAX and everything else that takes long: a 
 import sys
 
 from minigpt_jax.config import changes, horizon_steps, parse, to_json
-from minigpt_jax.errors import InputError, or_exit
+from minigpt_jax.errors import InputError, RunError, or_exit
 from minigpt_jax.shards import Stream, open_splits, write_json
 
 if __name__ == "__main__":  # still before JAX: nobody should wait for it to learn of a wrong flag or a damaged file
@@ -34,9 +34,9 @@ from jax.experimental import multihost_utils
 
 from minigpt_jax import chat, data, generate, optim, plan, report, runs
 from minigpt_jax import mesh as meshes
-from minigpt_jax.checkpoint import Checkpoints, load_params
+from minigpt_jax.checkpoint import Checkpoints, load_params, of_chief
 from minigpt_jax.failpoint import failpoint
-from minigpt_jax.metrics import Journal
+from minigpt_jax.metrics import Journal, read_jsonl
 from minigpt_jax.model import GPT, GPTConfig, fused_attention, grow_vocab
 from minigpt_jax.step import Batch, TrainState, abstract_state, init_state, make_eval_step, make_train_step
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
@@ -68,11 +68,12 @@ def train(c, text: Stream, held_out: Stream, stop_requested: Callable[[], bool] 
 
     run = runs.run_folder(Path(c.runs), c.name)
     run.mkdir(parents=True, exist_ok=True)
-    with runs.lock(run) if chief else nullcontext(), Checkpoints(run, keep=c.save.keep, fresh=c.fresh) as checkpoints:
+    with runs.lock(run) if chief else nullcontext(), Checkpoints(run, keep=c.save.keep) as checkpoints:
         # ---- where to begin
         abstract = abstract_state(model, optimizer, mesh)
         accept = partial(refuse_changes, c, text=text, run=run)
-        if resumed := checkpoints.restore(abstract, config, accept):  # 1. this run's newest checkpoint that verifies
+        resumed = None if c.fresh else checkpoints.restore(abstract, config, accept)
+        if resumed:  # 1. this run's newest checkpoint that verifies
             state, meta = resumed
             origin = f"goes on from step {meta['step']}"
         else:
@@ -81,17 +82,17 @@ def train(c, text: Stream, held_out: Stream, stop_requested: Callable[[], bool] 
             if c.init_from:  # 2. the weights of another run
                 state = state.replace(params=weights_of(Path(c.init_from), config, abstract.params, mesh))
                 origin = f"begins with the weights of {c.init_from}"
+            checkpoints.clear()
         begin = int(state.step)
-        evaluated = begin % c.eval.every != 0 or (resumed is not None and resumed[1]["validation_loss"] is not None)
-        if begin >= horizon:
-            if chief and not (run / "report.html").exists():
-                report.write(run)  # a kill came between the last save and the report
-            print(f"{run}: all {horizon} steps are done. For a longer run, raise what config.horizon gives")
+        evaluated, reported = of_chief(on_record(run, begin) if resumed else [False, False])
+        if begin >= horizon and evaluated and reported:
+            if chief:
+                print(f"{run}: all {horizon} steps are done. For a longer run, raise what config.horizon gives")
             return
 
         # ---- what is written down
         journal = Journal(
-            run, start=begin, evaluated=evaluated, horizon=horizon, every=c.log.every, tensorboard=c.log.tensorboard, chief=chief,
+            run, start=begin, horizon=horizon, every=c.log.every, tensorboard=c.log.tensorboard, chief=chief,
             tokens_per_step=c.data.batch * config.context, flops_per_step=c.data.batch * config.context * config.flops_per_token,
         )  # fmt: skip
         settings = json.loads(to_json(c))
@@ -103,8 +104,11 @@ def train(c, text: Stream, held_out: Stream, stop_requested: Callable[[], bool] 
         abandon = stop_requested if jax.process_count() == 1 else lambda: False  # several leave an evaluation together or not at all
         evaluate = partial(evaluation, eval_step=eval_step, streams=(text, held_out), c=c, config=config, mesh=mesh)
         stop = stop_everywhere(stop_requested, begin)
-        if not (evaluated or stop) and (record := evaluate(begin, state, abandon)):
-            journal.evaluation(record)
+        if not (evaluated or stop) and (begin % c.eval.every == 0 or begin >= horizon):
+            if record := evaluate(begin, state, abandon):
+                journal.evaluation(record)
+            else:
+                stop = True
 
         # ---- the fold: state, metrics = step(state, batch_at(step))
         batches = data.device_batches(
@@ -124,14 +128,17 @@ def train(c, text: Stream, held_out: Stream, stop_requested: Callable[[], bool] 
 
             done, validation_loss = step + 1, None
             stop = stop_everywhere(stop_requested, done)
-            evaluate_now = done == horizon or (done % c.eval.every == 0 and not stop)
-            save_now = done % c.save.every == 0 or done == horizon or stop
+            evaluate_now = not stop and (done % c.eval.every == 0 or done == horizon)
+            save_now = stop or done % c.save.every == 0 or done == horizon
             if evaluate_now or save_now:  # a checkpoint's steps are on record before it is
                 journal.step(*unread)
                 unread = None
-            if evaluate_now and (record := evaluate(done, state, abandon if done < horizon else lambda: False)):
-                journal.evaluation(record)
-                validation_loss = record["validation_loss"]
+            if evaluate_now:
+                if record := evaluate(done, state, abandon):
+                    journal.evaluation(record)
+                    validation_loss = record["validation_loss"]
+                else:  # we were told to stop meanwhile: the resumed run makes up for it
+                    stop = save_now = True
             if save_now:
                 checkpoints.save(
                     state, done, {"model": asdict(config), "config": settings, "data": text.identity, "validation_loss": validation_loss}
@@ -196,6 +203,13 @@ def refuse_changes(c, meta: dict, *, text: Stream, run: Path) -> None:
         )
 
 
+def on_record(run: Path, step: int) -> list[bool]:
+    """Whether the evaluation after `step` steps has been made, and whether the report is younger than that checkpoint."""
+    page, checkpoint = run / "report.html", run / "checkpoints" / str(step)
+    evaluated = any(record["step"] == step for record in read_jsonl(run / "evaluations.jsonl"))
+    return [evaluated, page.exists() and page.stat().st_mtime >= checkpoint.stat().st_mtime]
+
+
 def weights_of(source: Path, config: GPTConfig, target, mesh: jax.sharding.Mesh) -> dict:
     """The weights of another run as the start of this one, with rows for new vocabulary, placed like `target`."""
     params, theirs, _ = load_params(source, meshes.replicated(mesh))
@@ -214,6 +228,7 @@ def evaluation(
     Every process takes part; the rows depend neither on seed nor step. None when there is no time for it: `abandon` is
     asked again and again, and a resumed run makes up for it.
     """
+    failpoint("during_evaluation", done)
     lengths = load_tokenizer().byte_lengths()
     shards = meshes.data_shards(mesh)
     batch = (c.data.micro_batch or min(c.data.batch // shards, 8)) * shards
@@ -268,5 +283,15 @@ def profile(c, run: Path, step: int) -> None:
         jax.profiler.stop_trace()
 
 
+def main() -> None:
+    """Train as the command line says."""
+    try:
+        train(asked, *given, stop_requested=lambda: interrupt.requested)
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        raise RunError(f"another process of this run has gone, or cannot be reached ({str(error).splitlines()[0]})") from error
+
+
 if __name__ == "__main__":
-    or_exit(lambda: train(asked, *given, stop_requested=lambda: interrupt.requested), alone=lambda: not jax.distributed.is_initialized())
+    or_exit(main, at_once=True)

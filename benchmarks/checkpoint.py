@@ -12,6 +12,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", help="where to write (default: the system's folder for temporary files)")
     options = parser.parse_args()
-    c = get_config(options.size)
+    c: Any = get_config(options.size)
     config, optimizer, mesh = GPTConfig(**c.model), optim.make_optimizer(**c.optimizer), meshes.make_mesh()
     model = GPT(config)
     state = init_state(model, optimizer, 0, mesh)

@@ -107,7 +107,7 @@ def prepare(
         raise
     total = counts.pop("documents", 0)
     if total < len(SPLITS):
-        found = f"{total} usable documents (skipped: {_skipped(counts)})"
+        found = f"{total} usable documents in column {column!r} (skipped: {_skipped(counts)})"
         raise InputError(f"{', '.join(sources)}: {found}, expected one for each split at least; a text file is one document")
     val = math.ceil(total / val_every)
     with _storage(out):

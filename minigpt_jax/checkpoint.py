@@ -15,7 +15,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from jax.experimental import multihost_utils
 
 from minigpt_jax.errors import InputError, RunError
@@ -38,20 +39,24 @@ FORMAT = 1
 
 
 class Checkpoints:
-    """The checkpoints of one run, opened by its trainer: temporary files of dead processes are removed; with `fresh`, all."""
+    """The checkpoints of one run, opened by its trainer; temporary files of dead processes are removed."""
 
-    def __init__(self, run: Path, *, keep: int, fresh: bool = False):
+    def __init__(self, run: Path, *, keep: int):
         self.run, self.keep = run, keep
         self.folder = (run / "checkpoints").absolute()
-        self._writer = _orbax()
+        self._writer, self._saved = _orbax(), False
         if jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for entry in self.folder.iterdir():
                 if ".orbax-checkpoint-tmp" in entry.name or entry.name.startswith("deleting-"):
                     shutil.rmtree(entry, ignore_errors=True)
-            for step in reversed(checkpoint_steps(run)) if fresh else ():
-                self._delete(step)
         _wait_for_all("checkpoints opened")
+
+    def clear(self) -> None:
+        """Delete all of them: the run begins anew."""
+        for step in reversed(checkpoint_steps(self.run)) if jax.process_index() == 0 else ():
+            self._delete(step)
+        _wait_for_all("checkpoints cleared")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -73,6 +78,7 @@ class Checkpoints:
         try:
             # A checkpoint of this very step can exist and be damaged: what is being written is known to be good.
             self._writer.save(self.folder / str(step), args=items, force=True)
+            self._saved = True
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
         failpoint("during_write", step)
@@ -97,7 +103,7 @@ class Checkpoints:
         Damaged ones are named on stderr and passed over. `accept` sees the meta before any array is read and may raise
         InputError. Raises InputError for another architecture and RunError if all are damaged: never a silent new start.
         """
-        steps = [int(step) for step in _of_chief(checkpoint_steps(self.run))]
+        steps = of_chief(checkpoint_steps(self.run))
         for step in reversed(steps):
             state = meta = error = None
             try:
@@ -121,10 +127,13 @@ class Checkpoints:
             assert state is not None and meta is not None
             try:
                 verify(meta, state)
-            except ValueError as found:  # the same on all processes
-                _warn(self.run, step, found)
+                failpoint("during_verify", step)
+            except (OSError, ValueError) as found:
+                error = found
+            if not _all_agree(error is None):  # each has read its own copy of what is not cut up
+                _warn(self.run, step, error or "another process read it otherwise")
                 continue
-            self._delete_newer(step)
+            self._set_newer_aside(step)
             return state, meta
         if steps:
             raise RunError(f"{self.run}: none of {len(steps)} checkpoints can be used; nothing was changed. To start anew: --config.fresh=True")
@@ -144,26 +153,30 @@ class Checkpoints:
         for step in steps[: -self.keep]:
             if losses[step] == math.inf or losses[step] > min(losses.values()):
                 self._delete(step)
+        for entry in self.folder.glob("damaged-*") if self._saved else ():
+            shutil.rmtree(entry, ignore_errors=True)
 
-    def _delete_newer(self, step: int) -> None:
-        """Remove what is newer than the one that verified: damaged, it would count among the newest to keep."""
+    def _set_newer_aside(self, step: int) -> None:
+        """What could not be used would count among the newest to keep. It goes when another checkpoint has taken its place."""
         for newer in checkpoint_steps(self.run):
             if newer > step and jax.process_index() == 0:
-                self._delete(newer)
+                aside = self.folder / f"damaged-{newer}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(newer)).rename(aside)
 
     def _delete(self, step: int) -> None:
         # Renamed first, so that a kill during the deletion leaves nothing that looks like a checkpoint.
         doomed = self.folder / f"deleting-{step}"
         (self.folder / str(step)).rename(doomed)
         failpoint("during_delete", step)
-        shutil.rmtree(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)  # somebody may be reading it; the next start removes the rest
 
     def _failed(self, error: Exception) -> RunError:
         steps = checkpoint_steps(self.run)
         for _ in range(10):  # other threads of Orbax may still be writing there: gone once is not gone
             for entry in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(entry, ignore_errors=True)
-            time.sleep(0.1)
+            time.sleep(0.05)
         newest = f"step {steps[-1]} stands" if steps else "no checkpoint stands"
         return RunError(f"{self.folder}: a checkpoint could not be written ({_brief(error)}); {newest}. Free space, then run the same command again")
 
@@ -275,12 +288,12 @@ def _wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def _of_chief(steps: list[int]) -> list[int]:
-    """The chief's list: another host may see a folder appear or go a moment later."""
+def of_chief(numbers: Sequence[int]) -> list[int]:
+    """The chief's numbers on all processes: another host may see a file appear or go a moment later."""
     if jax.process_count() == 1:
-        return steps
-    count = int(multihost_utils.broadcast_one_to_all(np.array(len(steps), np.int32)))
-    return multihost_utils.broadcast_one_to_all(np.resize(np.array([*steps, 0], np.int32), count)).tolist()
+        return list(numbers)
+    count = int(multihost_utils.broadcast_one_to_all(np.array(len(numbers), np.int32)))
+    return multihost_utils.broadcast_one_to_all(np.resize(np.array([*numbers, 0], np.int32), count)).tolist()
 
 
 def _all_agree(good: bool) -> bool:
@@ -314,13 +327,15 @@ def _without_closed_loops(unraisable) -> None:
 def _check_arrays(run: Path, meta: dict, abstract: TrainState) -> None:
     saved = {path: {"shape": entry["shape"], "dtype": entry["dtype"]} for path, entry in meta["arrays"].items()}
     wanted = _forms(abstract)
-    differing = [f"{path}: {_form(saved.get(path))} -> {_form(wanted.get(path))}" for path in wanted | saved if saved.get(path) != wanted.get(path)]
+    differing = [
+        f"{path}: {_in_words(saved.get(path))} -> {_in_words(wanted.get(path))}" for path in wanted | saved if saved.get(path) != wanted.get(path)
+    ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise InputError(f"{run}: its checkpoints hold other arrays ({'; '.join(differing[:3])}{more}): choose another name, or set them back")
 
 
-def _form(entry: dict | None) -> str:
+def _in_words(entry: dict | None) -> str:
     return f"{entry['dtype']}{entry['shape']}" if entry else "none"
 
 
@@ -342,7 +357,11 @@ def _orbax() -> ocp.AsyncCheckpointer:
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     sys.unraisablehook = _without_closed_loops
-    return ocp.AsyncCheckpointer(_Handler())
+    # Orbax asks for statistics at every save that nobody reads here, and TensorStore leaks 40 KB each time it is asked.
+    tensorstore.experimental_collect_matching_metrics = lambda *_: []
+    # Folders made in the background would leave threads waiting for them for minutes where a full disk forbids them.
+    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    return ocp.AsyncCheckpointer(_Handler(), async_options=options)
 
 
 def _warn(run: Path, step: int, error: object) -> None:

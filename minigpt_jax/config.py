@@ -92,7 +92,7 @@ def parse(argv: Sequence[str]) -> Config:
         config = values["config"].value
         if not isinstance(config, ConfigDict | None):
             getattr(config, "name", None)  # where a file could not be loaded, ml_collections says so only when it is used
-    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
+    except Exception as error:  # a config file is a program, and may raise what it likes
         raise InputError(_first_line(error)) from None
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}: overrides look like --config.data.batch=64")

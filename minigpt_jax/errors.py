@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed (a full disk, a diverged run), 2 the input
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
@@ -19,11 +20,11 @@ class RunError(Exception):
     """The input was right and the work failed all the same; the message says what is safe and how to go on."""
 
 
-def or_exit(work: Callable[[], T], *, alone: Callable[[], bool] = lambda: True) -> T:
+def or_exit(work: Callable[[], T], *, at_once: bool = False) -> T:
     """What `work` returns, or the end of the program: known errors say one line on stderr, a closed pipe and Ctrl-C none.
 
-    Where the process is not `alone`, a failure ends it on the spot, without the farewell that the others would wait for:
-    they notice that it has gone and end too.
+    `at_once` is for a trainer: it has not done its work where nobody reads what it says, and when it fails, neither its
+    threads nor the processes beside it may hold it back with a farewell. They notice that it has gone.
     """
     try:
         result = work()
@@ -38,14 +39,19 @@ def or_exit(work: Callable[[], T], *, alone: Callable[[], bool] = lambda: True) 
     except BrokenPipeError:
         # The reader (head, say) has what it wanted. Python would complain once more while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = int(at_once)
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"failed: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         code = 130
-    if not alone():
+    except Exception:
+        if not at_once:
+            raise
+        traceback.print_exc()
+        code = 1
+    if at_once:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

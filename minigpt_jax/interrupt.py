@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 
 class Interrupt:
@@ -28,7 +29,11 @@ class Interrupt:
                 if number not in (signal.SIGTERM, signal.SIGINT):
                     continue
                 if self.requested:
-                    os.write(sys.stderr.fileno(), b"\nstopped at once; the last checkpoint stands\n")
+                    self._say(b"\nstopped at once; the last checkpoint stands\n")
                     os._exit(128 + number)
                 self.requested = True
-                os.write(sys.stderr.fileno(), b"\nfinishing this step, then saving (again: stop at once)\n")
+                self._say(b"\nfinishing this step, then saving (again: stop at once)\n")
+
+    def _say(self, text: bytes) -> None:
+        with suppress(OSError):  # a terminal that was closed
+            os.write(sys.stderr.fileno(), text)

@@ -11,7 +11,9 @@ from itertools import takewhile
 from pathlib import Path
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.summary import scalar
 
 from minigpt_jax.errors import RunError
 from minigpt_jax.failpoint import failpoint
@@ -69,10 +71,32 @@ def read_jsonl(path: Path) -> list[dict]:
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.is_file() else (), 1):
         try:
             if line.endswith(b"\n"):
-                records.append(json.loads(line))
-        except ValueError:
+                record = json.loads(line)
+                records.append(record | {"step": int(record["step"])})
+        except (ValueError, KeyError, TypeError):
             print(f"warning: {path}: line {number} is damaged and left out", file=sys.stderr)
     return records
+
+
+class Board:
+    """Curves for TensorBoard in `folder`; points of an earlier process from step `start` on are hidden."""
+
+    # tensorboardX's SummaryWriter has a thread and a queue: on a full disk the thread dies and the queue blocks for ever.
+    def __init__(self, folder: Path, start: int):
+        folder.mkdir(exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        self._file.write_event(Event(wall_time=time.time(), step=start, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Add a point to each curve; TensorBoard cannot draw what is not finite."""
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._file.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class Journal:
@@ -80,20 +104,23 @@ class Journal:
 
     The console has one line that renews itself on a terminal, and a plain line every `every` steps elsewhere. Only the
     `chief` process writes; the others keep count. `start` is the first step to come: what an interrupted process wrote
-    from there on is dropped. `evaluated` says that the evaluation after so many steps is on record already.
+    from there on is dropped. Raises RunError when the disk is full, and where the run has diverged.
     """
 
     def __init__(
-        self, run: Path, *, start: int, evaluated: bool, horizon: int, every: int, tensorboard: bool, chief: bool,
-        tokens_per_step: int, flops_per_step: float,
-    ):  # fmt: skip
+        self, run: Path, *, start: int, horizon: int, every: int, tensorboard: bool, chief: bool, tokens_per_step: int, flops_per_step: float
+    ):
         self.run, self.horizon, self.every, self.chief = run, horizon, every, chief
         self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
-        before = [record for record in read_jsonl(run / "metrics.jsonl") if record["step"] < start]
-        self._skipped_in_a_row = len(list(takewhile(lambda record: record["skipped"], reversed(before))))
-        self._steps = StepLog(run / "metrics.jsonl", start) if chief else None
-        self._evaluations = StepLog(run / "evaluations.jsonl", start + evaluated) if chief else None
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1) if chief and tensorboard else None
+        self._steps = self._evaluations = self._board = None
+        with self._on_disk():
+            before = [record for record in read_jsonl(run / "metrics.jsonl") if record["step"] < start]
+            self._skipped_in_a_row = len(list(takewhile(lambda record: record["skipped"], reversed(before))))
+            if chief:
+                self._steps = StepLog(run / "metrics.jsonl", start)
+                # The evaluation "at step n" follows update n, so that of the step we go on from is already there.
+                self._evaluations = StepLog(run / "evaluations.jsonl", start + 1 if start else 0)
+                self._board = Board(run / "tensorboard", start + 1) if tensorboard else None
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = peak * jax.device_count() if peak else None
         self._live, self._line_open, self._shown = sys.stdout.isatty(), False, 0.0
@@ -119,8 +146,9 @@ class Journal:
         record["mfu"] = self.flops_per_step / seconds / self._peak if self._peak else None
         self.start_clock()
         if self._steps:
-            self._steps.write(record)
-            self._show(record)
+            with self._on_disk():
+                self._steps.write(record)
+                self._show(record)
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if record["skipped"] else 0
         if self._skipped_in_a_row == TOO_MANY_SKIPPED:
             raise RunError(
@@ -138,8 +166,9 @@ class Journal:
         for sample in record["samples"]:
             self.say(f"    {sample['prompt']!r} -> {sample['text']!r}")
         if self._evaluations:
-            self._evaluations.write(record)
-            self._points(record["step"], {f"evaluation/{k}": v for k, v in record.items() if isinstance(v, float)})
+            with self._on_disk():
+                self._evaluations.write(record)
+                self._points(record["step"], {f"evaluation/{k}": v for k, v in record.items() if isinstance(v, float)})
 
     def say(self, text: str) -> None:
         """A lasting line on the console."""
@@ -178,9 +207,19 @@ class Journal:
         return "  ".join(columns) + "  skipped: not finite" * bool(r["skipped"])
 
     def _points(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            if self._board and math.isfinite(value):
-                self._board.add_scalar(name, value, step)
+        if self._board:
+            self._board.write(step, values)
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # the console, not the disk
+            raise
+        except OSError as error:
+            raise RunError(
+                f"{self.run}: what it says about itself cannot be written ({error.strerror}). Free space, then run the same command again"
+            ) from error
 
 
 def duration(seconds: float) -> str:

@@ -258,9 +258,9 @@ def _replace(path: Path, write) -> None:
             os.fsync(file.fileno())
         failpoint("before_replace")
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _load(path: Path, dtype: np.dtype, expected: int | None) -> np.ndarray:

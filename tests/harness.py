@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from minigpt_jax.metrics import read_jsonl
+from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.shards import ShardWriter, write_manifest
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 
@@ -103,5 +104,5 @@ def history(run: Path) -> list[tuple]:
 
 def final_arrays(run: Path) -> dict:
     """Shape, dtype and checksum of every array of the newest checkpoint, as its own record says; train.py verified them."""
-    folder = max((p for p in (run / "checkpoints").iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
-    return json.loads((folder / "meta" / "metadata").read_text())["arrays"]
+    newest = run / "checkpoints" / str(checkpoint_steps(run)[-1])
+    return json.loads((newest / "meta" / "metadata").read_text())["arrays"]

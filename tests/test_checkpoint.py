@@ -116,7 +116,9 @@ def test_a_damaged_checkpoint_does_not_stand_in_the_way_of_the_next(tmp_path, st
 
 def test_a_fresh_start_removes_every_checkpoint(tmp_path, state):
     run = saved(tmp_path / "run", state, [1, 2])
-    Checkpoints(run, keep=1, fresh=True).close()
+    checkpoints = Checkpoints(run, keep=1)
+    checkpoints.clear()
+    checkpoints.close()
     assert checkpoint_steps(run) == []
 
 
@@ -139,6 +141,16 @@ def test_the_newest_and_the_best_are_kept(tmp_path, state):
     run = saved(tmp_path / "run", state, range(1, 7), keep=2, losses=[9.0, 3.0, 4.0, None, 5.0, 6.0])
     assert checkpoint_steps(run) == [2, 5, 6]
     assert read_meta(run, 2)["validation_loss"] == 3.0
+
+
+def test_weights_that_are_not_finite_are_not_used(tmp_path, state, mesh, capfd):
+    checkpoints = Checkpoints(tmp_path / "run", keep=10)
+    checkpoints.save(state.replace(step=jnp.asarray(1, jnp.int32)), 1, META)
+    checkpoints.save(state.replace(step=jnp.asarray(2, jnp.int32), params=state.params | {"wpe": state.params["wpe"].at[0, 0].set(jnp.nan)}), 2, META)
+    checkpoints.close()
+    assert load_params(tmp_path / "run")[2]["step"] == 1
+    assert "params/wpe: holds values that are not finite" in capfd.readouterr().err
+    assert restored(tmp_path / "run", mesh)[1]["step"] == 1
 
 
 def test_stray_entries_are_ignored_and_left_overs_removed(tmp_path, state, mesh):

@@ -21,7 +21,6 @@ def steps_in(path: Path) -> list[int]:
 def journal(run: Path, **how) -> Journal:
     settings = {
         "start": 0,
-        "evaluated": False,
         "horizon": 100,
         "every": 1,
         "tensorboard": False,
@@ -113,7 +112,7 @@ def test_a_resumed_journal_drops_the_steps_to_come_and_keeps_the_evaluation_it_b
         if step in (2, 5):
             first.evaluation({"step": step + 1} | evaluation)
     first.close()
-    second = journal(tmp_path, start=3, evaluated=True)
+    second = journal(tmp_path, start=3)
     assert steps_in(tmp_path / "metrics.jsonl") == [0, 1, 2]
     assert steps_in(tmp_path / "evaluations.jsonl") == [0, 3]
     second.close()

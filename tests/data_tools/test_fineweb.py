@@ -255,7 +255,7 @@ def test_an_unfinished_folder_goes_on_only_from_the_same_text_and_untouched_shar
 
 def test_input_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path):
     single = write_jsonl(tmp_path / "single.jsonl", [{"text": "alone"}, {"text": None}])
-    with pytest.raises(InputError, match=r"1 usable documents \(skipped: 1 field missing or null\), expected one for each split"):
+    with pytest.raises(InputError, match=r"1 usable documents in column 'text' \(skipped: 1 field missing or null\), expected one for each split"):
         prepare([str(single)], tmp_path / "out", workers=1)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(InputError, match=r"broken\.parquet: cannot be read"):

@@ -43,7 +43,7 @@ def main() -> int:
         _ = place.seconds, place.two_checkpoints, place.every_checkpoint  # made once, before the workers ask for them
         with ThreadPoolExecutor(options.workers) as pool:
             for group in _faults(place, options):
-                for outcome in pool.map(lambda fault: fault(), group):
+                for outcome in pool.map(_without_exceptions, group):
                     outcomes.append(outcome)
                     print(outcome.line(), flush=True)
     rows_failed = _rows() if options.only in (None, "rows") else 0
@@ -64,7 +64,7 @@ def _faults(place: Place, options: argparse.Namespace) -> list[list[Callable[[],
 def _rows() -> int:
     """The remaining rows of the catalogue, each a test of its own, with the rest of the suite; how many failed."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "--ignore=tests/faults/test_in_numbers.py", "tests"],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-vv", "-m", "", "--ignore=tests/faults/test_in_numbers.py", "tests"],
         cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert process.stdout
@@ -74,7 +74,14 @@ def _rows() -> int:
             print(f"row         {test.partition('::')[2]:<80} {verdict.lower()}", flush=True)
     failed = sum(verdict in ("FAILED", "ERROR") for verdict, _ in results)
     print(f"row         {len(results)} tests of the suite, {failed} failed")
-    return failed or int(process.wait() != 0)
+    return failed or int(process.wait() != 0 or not results)
+
+
+def _without_exceptions(fault: Callable[[], Outcome]) -> Outcome:
+    try:
+        return fault()
+    except Exception as error:  # one that hangs, say: the others are still to be tried
+        return Outcome("harness", str(fault), [repr(error)])
 
 
 def _print_table(outcomes: list[Outcome], seconds: float) -> None:

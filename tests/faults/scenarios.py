@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -121,61 +122,84 @@ def resumed_at(said: str) -> int:
     return int(match[1]) if match else 0
 
 
-def draw_kills(place: Place, seed: int, kills: int) -> list[str | float]:
-    """Moments to kill a run at: half of them seconds after its start, half named points."""
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: at a named point, or some seconds after the start or after the first recorded step."""
+
+    point: str = ""
+    seconds: float = 0.0
+    stepping: bool = False
+
+    def __str__(self) -> str:
+        return self.point or f"{'first step' if self.stepping else 'start'} + {self.seconds:.2f} s"
+
+
+def draw_kills(place: Place, seed: int, kills: int) -> list[Moment]:
+    """Moments to kill a run at: half of them named points, a quarter anywhere, a quarter while it steps and saves."""
     draw, plan = random.Random(seed), []
     for number in range(kills):
         if (seed + number) % 2:
-            plan.append(round(draw.uniform(0.1, place.seconds), 2))
+            stepping = draw.random() < 0.5
+            plan.append(Moment(seconds=draw.uniform(0.1, 1.0 if stepping else 1.5 * place.seconds), stepping=stepping))
             continue
         point = draw.choice([p for p in POINTS if number or p != "during_restore"])
         if point in ("before_save", "during_write", "before_commit"):
             point += f"@{draw.randrange(SAVE_EVERY, HORIZON, SAVE_EVERY)}"
         elif point in ("after_step", "before_flush"):
             point += f"@{draw.randrange(HORIZON)}"
-        plan.append(point)
+        plan.append(Moment(point))
     return plan
 
 
-def kill(place: Place, name: str, plan: Sequence[str | float]) -> Outcome:
-    """Kill a run at each moment of `plan` (seconds, or a named point), then let it end; `tried` counts kills that came in time."""
+def kill(place: Place, name: str, plan: Sequence[Moment]) -> Outcome:
+    """Kill a run at each moment of `plan`, then let it end; `tried` counts kills that came before it had ended by itself."""
     settings, run, recorded = place.settings(name), place.runs / name, 0
-    outcome = Outcome("kill", f"{name}: {', '.join(f'{m} s' if isinstance(m, float) else m for m in plan)}", tried=0)
+    outcome = Outcome("kill", f"{name}: {', '.join(map(str, plan))}", tried=0)
     for moment in plan:
-        said, killed = _kill_once(settings, moment, log=place.folder / f"{name}.log")
-        outcome.tried += killed
-        outcome.problems += _lost_too_much(outcome, recorded, said)
+        said, code = _kill_once(settings, moment, run, log=place.folder / f"{name}.log")
+        outcome.tried += code == -signal.SIGKILL
+        outcome.problems += _unexpected(said, code, -signal.SIGKILL) + _lost_too_much(outcome, recorded, said)
         recorded = len(read_jsonl(run / "metrics.jsonl"))
     done = run_train(**settings)
-    outcome.problems += _lost_too_much(outcome, recorded, done.stdout)
-    outcome.problems += place.problems(run) if done.returncode == 0 else [f"exit {done.returncode}: {done.stdout.splitlines()[-1:]}"]
+    outcome.problems += _unexpected(done.stdout, done.returncode) + _lost_too_much(outcome, recorded, done.stdout)
+    outcome.problems += place.problems(run) if done.returncode == 0 else []
     outcome.remark = f"{outcome.tried} kills, at most {outcome.redone} steps redone"
     return outcome
 
 
-def _kill_once(settings: dict, moment: str | float, log: Path) -> tuple[str, bool]:
-    """Start and kill; what was said, and whether the kill came before the end."""
-    point = {"MINIGPT_FAILPOINT": f"{moment}:kill"} if isinstance(moment, str) else {}
+def _kill_once(settings: dict, moment: Moment, run: Path, log: Path) -> tuple[str, int]:
+    """Start and kill; what was said, and the exit code."""
+    point = {"MINIGPT_FAILPOINT": f"{moment.point}:kill"} if moment.point else {}
+    before, steps = len(read_jsonl(run / "metrics.jsonl")), run / "metrics.jsonl"
     # Into a file: a pipe that nobody reads could stop the process before the kill does.
     with log.open("w+") as file:
         process = subprocess.Popen(command(**settings), cwd=ROOT, env=ENVIRONMENT | point, stdout=file, stderr=subprocess.STDOUT)
-        try:
-            process.wait(timeout=moment if isinstance(moment, float) else 300)
-        except subprocess.TimeoutExpired:
+        if moment.point:
+            process.wait(300)  # raises where it hangs
+        else:
+            while moment.stepping and process.poll() is None and (not steps.exists() or len(read_jsonl(steps)) in (0, before)):
+                time.sleep(0.01)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(moment.seconds)
             process.kill()
             process.wait()
         file.seek(0)
-        return file.read(), process.returncode == -signal.SIGKILL
+        return file.read(), process.returncode
+
+
+def _unexpected(said: str, code: int, *allowed: int) -> list[str]:
+    """An exit code that is neither 0 nor allowed, or a traceback."""
+    wrong = [f"exit {code}: {said.splitlines()[-1:]}"] * (code not in (0, *allowed))
+    return wrong + ["a traceback"] * ("Traceback" in said)
 
 
 def _lost_too_much(outcome: Outcome, recorded: int, said: str) -> list[str]:
-    """A resumed run goes on from the newest checkpoint, or the one before where that was still being written."""
+    """One interval of work is lost at most, and while a checkpoint was being written (here: for many steps) the one it waits for."""
     if not re.search("goes on from|begins with", said):  # killed before it could say so, or done already
         return []
     begins = resumed_at(said)
     outcome.redone = max(outcome.redone, recorded - begins)
-    newest = recorded - recorded % SAVE_EVERY
-    return [f"{recorded} steps were done, it went on from {begins}"] if begins < newest - SAVE_EVERY else []
+    return [f"{recorded} steps were done, it went on from {begins}"] if recorded - begins > 2 * SAVE_EVERY else []
 
 
 def damage_checkpoint(place: Place, seed: int) -> Outcome:
@@ -201,9 +225,8 @@ def damage_checkpoint(place: Place, seed: int) -> Outcome:
     outcome = Outcome("corruption", f"seed {seed}: {victim.relative_to(newest)} {how}")
     done = run_train(**place.settings(run.name))
     warned, begins = "checkpoint 18 is damaged" in done.stdout, resumed_at(done.stdout)
-    if done.returncode:
-        outcome.problems.append(f"exit {done.returncode}: {done.stdout.splitlines()[-1:]}")
-    else:
+    outcome.problems += _unexpected(done.stdout, done.returncode)
+    if not done.returncode:
         outcome.problems += place.problems(run)
         outcome.silent = not warned and (begins != 18 or bool(outcome.problems))
     if begins not in (15, 18):
@@ -222,9 +245,10 @@ def resume_anywhere(place: Place, step: int) -> Outcome:
     (run / "report.html").unlink()
     outcome = Outcome("resume", f"at step {step}")
     done = run_train(**place.settings(run.name))
-    if done.returncode or (step < HORIZON and resumed_at(done.stdout) != step):
-        outcome.problems.append(f"exit {done.returncode}: {done.stdout.splitlines()[-1:]}")
-    else:
+    outcome.problems += _unexpected(done.stdout, done.returncode)
+    if resumed_at(done.stdout) != step:
+        outcome.problems.append(f"went on from {resumed_at(done.stdout)}")
+    if not done.returncode:
         outcome.problems += place.problems(run)
     shutil.rmtree(run)
     return outcome

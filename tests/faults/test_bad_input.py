@@ -48,6 +48,7 @@ CONFIGS: list[tuple[dict, str]] = [
     ({"mesh__data": 0}, "mesh"),
     ({"mesh__tensor": 2, "mesh__data": 4}, "does not fit"),
     ({"data__micro_batch": 3}, "micro"),
+    ({"data__batch": 6, "devices": 4}, "4"),
     ({"model__context": 10_000}, "a row needs 10001"),
     ({"data__folder": "/nowhere"}, "/nowhere"),
     ({"init_from": "/nowhere"}, "/nowhere"),
@@ -110,9 +111,10 @@ TOOLS: list[tuple[list[str], str]] = [
 ]
 
 
-def refused(arguments: list[str], word: str, capsys: pytest.CaptureFixture, shown: str) -> None:
+def refused(arguments: list[str], word: str, capsys: pytest.CaptureFixture, shown: str, devices: int = 1) -> None:
     """Run, check the line, and show it."""
-    done = subprocess.run(arguments, cwd=ROOT, env=ENVIRONMENT, input="", capture_output=True, text=True, timeout=120, check=False)
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    done = subprocess.run(arguments, cwd=ROOT, env=ENVIRONMENT | flags, input="", capture_output=True, text=True, timeout=120, check=False)
     lines = [line for line in done.stderr.splitlines() if not line.startswith(("usage:", "  "))]
     with capsys.disabled():
         print(f"\n{shown}\n    {lines[-1] if lines else done.stdout}", end="")
@@ -127,7 +129,8 @@ def refused(arguments: list[str], word: str, capsys: pytest.CaptureFixture, show
 )
 def test_config(place: Place, wrong: dict, word: str, capsys):
     shown = " ".join(f"--config.{name.replace('__', '.')}={value}" for name, value in wrong.items())
-    refused(command(**place.settings("never") | wrong), word, capsys, shown)
+    settings = place.settings("never") | wrong
+    refused(command(**{k: v for k, v in settings.items() if k != "devices"}), word, capsys, shown, devices=wrong.get("devices", 1))
     assert not (place.runs / "never" / "metrics.jsonl").exists()  # nothing was begun
 
 
@@ -135,6 +138,9 @@ def test_config(place: Place, wrong: dict, word: str, capsys):
 def test_config_file(tmp_path: Path, content: str, capsys):
     (tmp_path / "wrong.py").write_text(content)
     refused([sys.executable, "train.py", "--config", str(tmp_path / "wrong.py")], "", capsys, f"a config file that holds {content!r}")
+
+
+def test_no_config_file(tmp_path: Path, capsys):
     refused([sys.executable, "train.py", "--config", str(tmp_path / "none.py")], "none.py", capsys, "a config file that is not there")
 
 

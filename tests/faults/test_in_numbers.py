@@ -2,14 +2,16 @@
 
 import pytest
 
-from tests.faults.scenarios import HORIZON, POINTS, Place, damage_checkpoint, kill, resume_anywhere
+from tests.faults.scenarios import HORIZON, POINTS, Moment, Place, damage_checkpoint, kill, resume_anywhere
 
 AT = {"before_save": "@9", "during_write": "@12", "before_commit": "@6", "after_step": "@10", "before_flush": "@13"}
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_kill_at_a_named_point_changes_nothing(place: Place, point: str):
-    plan = ["after_step@10", point] if point == "during_restore" else [point + AT.get(point, "")]
+    plan = [Moment(point + AT.get(point, ""))]
+    if point == "during_restore":
+        plan.insert(0, Moment("after_step@10"))
     outcome = kill(place, f"point_{point}", plan)
     assert outcome.tried == len(plan), f"the point {point} was not reached"
     assert not outcome.problems, outcome.line()

@@ -3,8 +3,9 @@
 import random
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,35 @@ import pytest
 
 from minigpt_jax.metrics import read_jsonl
 from minigpt_jax.runs import checkpoint_steps
-from tests.faults.scenarios import HORIZON, Place
+from tests.faults.scenarios import HORIZON, SAVE_EVERY, Place
 from tests.harness import ENVIRONMENT, ROOT, command, final_arrays, history, start_pair, train, write_chat, write_corpus
 
 ENDLESS = {"horizon__steps": 10**6, "save__every": 1000, "eval__every": 10**6, "log__every": 1}
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nobody_stays() -> Iterator[None]:
+    """No process of a test that failed outlives it."""
+    yield
+    for process in STARTED:
+        process.kill()
+    STARTED.clear()
 
 
 def start(settings: dict, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(command(**settings), cwd=ROOT, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command(**settings), cwd=ROOT, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    STARTED.append(process)
+    threading.Timer(120, process.kill).start()  # what hangs is read to its end
+    return process
+
+
+def start_two(settings: dict, *environments: dict) -> list[subprocess.Popen]:
+    pair = start_pair(environments=environments or ({}, {}), **settings)
+    STARTED.extend(pair)
+    return pair
 
 
 def wait_for(process: subprocess.Popen, text: str) -> str:
@@ -34,7 +56,9 @@ def wait_for(process: subprocess.Popen, text: str) -> str:
 
 
 def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
     while not true():
+        assert time.monotonic() < deadline
         time.sleep(0.001)
 
 
@@ -47,14 +71,14 @@ def catches(process: subprocess.Popen, number: signal.Signals) -> bool:
 def test_signals_are_heard_before_jax_is_loaded(place: Place):
     process = start(place.settings("early"))
     wait_until(lambda: catches(process, signal.SIGTERM) and catches(process, signal.SIGINT))
-    process.send_signal(signal.SIGTERM)
     assert "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text()
+    process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "stopped after step 0" in said and "Traceback" not in said, said
     assert not history(place.runs / "early")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.campaign)])
 def test_a_run_that_is_stopped_again_and_again_is_the_same_run(place: Place, number: signal.Signals, tmp_path: Path):
     """Its own folder of compiled programs, so that compilation is among the moments; evaluations that were cut short are made up for."""
     settings, draw = place.settings("stopped", runs=tmp_path), random.Random(number)
@@ -68,6 +92,17 @@ def test_a_run_that_is_stopped_again_and_again_is_the_same_run(place: Place, num
         assert "everything is saved" in said or f"all {HORIZON} steps are done" in said, said
     train(**settings)
     assert not place.problems(tmp_path / "stopped")
+
+
+def test_an_evaluation_that_a_signal_cuts_short_is_made_up_for(place: Place):
+    """At the start, on the way and at the end of a run, and each time the process says that it was told to stop."""
+    settings = place.settings("cut_short", eval__rows=10**6)  # many batches: time to hear the signal
+    for step in (0, 7, HORIZON):
+        said = train(environment={"MINIGPT_FAILPOINT": f"during_evaluation@{step}:term"}, **settings)
+        assert f"after {step} steps: validation" not in said and "finishing this step" in said
+        assert ("everything is saved" if step < HORIZON else "steps are done") in said
+    assert f"after {HORIZON} steps: validation" in train(**settings)
+    assert not place.problems(place.runs / "cut_short")
 
 
 def test_a_second_signal_ends_a_compilation_within_a_second(place: Place, tmp_path: Path):
@@ -97,24 +132,28 @@ def test_a_second_trainer_on_one_run_stops_and_the_first_does_not_notice(place: 
     assert [step for step, *_ in history(place.runs / "twice")] == list(range(len(history(place.runs / "twice"))))
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.campaign), 1])
 def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(place: Place, victim: int):
+    """... with as many processes as are there: two once more, then one."""
     name = f"pair_{victim}"
-    pair = start_pair(**place.settings(name, **ENDLESS | {"save__every": 5}))
+    settings = place.settings(name, **ENDLESS | {"save__every": 5})
+    pair = start_two(settings)
     wait_until(lambda: len(checkpoint_steps(place.runs / name)) > 1)
     pair[victim].kill()
     began = time.monotonic()
     other = pair[1 - victim]
     said, _ = other.communicate(timeout=60)
     assert other.returncode != 0 and time.monotonic() - began < 20, said
-    pair[victim].communicate()
     reached = checkpoint_steps(place.runs / name)[-1]
-    assert "goes on from step" in train(**place.settings(name, horizon__steps=reached + 1, schedule__kind="cosine"))
+    ends = place.settings(name, horizon__steps=reached + 3)
+    outputs = [process.communicate(timeout=120)[0] for process in start_two(ends)]
+    assert f"goes on from step {reached}" in outputs[0] and f"all {reached + 3} steps are done" in outputs[0], outputs
+    assert f"goes on from step {reached + 3}" in train(**place.settings(name, horizon__steps=reached + 4))
 
 
 def test_an_error_in_one_of_two_processes_ends_both(place: Place):
     settings = place.settings("half_full", **ENDLESS | {"save__every": 5})
-    ok, full = start_pair(environments=({}, {"MINIGPT_FAILPOINT": "before_save@10:enospc"}), **settings)
+    ok, full = start_two(settings, {}, {"MINIGPT_FAILPOINT": "before_save@10:enospc"})
     said, _ = full.communicate(timeout=120)
     assert full.returncode == 1 and "no space left" in said.splitlines()[-1], said
     began = time.monotonic()
@@ -122,20 +161,21 @@ def test_an_error_in_one_of_two_processes_ends_both(place: Place):
     assert ok.returncode != 0 and time.monotonic() - began < 20
 
 
-def test_two_processes_agree_on_the_checkpoint_to_go_on_from(place: Place):
+@pytest.mark.parametrize("point", [pytest.param("during_restore", marks=pytest.mark.campaign), "during_verify"])
+def test_two_processes_agree_on_the_checkpoint_to_go_on_from(place: Place, point: str):
     """One of them cannot read the newest: both take the one before, and say so."""
-    run = place.copy(place.two_checkpoints, "disagree")
-    pair = start_pair(environments=({}, {"MINIGPT_FAILPOINT": "during_restore@18:enospc"}), **place.settings("disagree"))
+    run = place.copy(place.two_checkpoints, f"disagree_{point}")
+    pair = start_two(place.settings(f"disagree_{point}"), {}, {"MINIGPT_FAILPOINT": f"{point}@18:enospc"})
     outputs = [process.communicate(timeout=120)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], "\n".join(outputs)
     assert all("checkpoint 18 is damaged" in said for said in outputs) and "goes on from step 15" in outputs[0]
     assert [(step, batch) for step, _, batch in history(run)] == [(step, batch) for step, _, batch in history(place.expected)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.campaign), signal.SIGINT])
 def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(place: Place, number: signal.Signals):
     name = f"pair_{number.name}"
-    pair = start_pair(**place.settings(name, **ENDLESS))
+    pair = start_two(place.settings(name, **ENDLESS))
     wait_until(lambda: len(read_jsonl(place.runs / name / "metrics.jsonl")) > 3)
     pair[1].send_signal(number)
     outputs = [process.communicate(timeout=60)[0] for process in pair]
@@ -147,22 +187,26 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(place: Pla
 def test_the_run_goes_on_with_other_devices_and_other_processes(place: Place):
     """1 device, 4 in two axes, 2 with layers cut in two, 2 processes, 1 again: the same rows, and losses within 1e-5."""
 
-    def part(stop_after: int, devices: int = 1, **mesh) -> None:
+    def part(begins: int, ends: int, devices: int = 1, **mesh) -> None:
         flags = f"{ENVIRONMENT['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-        point = f"after_step@{stop_after}:kill"
-        train(expect=-signal.SIGKILL, environment={"XLA_FLAGS": flags, "MINIGPT_FAILPOINT": point}, **place.settings("elastic", **mesh))
+        environment = {"XLA_FLAGS": flags, "MINIGPT_FAILPOINT": f"before_save@{ends + SAVE_EVERY}:kill"}  # `ends` is on disk by then
+        said = train(expect=-signal.SIGKILL, environment=environment, **place.settings("elastic", **mesh))
+        assert f"goes on from step {begins}" in said or not begins
 
-    part(4)
-    part(7, 4, mesh__data=2, mesh__fsdp=2)
-    part(11, 2, mesh__tensor=2)
-    pair = start_pair(environments=[{"MINIGPT_FAILPOINT": "after_step@16:kill"}] * 2, **place.settings("elastic", mesh__fsdp=2, mesh__data=1))
-    assert [process.wait(60) for process in pair] == [-signal.SIGKILL] * 2
-    train(**place.settings("elastic"))
+    part(0, 3)
+    part(3, 6, 4, mesh__data=2, mesh__fsdp=2)
+    part(6, 9, 2, mesh__tensor=2)
+    point = {"MINIGPT_FAILPOINT": f"before_save@{12 + SAVE_EVERY}:kill"}
+    pair = start_two(place.settings("elastic", mesh__fsdp=2, mesh__data=1), point, point)
+    outputs = [process.communicate(timeout=120)[0] for process in pair]
+    assert [process.returncode for process in pair] == [-signal.SIGKILL] * 2 and "goes on from step 9" in outputs[0], outputs
+    assert "goes on from step 12" in train(**place.settings("elastic"))
     ours, theirs = (read_jsonl(run / "metrics.jsonl") for run in (place.runs / "elastic", place.expected))
     assert [(r["step"], r["batch"]) for r in ours] == [(r["step"], r["batch"]) for r in theirs]
     np.testing.assert_allclose([r["loss"] for r in ours], [r["loss"] for r in theirs], atol=1e-5)
 
 
+@pytest.mark.campaign
 def test_finetuning_survives_kills_too(tmp_path: Path):
     """The same promise for the other phase: masks, isolated documents, weights that come from another run."""
     runs, chat = tmp_path / "runs", write_chat(tmp_path)

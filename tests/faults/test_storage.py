@@ -34,13 +34,13 @@ def test_a_full_disk_is_reported_and_the_same_command_goes_on(place: Place):
     run.mkdir()
     arguments = ["unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", "2m", str(run), str(result)]
     done = subprocess.run(
-        [*arguments, *command(**place.settings("full", save__keep=100, log__tensorboard=False))],
+        [*arguments, *command(**place.settings("full", save__keep=100))],
         cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
     )  # fmt: skip
     said = done.stdout
     first, _, second = said.partition("first: ")
     assert second.startswith("1\n") and "second: 0" in second and "Traceback" not in said, said
-    assert "could not be written" in first.splitlines()[-1] and "stands" in first.splitlines()[-1]
+    assert "failed: " in first.splitlines()[-1] and "run the same command again" in first.splitlines()[-1]
     listed = second.splitlines()[1 : second.splitlines().index(next(x for x in second.splitlines() if x.startswith(str(run))))]
     assert listed and all(name.isdecimal() for name in listed), said  # older ones intact, nothing half-written
     assert f"goes on from step {max(map(int, listed))}" in second
@@ -78,12 +78,14 @@ def test_a_run_whose_checkpoints_are_all_damaged_never_starts_over_by_itself(pla
 
 def test_stray_entries_are_ignored(place: Place):
     run = place.copy(place.two_checkpoints, "strays")
+    (run / "checkpoints" / str(HORIZON)).mkdir()  # where a checkpoint will be saved
     (run / "checkpoints" / "99").mkdir()
     (run / "checkpoints" / "9.tmp").mkdir()
     (run / "checkpoints" / "98").write_text("")
     (run / "checkpoints" / "abc").write_text("")
     said = train(**place.settings("strays"))
     assert "goes on from step 18" in said and "warning" not in said
+    assert checkpoint_steps(run)[-1] == HORIZON and place.problems(run) == ["left behind: 9.tmp, abc"]
 
 
 def test_another_dtype_is_refused_by_name(place: Place):
@@ -99,6 +101,25 @@ def test_another_dtype_is_refused_by_name(place: Place):
     subprocess.run([sys.executable, "-c", program, *metas], cwd=ROOT, env=ENVIRONMENT, check=True, timeout=60)
     said = train(expect=2, **place.settings("dtype"))
     assert "params/wte: bfloat16[512, 16] -> float32[512, 16]" in said and said.count("\n") == 1
+
+
+def test_a_changed_setting_is_refused_until_it_is_insisted_on(place: Place):
+    place.copy(place.two_checkpoints, "insisted")
+    said = train(expect=2, **place.settings("insisted", optimizer__b2=0.9))
+    assert "optimizer.b2: 0.95 -> 0.9" in said and "accept_changes" in said and said.count("\n") == 1
+    assert "goes on from step 18" in train(**place.settings("insisted", optimizer__b2=0.9, accept_changes=True))
+
+
+def test_a_fresh_start_that_cannot_begin_deletes_nothing(place: Place):
+    run = place.copy(place.two_checkpoints, "fresh")
+    train(expect=2, **place.settings("fresh", fresh=True, init_from="/nowhere"))
+    assert checkpoint_steps(run)[-2:] == [15, 18]
+    assert "begins with the weights of" in train(**place.settings("fresh", fresh=True, init_from=run))  # even its own
+
+
+def test_deterministic_is_the_same_run_on_a_cpu(place: Place):
+    train(**place.settings("deterministic", deterministic=True))
+    assert not place.problems(place.runs / "deterministic")
 
 
 def test_a_shard_that_changed_since_the_run_began_is_refused(place: Place):
