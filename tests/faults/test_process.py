@@ -34,7 +34,9 @@ def start(settings: dict, **environment: str) -> subprocess.Popen:
         command(**settings), cwd=ROOT, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     STARTED.append(process)
-    threading.Timer(120, process.kill).start()  # what hangs is read to its end
+    deadline = threading.Timer(120, process.kill)  # what hangs is read to its end
+    deadline.daemon = True
+    deadline.start()
     return process
 
 
