@@ -15,6 +15,7 @@ import math
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
@@ -302,6 +303,7 @@ def _all_agree(good: bool) -> bool:
 
 def _read(run: Path, step: int, item: str, target):
     """Arrays of one item of a checkpoint, placed like `target`."""
+    _be_quiet()
     # The handler by itself: around it, Orbax's Checkpointer waits for all processes, for ever when one met an error.
     handler = ocp.StandardCheckpointHandler()
     folder = (run / "checkpoints" / str(step) / item).absolute()
@@ -318,9 +320,19 @@ def _check_architecture(run: Path, meta: dict, config: GPTConfig) -> None:
         raise InputError(f"{run}: its checkpoints hold another model ({', '.join(differing)}): choose another name, or set these back")
 
 
-def _without_closed_loops(unraisable) -> None:
-    """When one write fails, Orbax closes the event loop that the others wanted to report to."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+def _be_quiet() -> None:
+    """Orbax explains every save as a warning, and a full disk or a damaged file in pages; errors reach us, and through us the user in a line."""
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _but_orbax
+
+
+def _but_orbax(unraisable) -> None:
+    """When one read or write fails, Orbax closes the event loop that the others were on: what they still say helps nobody."""
+    code = getattr(unraisable.object, "cr_code", None)
+    files = [code.co_filename] if code else []
+    files += [frame.filename for frame in traceback.extract_tb(unraisable.exc_traceback)]
+    if not any("orbax" in file or "asyncio" in file for file in files):
         sys.__unraisablehook__(unraisable)
 
 
@@ -353,10 +365,7 @@ class _Items(ocp.args.Composite):
 
 
 def _orbax() -> ocp.AsyncCheckpointer:
-    # Orbax explains every save as a warning, and a full disk in pages; errors reach us, and through us the user in a line.
-    for logger in ("absl", "asyncio"):
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
-    sys.unraisablehook = _without_closed_loops
+    _be_quiet()
     # Orbax asks for statistics at every save that nobody reads here, and TensorStore leaks 40 KB each time it is asked.
     tensorstore.experimental_collect_matching_metrics = lambda *_: []
     # Folders made in the background would leave threads waiting for them for minutes where a full disk forbids them.

@@ -93,7 +93,7 @@ def parse(argv: Sequence[str]) -> Config:
         if not isinstance(config, ConfigDict | None):
             getattr(config, "name", None)  # where a file could not be loaded, ml_collections says so only when it is used
     except Exception as error:  # a config file is a program, and may raise what it likes
-        raise InputError(_first_line(error)) from None
+        raise InputError(_first_line(error, _config_file(argv))) from None
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}: overrides look like --config.data.batch=64")
     if config is None:
@@ -129,9 +129,13 @@ def _check_field(name: str, value, allowed: tuple) -> None:
     else:
         kind = (int,) if isinstance(first, int) else (int, float)
         good = isinstance(value, kind) and not isinstance(value, bool) and first <= value <= allowed[1]
-        expected = f"{'a whole number' if kind == (int,) else 'a number'} from {first:g} to {allowed[1]:g}"
+        expected = f"{'a whole number' if kind == (int,) else 'a number'} from {_plain(first)} to {_plain(allowed[1])}"
     if not good:
         raise InputError(f"config field {name}: found {value!r}, expected {expected}")
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def horizon_steps(batch: int, context: int, rows: int, *, steps: int, tokens: int, epochs: float) -> int:
@@ -167,11 +171,22 @@ def changes(before: dict, now: Config) -> list[str]:
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names]
 
 
-def _first_line(error: Exception) -> str:
+def _config_file(argv: Sequence[str]) -> str:
+    """What follows --config on the command line, without the argument of its get_config."""
+    joined = " ".join(argv)
+    match = re.search(r"--?config[= ](\S+)", joined)
+    return match[1].partition(":")[0] if match else "the config file"
+
+
+def _first_line(error: Exception, file: str) -> str:
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if isinstance(error, OSError):  # a file that could not be read: only the last line says which and why
-        lines = lines[-1:]
-    elif "Traceback" in text:  # a file that failed when it was run: its own error is the last line
-        lines = [lines[0].partition(" Error whilst")[0], lines[-1]]
-    return " ".join(lines[:2]) or repr(error)
+    if "Traceback" in text:  # the file failed when it was run: its own error is the last line
+        return f"{file}: failed when it was read: {lines[-1]}"
+    if isinstance(error, flags.Error | KeyError):  # of the command line
+        return " ".join(lines[:2])
+    if isinstance(error, OSError):
+        return f"{file}: {error.strerror or lines[-1]}"
+    if isinstance(error, AttributeError) and "get_config" in text:
+        return f"{file}: has no get_config() (configs/pretrain.py shows one)"
+    return f"{file}: failed when it was read: {type(error).__name__}: {lines[-1] if lines else ''}"

@@ -270,6 +270,8 @@ def _load(path: Path, dtype: np.dtype, expected: int | None) -> np.ndarray:
     except FileNotFoundError:
         raise InputError(f"{path}: missing, although {MANIFEST} lists it") from None
     except Exception as error:  # numpy reads a header as Python source, so a damaged one raises whatever the parser does
+        if "mmap length" in str(error):
+            raise InputError(f"{path}: found {path.stat().st_size} bytes, expected more by its header: it was cut short") from None
         raise InputError(f"{path}: not a readable .npy array ({error})") from None
     if array.dtype != dtype or array.ndim != 1:
         raise InputError(f"{path}: found {array.dtype.str} with shape {array.shape}, expected one dimension of {dtype.name}")

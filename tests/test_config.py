@@ -75,7 +75,8 @@ def test_every_value_out_of_range_is_refused_with_field_and_range():
         elif isinstance(first, str):
             assert "expected one of " in message and all(choice in message for choice in (first, *rest))
         else:
-            assert f"expected a {'whole number' if isinstance(first, int) else 'number'} from {first:g} to {rest[0]:g}" in message
+            low, high = (str(n) if isinstance(n, int) else f"{n:g}" for n in (first, rest[0]))
+            assert f"expected a {'whole number' if isinstance(first, int) else 'number'} from {low} to {high}" in message
 
 
 @pytest.mark.parametrize(

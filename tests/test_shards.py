@@ -175,10 +175,10 @@ GOOD = npy(SECOND)
 HEADER = len(GOOD) - SECOND.nbytes
 BAD_SHARDS: dict[str, tuple[bytes | None, str]] = {
     "empty": (b"", "not a readable .npy array"),
-    "header only": (GOOD[:HEADER], "not a readable .npy array"),
+    "header only": (GOOD[:HEADER], "expected more by its header"),
     "half a header": (GOOD[:20], "not a readable .npy array"),
-    "truncated": (GOOD[:-2], "not a readable .npy array"),
-    "truncated in a token": (GOOD[:-1], "not a readable .npy array"),
+    "truncated": (GOOD[:-2], "expected more by its header"),
+    "truncated in a token": (GOOD[:-1], "expected more by its header"),
     "trailing bytes": (GOOD + b"\0\0", "2 bytes after the array"),
     "npz": (npz(SECOND), "not a readable .npy array"),
     "text": (b"not tokens at all", "not a readable .npy array"),

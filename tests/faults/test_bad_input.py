@@ -68,8 +68,8 @@ def as_archive(path: Path) -> None:
 IDS = np.arange(4000) % 512
 SHARDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda p: p.write_bytes(b""), "not a readable .npy"),
-    "header only": (lambda p: p.write_bytes(p.read_bytes()[:128]), "not a readable .npy"),
-    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a readable .npy"),
+    "header only": (lambda p: p.write_bytes(p.read_bytes()[:128]), "found 128 bytes, expected more"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-100]), "found 8028 bytes, expected more"),
     "trailing bytes": (lambda p: p.write_bytes(p.read_bytes() + b"xx"), "2 bytes after the array"),
     "an .npz": (as_archive, "not a readable .npy"),
     "pickled objects": (resave(np.array([{}, None], dtype=object)), "not a readable .npy"),
@@ -134,10 +134,19 @@ def test_config(place: Place, wrong: dict, word: str, capsys):
     assert not (place.runs / "never" / "metrics.jsonl").exists()  # nothing was begun
 
 
-@pytest.mark.parametrize("content", ["", "x = 1", "def get_config(:", "raise RuntimeError('no')", "def get_config(): return 3"])
-def test_config_file(tmp_path: Path, content: str, capsys):
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("", "wrong.py: has no get_config()"),
+        ("x = 1", "wrong.py: has no get_config()"),
+        ("def get_config(:", "wrong.py: failed when it was read: SyntaxError: invalid syntax"),
+        ("raise RuntimeError('no')", "wrong.py: failed when it was read: RuntimeError: no"),
+        ("def get_config(): return 3", "must return a ConfigDict, found int"),
+    ],
+)
+def test_config_file(tmp_path: Path, content: str, word: str, capsys):
     (tmp_path / "wrong.py").write_text(content)
-    refused([sys.executable, "train.py", "--config", str(tmp_path / "wrong.py")], "", capsys, f"a config file that holds {content!r}")
+    refused([sys.executable, "train.py", "--config", str(tmp_path / "wrong.py")], word, capsys, f"a config file that holds {content!r}")
 
 
 def test_no_config_file(tmp_path: Path, capsys):
