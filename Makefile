@@ -19,7 +19,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
-# Hundreds of kills and damaged checkpoints, then every test: most of an hour on two cores.
+# Hundreds of kills and damaged checkpoints, then the tests of the other faults: half an hour on two cores.
 campaign: install
 	$(BIN)/python -m tests.faults.campaign --kills 50 --corruptions 200 --seed 0
 
