@@ -74,10 +74,13 @@ def _rows() -> int:
         cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert process.stdout
-    results = [match.groups() for match in map(re.compile(r"(PASSED|FAILED|ERROR|SKIPPED) (tests/\S+)").search, process.stdout) if match]
-    for verdict, test in results:
-        if test.startswith("tests/faults/") or verdict != "PASSED":
-            print(f"row         {test.partition('::')[2]:<80} {verdict.lower()}", flush=True)
+    results = []
+    for line in process.stdout:
+        if match := re.search(r"(PASSED|FAILED|ERROR|SKIPPED) (tests/\S+)", line):
+            verdict, test = match.groups()
+            results.append((verdict, test))
+            if test.startswith("tests/faults/") or verdict != "PASSED":
+                print(f"row         {test.partition('::')[2]:<80} {verdict.lower()}", flush=True)
     failed = sum(verdict in ("FAILED", "ERROR") for verdict, _ in results)
     print(f"row         {len(results)} tests, {failed} failed")
     return failed or int(process.wait() != 0 or not results)
