@@ -76,7 +76,7 @@ def _rows() -> int:
     assert process.stdout
     results = []
     for line in process.stdout:
-        if match := re.search(r"(PASSED|FAILED|ERROR|SKIPPED) (tests/\S+)", line):
+        if match := re.match(r"\[gw\d+\].* (PASSED|FAILED|ERROR|SKIPPED) (tests/\S+)", line):
             verdict, test = match.groups()
             results.append((verdict, test))
             if test.startswith("tests/faults/") or verdict != "PASSED":
