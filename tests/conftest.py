@@ -5,6 +5,7 @@ import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import signal
 from pathlib import Path
 
 import jax
@@ -13,6 +14,8 @@ import pytest
 from tests.harness import write_corpus
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A shell makes what it starts in the background ignore Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
