@@ -366,7 +366,7 @@ class _Items(ocp.args.Composite):
 
 def _orbax() -> ocp.AsyncCheckpointer:
     _be_quiet()
-    # Orbax asks for statistics at every save that nobody reads here, and TensorStore leaks 40 KB each time it is asked.
+    # Orbax asks for statistics at every save that nobody reads here, and answering them makes TensorStore leak (docs/log.md).
     tensorstore.experimental_collect_matching_metrics = lambda *_: []
     # Folders made in the background would leave threads waiting for them for minutes where a full disk forbids them.
     options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
