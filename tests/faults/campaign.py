@@ -54,7 +54,9 @@ def main() -> int:
                         break  # some kills come too late to count, so more runs are planned than are needed
     rows_failed = _rows() if options.only in (None, "rows") else 0
     _print_table(outcomes, time.monotonic() - began)
-    return 1 if rows_failed or any(o.problems or o.silent for o in outcomes) else 0
+    lost = sum(o.redone > SAVE_EVERY for o in outcomes)
+    print(f"{lost} runs redid more than one save interval")
+    return 1 if rows_failed or lost or any(o.problems or o.silent for o in outcomes) else 0
 
 
 def _faults(place: Place, options: argparse.Namespace) -> list[list[Callable[[], Outcome]]]:
