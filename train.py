@@ -121,6 +121,7 @@ def train(c, text: Stream, held_out: Stream, stop_requested: Callable[[], bool] 
                 rows, batch = next(batches)
             state, result = train_step(state, Batch(*batch))
             if unread:  # look at the step before while this one runs
+                checkpoints.wait()  # no step is on record before the save before it: a kill costs one interval at most
                 journal.step(*unread)
             unread = (step, data.batch_hash(text, rows), result)
             profile(c, run, step - begin)
@@ -131,6 +132,7 @@ def train(c, text: Stream, held_out: Stream, stop_requested: Callable[[], bool] 
             evaluate_now = not stop and (done % c.eval.every == 0 or done == horizon)
             save_now = stop or done % c.save.every == 0 or done == horizon
             if evaluate_now or save_now:  # a checkpoint's steps are on record before it is
+                checkpoints.wait()
                 journal.step(*unread)
                 unread = None
             if evaluate_now:
@@ -145,7 +147,6 @@ def train(c, text: Stream, held_out: Stream, stop_requested: Callable[[], bool] 
                 )
             if evaluate_now or save_now:
                 journal.start_clock()
-            checkpoints.check()
             if stop:
                 break
 

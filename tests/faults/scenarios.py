@@ -194,12 +194,12 @@ def _unexpected(said: str, code: int, *allowed: int) -> list[str]:
 
 
 def _lost_too_much(outcome: Outcome, recorded: int, said: str) -> list[str]:
-    """One interval of work is lost at most, and while a checkpoint was being written (here: for many steps) the one it waits for."""
+    """One interval of work is lost at most."""
     if not re.search("goes on from|begins with", said):  # killed before it could say so, or done already
         return []
     begins = resumed_at(said)
     outcome.redone = max(outcome.redone, recorded - begins)
-    return [f"{recorded} steps were done, it went on from {begins}"] if recorded - begins > 2 * SAVE_EVERY else []
+    return [f"{recorded} steps were done, it went on from {begins}"] if recorded - begins > SAVE_EVERY else []
 
 
 def damage_checkpoint(place: Place, seed: int) -> Outcome:

@@ -1,4 +1,4 @@
-"""Numbers that are none, and two thousand steps after which nothing may have grown."""
+"""Numbers that are none, and two thousand steps in which nothing may grow."""
 
 import re
 import subprocess
@@ -37,7 +37,9 @@ def memory_and_files(process: subprocess.Popen) -> tuple[int, int]:
 
 @pytest.mark.campaign
 def test_two_thousand_steps_and_two_hundred_checkpoints_leave_nothing_behind(place: Place):
-    settings = place.settings("soak", horizon__steps=2000, save__every=10, eval__every=500, log__every=1)
+    # Python finds the garbage of compilation (200 MB) after about 1,250 steps: until then nothing is in its final state.
+    first, last = range(1600, 1700), range(3500, 3600)
+    settings = place.settings("soak", horizon__steps=last.stop, save__every=10, eval__every=500, log__every=1)
     process = subprocess.Popen(
         command(**settings), cwd=ROOT, env=ENVIRONMENT | {"JAX_LOG_COMPILES": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -46,13 +48,15 @@ def test_two_thousand_steps_and_two_hundred_checkpoints_leave_nothing_behind(pla
     for line in process.stdout:
         if match := re.match(r"step +(\d+)/", line):
             step = int(match[1])
-            if 900 <= step < 1000 or 1900 <= step < 2000:  # a hundred times: a checkpoint may be in the making
-                measured.setdefault(step // 1000, []).append(memory_and_files(process))
+            if step in first or step in last:  # a hundred times: a checkpoint may be in the making
+                measured.setdefault(step in last, []).append(memory_and_files(process))
         elif "Compiling" in line:
             compiled.append(len(measured))
     assert process.wait() == 0
-    (memory, files), (later_memory, later_files) = (np.array(measured[n]).T for n in (0, 1))
-    assert np.median(later_memory) < np.median(memory) * 1.01
+    (memory, files), (later_memory, later_files) = (np.array(measured[n]).T for n in (False, True))
+    growth = (np.median(later_memory) / np.median(memory) - 1) / (last.start - first.start) * 1000
+    print(f"memory {growth:+.2%} in 1,000 steps from {np.median(memory) / 1e3:.0f} MB; {files.min()} files, then {later_files.min()}")
+    assert growth < 0.01
     assert later_files.min() <= files.min()  # between two saves
     assert compiled and not any(compiled)  # all of it before the first measurement
     run = place.runs / "soak"
