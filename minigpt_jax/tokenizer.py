@@ -57,9 +57,13 @@ class Tokenizer:
         """The exact bytes of `ids`: joined pieces of a stream decode as a whole even when one token splits a letter."""
         return self._encoding.decode_bytes(list(ids))
 
+    def byte_sequences(self) -> list[bytes]:
+        """The bytes of ids 0..50255, which are also the order in which byte-pair encoding joins them."""
+        return [self._encoding.decode_single_token_bytes(i) for i in range(END_OF_TEXT)]
+
     def byte_lengths(self) -> np.ndarray:
         """[V] int32: bytes of text behind every id, 0 for structure; the denominator of bits per byte."""
-        lengths = [len(self._encoding.decode_single_token_bytes(i)) for i in range(END_OF_TEXT)]
+        lengths = [len(piece) for piece in self.byte_sequences()]
         return np.array(lengths + [0] * len(SPECIAL_TOKENS), np.int32)
 
 

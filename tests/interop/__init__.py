@@ -1,0 +1,1 @@
+"""Our weights in other programs, and theirs in ours."""

@@ -1,0 +1,80 @@
+"""Names and shapes both ways: every bit arrives where it belongs, and what is no GPT-2 is refused by name."""
+
+import jax
+import numpy as np
+import pytest
+
+from minigpt_jax.errors import InputError
+from minigpt_jax.interop.gpt2 import from_config, from_gpt2, stop_tokens, to_config, to_gpt2
+from minigpt_jax.model import GPTConfig
+from tests.interop.models import BASE, CHAT, tensors
+
+
+@pytest.mark.parametrize("config", [BASE, CHAT])
+def test_there_and_back_changes_no_bit(config: GPTConfig):
+    theirs = tensors(config)
+    ours = from_gpt2(theirs, config)
+    assert ours["wte"].shape == (config.padded_vocab, config.embed) and not ours["wte"][config.vocab_size :].any()
+    # Rows beyond the vocabulary are ours alone, whatever is in them.
+    ours["wte"][config.vocab_size :] = 7.0
+    back = to_gpt2(ours, config)
+    assert back.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert back[name].tobytes() == tensor.tobytes() and back[name].shape == tensor.shape, name
+    assert from_config(to_config(config)) == config
+
+
+def test_the_shapes_are_those_of_our_model():
+    import flax.linen as nn
+    import jax.numpy as jnp
+
+    from minigpt_jax.model import GPT
+
+    shapes = nn.unbox(jax.eval_shape(lambda: GPT(CHAT).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]))
+    jax.tree.map(lambda ours, wanted: np.testing.assert_equal(ours.shape, wanted.shape), from_gpt2(tensors(CHAT), CHAT), shapes)
+
+
+def test_the_hubs_own_names_and_buffers_are_understood():
+    theirs = {name.removeprefix("transformer."): tensor for name, tensor in tensors(BASE).items()}
+    buffers = {"h.0.attn.bias": np.tril(np.ones((1, 1, 64, 64), np.float32)), "h.1.attn.masked_bias": np.float32(-1e4)}
+    found = from_gpt2(theirs | buffers | {"lm_head.weight": theirs["wte.weight"]}, BASE)
+    jax.tree.map(np.testing.assert_array_equal, found, from_gpt2(tensors(BASE), BASE))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"transformer.h.1.ln_2.bias": None}, r"h\.1\.ln_2\.bias: found none, expected \(32,\)"),
+        ({"transformer.h.0.mlp.c_fc.weight": np.zeros((128, 32), np.float32)}, r"c_fc\.weight: found \(128, 32\), expected \(32, 128\)"),
+        ({"transformer.h.2.ln_1.bias": np.zeros(32, np.float32)}, r"h\.2\.ln_1\.bias: found \(32,\), expected none"),
+        ({"lm_head.weight": np.zeros((50257, 32), np.float32)}, "lm_head.weight: differs from wte.weight"),
+    ],
+)
+def test_other_tensors_are_refused_by_name(change: dict, says: str):
+    changed = {name: tensor for name, tensor in (tensors(BASE) | change).items() if tensor is not None}
+    with pytest.raises(InputError, match=says):
+        from_gpt2(changed, BASE)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model_type": "llama"}, "model_type"),
+        ({"activation_function": "gelu"}, "activation_function"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ({"n_inner": 100}, "n_inner is 100, only 4 n_embd = 128"),
+        ({"vocab_size": 32000}, "vocab_size is 32000, expected 50257"),
+        ({"n_layer": None}, "n_layer is missing"),
+        ({"n_head": 3}, "multiple"),
+    ],
+)
+def test_another_architecture_is_refused(change: dict, says: str):
+    changed = {name: value for name, value in (to_config(BASE) | change).items() if value is not None or name == "n_inner"}
+    with pytest.raises(InputError, match=says):
+        from_config(changed)
+
+
+def test_a_finetuned_model_stops_at_the_end_of_a_turn():
+    assert stop_tokens(CHAT) == [50260, 50256] and stop_tokens(BASE) == [50256]
