@@ -26,7 +26,8 @@ def cross_entropy(hidden, table, targets, weights, *, vocab_size: int, chunk: in
     """
     length = hidden.shape[1]
     chunk = next(c for c in range(min(chunk, length), 0, -1) if length % c == 0)
-    return _loss_sum(vocab_size, chunk, hidden, table, targets, weights), weights.sum(dtype=jnp.float32)
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    return _loss_sum(vocab_size, chunk, hidden, table, targets, weights), weights.sum(dtype=wide)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

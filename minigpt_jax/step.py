@@ -5,6 +5,7 @@ number are all that a resumed run needs.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -35,28 +36,26 @@ class Batch(NamedTuple):
 
 def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh) -> TrainState:
     """Fresh state, each part made on the device that keeps it."""
-    build = _builder(model, optimizer, seed)
     with jax.set_mesh(mesh):
-        return jax.jit(lambda: nn.unbox(build()), out_shardings=_shardings(build, mesh))()
+        return jax.jit(lambda: nn.unbox(_build(model, optimizer, seed)), out_shardings=_shardings(model, optimizer, mesh))()
 
 
+@lru_cache(maxsize=1)  # tracing the model takes a third of a second, and everything below asks
 def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without its values: what a checkpoint is restored into."""
-    build = _builder(model, optimizer, seed=0)
-    shapes = nn.unbox(jax.eval_shape(build))
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, _shardings(build, mesh))
+    named = jax.eval_shape(lambda: _build(model, optimizer, seed=0))
+    shardings = meshes.state_sharding(named, mesh)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), nn.unbox(named), shardings)
 
 
-def _builder(model, optimizer, seed) -> Callable[[], TrainState]:
-    def build():
-        params = model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
-
-    return build
+def _build(model, optimizer, seed: int) -> TrainState:
+    """A fresh state whose weights still carry the names of their dimensions."""
+    params = model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
 
-def _shardings(build, mesh):
-    return meshes.state_sharding(jax.eval_shape(build), mesh)
+def _shardings(model, optimizer, mesh):
+    return jax.tree.map(lambda a: a.sharding, abstract_state(model, optimizer, mesh))
 
 
 def make_train_step(
@@ -109,7 +108,7 @@ def make_train_step(
         metrics = {"loss": mean, "weight": weight, "grad_norm": norm, "learning_rate": rate, "skipped": 1.0 - ok}
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    shardings = (_shardings(_builder(model, optimizer, seed), mesh), meshes.batch_sharding(mesh))
+    shardings = (_shardings(model, optimizer, mesh), meshes.batch_sharding(mesh))
     compiled = jax.jit(step, in_shardings=shardings, out_shardings=(shardings[0], meshes.replicated(mesh)), donate_argnums=0)
     return _on(mesh, compiled)
 

@@ -1,0 +1,1 @@
+"""What another implementation computed, written down as arrays."""

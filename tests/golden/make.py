@@ -1,0 +1,114 @@
+"""Write down what transformers and PyTorch compute, in float64, so that parity is checked where neither is installed.
+
+    python -m tests.golden.make
+
+A small GPT2LMHeadModel with random weights: its logits, masked loss and gradients, and ten steps of AdamW. Nothing
+here comes from minigpt_jax: names, layout, clipping and schedule are theirs, or written out once more.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+FILE = Path(__file__).with_name("gpt2.npz")
+STEPS, WARMUP, PEAK, FLOOR = 10, 3, 2e-3, 2e-4
+CLIP, DECAY, BETAS, EPSILON = 1.0, 0.1, (0.9, 0.95), 1e-8
+
+
+def inputs(seed: int, *, layers: int = 2, heads: int = 3, embed: int = 12, vocab: int = 61, context: int = 12, rows: int = 8) -> dict:
+    """Random weights "before/NAME", "tokens" [steps, B, T+1] and "mask" [steps, B, T], and what no shape tells.
+
+    Nothing is zero or one that training would move: a forgotten bias, scale or epsilon changes every number.
+    """
+    draw = np.random.default_rng(seed)
+    shape = {"layers": layers, "heads": heads, "embed": embed, "vocab": vocab, "context": context}
+    found = {name: np.array(value) for name, value in (shape | {"peak": PEAK, "warmup": WARMUP, "floor": FLOOR}).items()}
+    for name, parameter in build(found).transformer.named_parameters():
+        spread = draw.normal(size=tuple(parameter.shape)) * 0.2
+        found[f"before/{name}"] = spread + (name.endswith("weight") and parameter.ndim == 1)  # the scales of LayerNorm
+    found["tokens"] = draw.integers(0, vocab, (STEPS, rows, context + 1)).astype(np.uint16)
+    kept = np.linspace(0.2, 0.9, rows)[:, None]  # rows of unequal weight: a mean of means would be wrong
+    found["mask"] = (draw.random((STEPS, rows, context)) < kept).astype(np.uint8)
+    found["mask"][:, :, -1] = 1
+    return found
+
+
+def build(golden: Mapping[str, np.ndarray]) -> GPT2LMHeadModel:
+    """The model in float64, without dropout, with the weights of `golden` where it has some."""
+    shape = GPT2Config(
+        vocab_size=int(golden["vocab"]), n_positions=int(golden["context"]), n_embd=int(golden["embed"]), n_layer=int(golden["layers"]),
+        n_head=int(golden["heads"]), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+        attn_implementation="eager",
+    )  # fmt: skip
+    model = GPT2LMHeadModel(shape).double()
+    with torch.no_grad():
+        for name, parameter in model.transformer.named_parameters():
+            if f"before/{name}" in golden:
+                parameter.copy_(torch.tensor(golden[f"before/{name}"]))
+    return model
+
+
+def outcomes(golden: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the model and AdamW make of `inputs`.
+
+    Of the first batch "logits" [B, T, V], "loss" [] and "gradient/NAME"; of the steps "losses", "norms" (before
+    clipping) and "rates" [steps], and the last weights "after/NAME".
+    """
+    model = build(golden)
+    # In transformers' layout every matrix and embedding has two dimensions, every bias and scale one.
+    parameters = dict(model.transformer.named_parameters())
+    groups = [
+        {"params": [p for p in parameters.values() if p.ndim == 2], "weight_decay": DECAY},
+        {"params": [p for p in parameters.values() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPSILON)
+    found, curves = {}, []
+    for i in range(STEPS):
+        tokens, mask = torch.tensor(golden["tokens"][i].astype(np.int64)), torch.tensor(golden["mask"][i], dtype=torch.float64)
+        scores = model(tokens[:, :-1]).logits
+        each = torch.nn.functional.cross_entropy(scores.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        loss = (each * mask.flatten()).sum() / mask.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        gradients = {name: p.grad for name, p in parameters.items()}
+        if i == 0:
+            found |= {"logits": numpy(scores), "loss": numpy(loss)} | {f"gradient/{name}": numpy(g) for name, g in gradients.items()}
+        norm = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
+        for g in gradients.values():
+            g.mul_(min(1.0, CLIP / norm))  # torch's own clipping adds 1e-6 to the norm
+        for group in optimizer.param_groups:
+            group["lr"] = rate(i)
+        optimizer.step()
+        curves.append((loss.item(), norm, rate(i)))
+    found |= dict(zip(("losses", "norms", "rates"), np.array(curves).T, strict=True))
+    return found | {f"after/{name}": numpy(p) for name, p in parameters.items()}
+
+
+def rate(step: int) -> float:
+    """Learning rate: up in WARMUP equal steps, then half a cosine down to FLOOR."""
+    if step < WARMUP:
+        return PEAK * (step + 1) / WARMUP
+    return FLOOR + (PEAK - FLOOR) * (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP))) / 2
+
+
+def numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A copy that the next step does not change."""
+    return tensor.detach().numpy().copy()
+
+
+def main() -> None:
+    """Write the file, and say what is in it."""
+    golden = inputs(seed=0)
+    golden |= outcomes(golden)
+    clipped = golden["norms"] > CLIP
+    assert 0 < clipped.sum() < STEPS, f"clipping must be at work in some steps and not in others: {golden['norms']}"
+    np.savez(FILE, allow_pickle=False, **golden)
+    print(f"{FILE.name}: {FILE.stat().st_size:,} bytes; loss {golden['losses'][0]:.4f} to {golden['losses'][-1]:.4f}, {clipped.sum()} steps clipped")
+
+
+if __name__ == "__main__":
+    main()
