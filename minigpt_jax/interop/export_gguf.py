@@ -6,6 +6,7 @@ Names and keys are those of llama.cpp's "gpt2" architecture. Needs the gguf pack
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 
 import jax
@@ -31,14 +32,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="file to write, such as model.gguf")
     parser.add_argument("--type", choices=TYPES, default="f16", help="of the matrices; vectors stay f32 (default %(default)s)")
     options = parser.parse_args()
-    if options.out.exists():
+    out = options.out.absolute()
+    if out.exists():
         raise InputError(f"{options.out}: exists; choose another name")
     params, config, _ = load_params(options.run)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = options.out.with_name(options.out.name + ".tmp")
-    write(unfinished, options.run.name, config, gpt2.to_gpt2(jax.device_get(params), config), options.type)
-    unfinished.rename(options.out)
-    print(f"{options.out}: {options.out.stat().st_size / 1e6:,.1f} MB, {options.type}; llama-cli -m {options.out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
+        unfinished = Path(place, "whole")
+        write(unfinished, options.run.resolve().name, config, gpt2.to_gpt2(jax.device_get(params), config), options.type)
+        unfinished.rename(out)
+    print(f"{options.out}: {out.stat().st_size / 1e6:,.1f} MB, {options.type}; llama-cli -m {options.out}")
     return 0
 
 
@@ -102,7 +105,7 @@ def _package():
     try:
         import gguf
     except ImportError:
-        raise InputError("the gguf package is missing: pip install 'minigpt-jax[gguf]', or pip install gguf") from None
+        raise InputError("the gguf package is missing: pip install gguf") from None
     return gguf
 
 

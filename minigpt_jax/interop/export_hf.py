@@ -2,13 +2,13 @@
 
     python -m minigpt_jax.interop.export_hf --run runs/finetune --out exported/ [--push user/name]
 
-Weights (safetensors, f32), config, tokenizer, chat template, stop tokens and a model card. The folder appears whole or not
-at all.
+Weights (safetensors, f32), config, tokenizer, chat template, stop tokens and a model card with the facts of the run. The
+folder appears whole or not at all.
 """
 
 import argparse
 import json
-import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -20,7 +20,7 @@ from minigpt_jax.interop import gpt2, vocabulary
 from minigpt_jax.model import GPTConfig
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT
 
-GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 256}  # sample.py's own defaults
+GENERATION = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}  # sample.py's own defaults
 
 
 def main() -> int:
@@ -28,14 +28,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m minigpt_jax.interop.export_hf", description="Write a run in Hugging Face's format.")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist or be empty")
-    parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to the hub (log in first: hf auth login)")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to the hub, for all to see (log in first: hf auth login)")
     options = parser.parse_args()
-    if options.out.exists() and any(options.out.iterdir()):
-        raise InputError(f"{options.out}: is not empty; choose another folder")
-    config = export(options.run, options.out)
+    out = options.out.absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{options.out}: is {'not empty' if out.is_dir() else 'a file'}; choose another folder")
+    config = export(options.run, out)
     print(f"{options.out}: {config.parameters:,} parameters; in Python: AutoModelForCausalLM.from_pretrained({str(options.out)!r})")
     if options.push:
-        print(f"uploaded: {push(options.out, options.push)}")
+        print(f"uploaded: {push(out, options.push)}")
     return 0
 
 
@@ -43,52 +44,61 @@ def export(run: Path, out: Path) -> GPTConfig:
     """Write the newest checkpoint of `run` to the folder `out`. Raises InputError where there is none."""
     params, config, meta = load_params(run)
     stop = gpt2.stop_tokens(config)
-    generation = GENERATION | {"bos_token_id": END_OF_TEXT, "eos_token_id": stop if len(stop) > 1 else stop[0], "pad_token_id": END_OF_TEXT}
-    unfinished = out.with_name(out.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    ids = {"bos_token_id": END_OF_TEXT, "eos_token_id": stop if len(stop) > 1 else stop[0], "pad_token_id": END_OF_TEXT}
+    generation = GENERATION | ids | {"max_length": config.context}  # there are no positions beyond it
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
+        unfinished = Path(place, "whole")
+        unfinished.mkdir()
+        write(unfinished, run, params, config, meta, generation)
+        if out.exists():
+            out.rmdir()
+        unfinished.rename(out)
+    return config
+
+
+def write(folder: Path, run: Path, params: dict, config: GPTConfig, meta: dict, generation: dict) -> None:
+    """All files of an export, into an empty folder."""
     for name, content in (
         ("config.json", gpt2.to_config(config)),
         ("generation_config.json", generation),
         ("tokenizer.json", vocabulary.tokenizer_json(config.vocab_size)),
-        ("tokenizer_config.json", vocabulary.tokenizer_config(config.vocab_size, config.context, stop[0])),
+        ("tokenizer_config.json", vocabulary.tokenizer_config(config.vocab_size, config.context, gpt2.stop_tokens(config)[0])),
     ):
-        (unfinished / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (unfinished / "README.md").write_text(model_card(run, config, meta), encoding="utf-8")
-    weights = unfinished / "model.safetensors"
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(run, config, meta), encoding="utf-8")
+    weights = folder / "model.safetensors"
     save_file(gpt2.to_gpt2(jax.device_get(params), config), weights, metadata={"format": "pt"})
-    weights.chmod((unfinished / "config.json").stat().st_mode)  # safetensors lets nobody else read it
-    if out.exists():
-        out.rmdir()
-    unfinished.rename(out)
-    return config
+    weights.chmod((folder / "config.json").stat().st_mode)  # safetensors lets nobody else read it
 
 
 def model_card(run: Path, config: GPTConfig, meta: dict) -> str:
     """README.md of the model: what it is, how it was trained, what it is not."""
-    chats, asked = config.vocab_size >= CHAT_VOCAB, meta["config"]
+    chats, name, asked = config.vocab_size >= CHAT_VOCAB, run.resolve().name, meta["config"]
     facts = [
         ("architecture", f"GPT-2: {config.layers} layers, {config.heads} heads, width {config.embed}, context {config.context}"),
         ("parameters", f"{config.parameters:,}"),
-        ("run", run.name),
-        ("steps", f"{meta['step']:,}" if asked else ""),
-        ("tokens", f"{meta['step'] * asked['data']['batch'] * config.context:,}" if asked else ""),
-        ("data", asked["data"]["folder"] if asked else meta["data"]),
-        ("began with", (asked["init_from"] or "fresh weights") if asked else ""),
-        ("validation loss", f"{meta['validation_loss']:.4f} nats per {'supervised ' * chats}token" if meta["validation_loss"] else ""),
-        ("learning rate", f"{asked['schedule']['peak']:g}, {asked['schedule']['kind']}" if asked else ""),
-        ("batch", f"{asked['data']['batch']} x {config.context} tokens" if asked else ""),
     ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in facts if value)
+    if asked:
+        facts += [
+            ("began with", Path(asked["init_from"]).name if asked["init_from"] else "fresh weights"),
+            ("data", Path(asked["data"]["folder"]).name),
+            ("steps", f"{meta['step']:,} of {asked['data']['batch']} x {config.context} tokens"),
+            ("learning rate", f"{asked['schedule']['peak']:g}, {asked['schedule']['kind']}"),
+        ]
+    if meta["validation_loss"] is not None:
+        facts.append(("validation loss", f"{meta['validation_loss']:.4f} nats per {'supervised ' * chats}token"))
+    table = "\n".join(f"| {label} | {value} |" for label, value in facts)
+    origin = f"trained with miniGPT-JAX, run `{name}`" if asked else f"{meta['data']}, not trained further"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
 tags: [gpt2, minigpt-jax]
 ---
 
-# {run.name}
+# {name}
 
-A {"conversational model" if chats else "language model"} trained with miniGPT-JAX.
+A {"conversational" if chats else "language"} model: {origin}.
 
 | | |
 |---|---|
@@ -97,8 +107,8 @@ A {"conversational model" if chats else "language model"} trained with miniGPT-J
 {_CHAT_USE if chats else _BASE_USE}
 ## Limits
 
-A model of this size makes facts up, repeats itself and has no judgement. It was not aligned or filtered; whatever its
-training text says, it may say.
+A model of this size makes facts up, repeats itself and has no judgement. Whatever its training text says, it may say.
+Its licence must suit what it began with and was trained on: add it above (`license:`) before you publish.
 """
 
 
@@ -116,9 +126,9 @@ ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], add_
 print(tokenizer.decode(model.generate(**ids)[0]))
 ```
 
-**Text from strangers.** The model's turns are marked by `<|user|>`, `<|assistant|>`, `<|system|>` and `<|end|>`. Hugging Face's tokenizer
-reads these strings as markers wherever they stand, also inside a message, so a user could write turns of others. Remove them from
-messages before you apply the template. (miniGPT-JAX itself treats them as plain text there.)
+**Text from strangers.** Turns are marked by `<|user|>`, `<|assistant|>`, `<|system|>` and `<|end|>`, and a conversation begins with
+`<|endoftext|>`. Hugging Face's tokenizer reads these strings as markers wherever they stand, also inside a message, so a user could
+write turns of others. Remove them from messages before you apply the template. (miniGPT-JAX itself treats them as plain text there.)
 """
 
 

@@ -39,6 +39,7 @@ _FIXED = {
     "tie_word_embeddings": True,
     "add_cross_attention": False,
 }
+_SIZES = {"vocab_size": "vocab_size", "context": "n_positions", "layers": "n_layer", "heads": "n_head", "embed": "n_embd"}
 
 
 def to_gpt2(params: Mapping, config: GPTConfig) -> dict[str, np.ndarray]:
@@ -56,6 +57,8 @@ def to_gpt2(params: Mapping, config: GPTConfig) -> dict[str, np.ndarray]:
 def from_gpt2(tensors: Mapping[str, np.ndarray], config: GPTConfig) -> dict:
     """Our weights, f32, from transformers' tensors. Raises InputError for one that is missing, unknown or of another shape."""
     short = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    if len(short) < len(tensors):
+        raise InputError(f"tensors stand there twice, with and without {PREFIX!r} before their names")
     # Buffers of old versions (the causal mask), and the head that is the embedding.
     short = {name: tensor for name, tensor in short.items() if not name.endswith((".attn.bias", ".attn.masked_bias")) and name != "lm_head.weight"}
     if "lm_head.weight" in tensors and not np.array_equal(tensors["lm_head.weight"], short.get("wte.weight", ())):
@@ -65,6 +68,8 @@ def from_gpt2(tensors: Mapping[str, np.ndarray], config: GPTConfig) -> dict:
         found, wanted = (tuple(short[name].shape) if name in short else None), expected.get(name)
         if found != wanted:
             raise InputError(f"tensor {name}: found {found or 'none'}, expected {wanted or 'none'}")
+        if not np.isfinite(_f32(short[name])).all():
+            raise InputError(f"tensor {name}: holds values that are not finite")
     layout = {"qkv": (config.embed, 3, config.heads, config.head_dim), "out": (config.heads, config.head_dim, config.embed)}
     layers: dict = {}
     for path, name in _LAYER.items():
@@ -106,13 +111,11 @@ def from_config(found: Mapping) -> GPTConfig:
     for name, wanted in _FIXED.items():
         if found.get(name, wanted) != wanted:
             raise InputError(f"config.json: {name} is {found[name]!r}, only {wanted!r} is GPT-2")
-    try:
-        config = GPTConfig(
-            vocab_size=found["vocab_size"], context=found.get("n_positions", 1024), layers=found["n_layer"],
-            heads=found["n_head"], embed=found["n_embd"], dropout=float(found.get("resid_pdrop", 0.0)),
-        )  # fmt: skip
-    except KeyError as error:
-        raise InputError(f"config.json: {error.args[0]} is missing") from None
+    sizes = {ours: _size(found, theirs) for ours, theirs in _SIZES.items()}
+    dropout = found.get("resid_pdrop", 0.0)
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise InputError(f"config.json: resid_pdrop is {dropout!r}, expected a number from 0 to below 1")
+    config = GPTConfig(**sizes, dropout=float(dropout))
     if found.get("n_inner") not in (None, config.mlp):
         raise InputError(f"config.json: n_inner is {found['n_inner']}, only 4 n_embd = {config.mlp} is GPT-2")
     if config.vocab_size not in (TEXT_VOCAB, CHAT_VOCAB):
@@ -138,6 +141,14 @@ def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     }  # fmt: skip
     around = {"wte.weight": (config.vocab_size, embed), "wpe.weight": (config.context, embed), "ln_f.weight": (embed,), "ln_f.bias": (embed,)}
     return around | {f"h.{i}.{name}": shape for i in range(config.layers) for name, shape in layer.items()}
+
+
+def _size(found: Mapping, name: str) -> int:
+    if name not in found:
+        raise InputError(f"config.json: {name} is missing")
+    if type(found[name]) is not int or not 1 <= found[name] <= 10**6:
+        raise InputError(f"config.json: {name} is {found[name]!r}, expected a whole number from 1 to 1,000,000")
+    return found[name]
 
 
 def _f32(tensor: np.ndarray) -> np.ndarray:

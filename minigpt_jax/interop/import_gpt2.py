@@ -33,11 +33,13 @@ def main() -> int:
     parser.add_argument("--source", required=True, help="hub id, such as openai-community/gpt2-medium, or a folder")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new run, such as runs/gpt2")
     options = parser.parse_args()
-    if checkpoint_steps(options.out):
-        raise InputError(f"{options.out}: holds a run already; choose another folder")
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"{options.out}: is a file; choose another name")
+    refuse_a_run(options.out)
     config, params = read_gpt2(fetch(options.source))
     options.out.mkdir(parents=True, exist_ok=True)
     with lock(options.out):
+        refuse_a_run(options.out)  # another import may have been faster
         write_run(options.out, config, params, options.source)
     print(f"{options.out}: GPT-2 with {config.parameters:,} parameters, {config.vocab_size:,} token ids, context {config.context}")
     print(f"talk to it:  python sample.py --run {options.out}")
@@ -46,17 +48,22 @@ def main() -> int:
     return 0
 
 
+def refuse_a_run(out: Path) -> None:
+    """Raise InputError where `out` has checkpoints."""
+    if checkpoint_steps(out):
+        raise InputError(f"{out}: holds a run already; choose another folder")
+
+
 def fetch(source: str) -> Path:
     """The folder that `source` names, downloaded where it is a hub id. Raises InputError where there is none."""
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     name, _, revision = source.partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"]))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # the hub's own, and those of whichever HTTP library it uses
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(
             f"{source}: no such folder, and the hub does not give it ({reason}). A local folder with config.json and model.safetensors will do"
@@ -68,15 +75,25 @@ def read_gpt2(folder: Path) -> tuple[GPTConfig, dict]:
     config = from_config(_json(folder / "config.json"))
     tensors: dict[str, np.ndarray] = {}
     for path in _weight_files(folder):
-        try:
-            with jax.default_device(jax.local_devices(backend="cpu")[0]):  # also reads bfloat16, which numpy alone does not know
-                tensors |= {name: np.asarray(tensor) for name, tensor in load_file(path).items()}
-        except (safetensors.SafetensorError, OSError) as error:
-            raise InputError(f"{path}: cannot be read ({error}): fetch it again") from None
+        tensors |= _read(path)
     try:
         return config, from_gpt2(tensors, config)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of one file. Raises InputError for a damaged file and for types that are no weights of a GPT-2."""
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            for name in file.keys():  # noqa: SIM118 (the file itself cannot be iterated)
+                kind = file.get_slice(name).get_dtype()
+                if kind not in ("F32", "F16", "BF16") and not name.endswith((".attn.bias", ".attn.masked_bias")):
+                    raise InputError(f"{path}: tensor {name} is {kind}, expected F32, F16 or BF16")
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):  # through JAX: numpy alone does not know bfloat16
+            return {name: np.asarray(tensor) for name, tensor in load_file(path).items()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}): fetch it again") from None
 
 
 def write_run(run: Path, config: GPTConfig, params: dict, source: str) -> None:
@@ -90,7 +107,10 @@ def write_run(run: Path, config: GPTConfig, params: dict, source: str) -> None:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return [folder / name for name in sorted(set(_json(index)["weight_map"].values()))]
+        names = _json(index).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(n, str) and n == Path(n).name for n in names.values()):
+            raise InputError(f"{index}: expected a weight_map from tensors to files beside it")
+        return [folder / name for name in sorted(set(names.values()))]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     more = "; pytorch_model.bin can run code when it is read, and is not" if (folder / "pytorch_model.bin").exists() else ""
@@ -99,11 +119,14 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: missing") from None
     except ValueError as error:
         raise InputError(f"{path}: no JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected an object, found {type(found).__name__}")
+    return found
 
 
 if __name__ == "__main__":

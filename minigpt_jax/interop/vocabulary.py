@@ -18,6 +18,7 @@ CHAT_TEMPLATE = """\
 {%- if message['role'] != expected -%}
 {{- raise_exception('roles: an optional system, then user and assistant in turn; found ' ~ message['role'] ~ ', expected ' ~ expected) -}}
 {%- endif -%}
+{%- if message['content'] is not string -%}{{ raise_exception('the content of a message must be text') }}{%- endif -%}
 {{- '<|' ~ expected ~ '|>' ~ message['content'] ~ '<|end|>' -}}
 {%- endfor -%}
 {%- if messages | length == first -%}{{ raise_exception('a conversation needs a message of the user') }}{%- endif -%}
@@ -77,12 +78,12 @@ def tokenizer_config(vocab_size: int, context: int, stop: int) -> dict:
         "bos_token": names[END_OF_TEXT],
         "eos_token": names[stop],
         "pad_token": names[END_OF_TEXT],
-        "extra_special_tokens": [name for id, name in names.items() if id != END_OF_TEXT],
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
     }
-    return base | ({"chat_template": CHAT_TEMPLATE} if len(names) > 1 else {})
+    more = [name for id, name in names.items() if id != END_OF_TEXT]
+    return base | ({"additional_special_tokens": more, "chat_template": CHAT_TEMPLATE} if more else {})
 
 
 @cache

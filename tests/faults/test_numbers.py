@@ -36,7 +36,7 @@ def memory_and_files(process: subprocess.Popen) -> tuple[int, int]:
 
 
 @pytest.mark.campaign
-def test_two_thousand_steps_and_two_hundred_checkpoints_leave_nothing_behind(place: Place):
+def test_two_thousand_steps_after_warm_up_leave_nothing_behind(place: Place):
     # Python finds the garbage of compilation (200 MB) after about 1,250 steps: until then nothing is in its final state.
     first, last = range(1600, 1700), range(3500, 3600)
     settings = place.settings("soak", horizon__steps=last.stop, save__every=10, eval__every=500, log__every=1)

@@ -90,7 +90,7 @@ def beside_transformers(run: LoadedRun, folder: Path, count: int) -> list[str]:
         with torch.no_grad():
             long = torch.tensor([ids])
             far = max(far, float(np.abs(model(long).logits[0].numpy() - scores(run, ids)).max()))
-            made = model.generate(long, attention_mask=torch.ones_like(long), do_sample=False, max_new_tokens=NEW)[0, len(ids) :].tolist()
+            made = model.generate(long, attention_mask=torch.ones_like(long), do_sample=False, max_length=len(ids) + NEW)[0, len(ids) :].tolist()
         ended = [i for i, id in enumerate(made) if id in stop]
         theirs.append(made[: ended[0]] if ended else made)
         if ended and ended[0] != len(made) - 1:

@@ -29,7 +29,7 @@ def test_the_command_writes_what_llama_cpp_reads(tmp_path: Path):
         [sys.executable, "-m", "minigpt_jax.interop.export_gguf", "--run", str(run), "--out", str(out), "--type", "f32"],
         cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 0 and not (tmp_path / "model.gguf.tmp").exists(), done.stderr
+    assert done.returncode == 0 and sorted(p.name for p in tmp_path.iterdir()) == ["chat", "model.gguf"], done.stderr
     said, found = read(out)
     assert said["general.architecture"] == "gpt2"
     keys = ("context_length", "embedding_length", "feed_forward_length", "block_count", "attention.head_count")

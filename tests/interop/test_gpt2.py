@@ -47,6 +47,8 @@ def test_the_hubs_own_names_and_buffers_are_understood():
         ({"transformer.h.1.ln_2.bias": None}, r"h\.1\.ln_2\.bias: found none, expected \(32,\)"),
         ({"transformer.h.0.mlp.c_fc.weight": np.zeros((128, 32), np.float32)}, r"c_fc\.weight: found \(128, 32\), expected \(32, 128\)"),
         ({"transformer.h.2.ln_1.bias": np.zeros(32, np.float32)}, r"h\.2\.ln_1\.bias: found \(32,\), expected none"),
+        ({"transformer.wpe.weight": np.full((64, 32), np.nan, np.float32)}, r"wpe\.weight: holds values that are not finite"),
+        ({"wpe.weight": np.zeros((64, 32), np.float32)}, "stand there twice"),
         ({"lm_head.weight": np.zeros((50257, 32), np.float32)}, "lm_head.weight: differs from wte.weight"),
     ],
 )
@@ -68,6 +70,11 @@ def test_other_tensors_are_refused_by_name(change: dict, says: str):
         ({"vocab_size": 32000}, "vocab_size is 32000, expected 50257"),
         ({"n_layer": None}, "n_layer is missing"),
         ({"n_head": 3}, "multiple"),
+        ({"n_layer": "2"}, "n_layer is '2', expected a whole number"),
+        ({"n_head": 0}, "n_head is 0"),
+        ({"n_embd": 32.0}, "n_embd is 32.0"),
+        ({"n_layer": 10**9}, "n_layer is 1000000000"),
+        ({"resid_pdrop": 5}, "resid_pdrop is 5"),
     ],
 )
 def test_another_architecture_is_refused(change: dict, says: str):

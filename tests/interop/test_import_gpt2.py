@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from minigpt_jax import load_run
 from minigpt_jax.errors import InputError
-from minigpt_jax.interop import import_gpt2
+from minigpt_jax.interop import export_hf, import_gpt2
 from minigpt_jax.interop.gpt2 import from_gpt2, to_config
 from minigpt_jax.metrics import read_jsonl
 from tests.harness import ENVIRONMENT, ROOT, train, write_corpus
@@ -40,7 +40,7 @@ def run_import(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_an_imported_run_is_finetuned_and_talked_to(tmp_path: Path):
+def test_an_imported_run_is_talked_to_finetuned_and_exported_with_its_story(tmp_path: Path):
     source = write_folder(tmp_path / "source", tensors(BASE), pieces=3)
     out = tmp_path / "runs" / "gpt2"
     done = run_import("--source", str(source), "--out", str(out))
@@ -58,6 +58,11 @@ def test_an_imported_run_is_finetuned_and_talked_to(tmp_path: Path):
     corpus = write_corpus(tmp_path / "corpus")
     said = train(runs=tmp_path / "runs", name="tuned", data__folder=corpus, init_from=out, horizon__steps=2, schedule__warmup=0, **shape)
     assert "begins with the weights of" in said and len(read_jsonl(tmp_path / "runs" / "tuned" / "metrics.jsonl")) == 2
+    export_hf.export(tmp_path / "runs" / "tuned", tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    for fact in ("run `tuned`", "| steps | 2 of 4 x 64 tokens |", "| data | corpus |", "| began with | gpt2 |", "| validation loss |"):
+        assert fact in card, card
+    assert str(tmp_path) not in card
 
     again = run_import("--source", str(source), "--out", str(out))
     assert (again.returncode, again.stdout) == (2, "") and again.stderr.splitlines() == [f"error: {out}: holds a run already; choose another folder"]
@@ -71,6 +76,11 @@ def test_half_precision_is_widened_exactly(tmp_path: Path, dtype):
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
 
 
+def test_integers_are_no_weights(tmp_path: Path):
+    with pytest.raises(InputError, match=r"tensor transformer\.ln_f\.bias is I64, expected F32"):
+        import_gpt2.read_gpt2(write_folder(tmp_path / "source", tensors(BASE) | {"transformer.ln_f.bias": np.zeros(32, np.int64)}))
+
+
 def test_a_folder_that_cannot_be_used_is_refused_by_name(tmp_path: Path):
     source = write_folder(tmp_path / "source", tensors(BASE))
     weights = source / "model.safetensors"
@@ -82,6 +92,10 @@ def test_a_folder_that_cannot_be_used_is_refused_by_name(tmp_path: Path):
     (source / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(InputError, match=r"no model\.safetensors; pytorch_model\.bin can run code"):
         import_gpt2.read_gpt2(source)
+    for index in ({}, [], {"weight_map": {"wte.weight": "../elsewhere.safetensors"}}, {"weight_map": {"wte.weight": 3}}):
+        (source / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(InputError, match=r"expected a weight_map|expected an object"):
+            import_gpt2.read_gpt2(source)
     (source / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json: no JSON"):
         import_gpt2.read_gpt2(source)

@@ -91,6 +91,12 @@ def test_the_template_refuses_what_chat_refuses(roles: str):
         apply(messages)
 
 
+@pytest.mark.parametrize("content", [None, 3, [{"type": "text", "text": "x"}]])
+def test_the_template_takes_text_only(content):
+    with pytest.raises(jinja2.TemplateError, match="must be text"):
+        apply([{"role": "user", "content": content}])
+
+
 def test_an_answer_is_asked_for_after_the_users_message_only():
     messages: list[chat.Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with pytest.raises(chat.BadConversation):
