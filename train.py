@@ -13,17 +13,18 @@ import sys
 
 from minigpt_jax.config import changes, horizon_steps, parse, to_json
 from minigpt_jax.errors import InputError, RunError, or_exit
+from minigpt_jax.evals import hellaswag
 from minigpt_jax.shards import Stream, open_splits, write_json
 
 if __name__ == "__main__":  # still before JAX: nobody should wait for it to learn of a wrong flag or a damaged file
     asked = or_exit(lambda: parse(sys.argv))
     given = or_exit(lambda: open_splits(asked.data.folder, asked.model.vocab_size, asked.model.context, packed=asked.data.isolate_documents))
+    questions = or_exit(lambda: hellaswag.load(asked.eval.hellaswag, asked.model.context, asked.eval.hellaswag_rows) if asked.eval.hellaswag else [])
 
 import json
-import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -35,6 +36,7 @@ from jax.experimental import multihost_utils
 from minigpt_jax import chat, data, generate, optim, plan, report, runs
 from minigpt_jax import mesh as meshes
 from minigpt_jax.checkpoint import Checkpoints, load_params, of_chief
+from minigpt_jax.evals import bits, scoring
 from minigpt_jax.failpoint import failpoint
 from minigpt_jax.metrics import Journal, read_jsonl
 from minigpt_jax.model import GPT, GPTConfig, fused_attention, grow_vocab
@@ -42,7 +44,9 @@ from minigpt_jax.step import Batch, TrainState, abstract_state, init_state, make
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
 
 
-def train(c, text: Stream, held_out: Stream, stop_requested: Callable[[], bool] = lambda: False) -> None:
+def train(
+    c, text: Stream, held_out: Stream, questions: Sequence[hellaswag.Question] = (), stop_requested: Callable[[], bool] = lambda: False
+) -> None:
     """Run the config `c` to its horizon on `text`, from wherever it stands. Raises InputError and RunError."""
     # ---- devices
     prepare_jax(c)
@@ -102,7 +106,9 @@ def train(c, text: Stream, held_out: Stream, stop_requested: Callable[[], bool] 
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         journal.say(f"{run}: {config.parameters:,} parameters on {devices}; {horizon} steps of {c.data.batch} x {config.context} tokens; {origin}")
         abandon = stop_requested if jax.process_count() == 1 else lambda: False  # several leave an evaluation together or not at all
-        evaluate = partial(evaluation, eval_step=eval_step, streams=(text, held_out), c=c, config=config, mesh=mesh)
+        evaluate = partial(
+            evaluation, eval_step=eval_step, streams=(text, held_out), questions=questions, horizon=horizon, c=c, config=config, mesh=mesh
+        )
         stop = stop_everywhere(stop_requested, begin)
         if not (evaluated or stop) and (begin % c.eval.every == 0 or begin >= horizon):
             if record := evaluate(begin, state, abandon):
@@ -222,30 +228,29 @@ def weights_of(source: Path, config: GPTConfig, target, mesh: jax.sharding.Mesh)
 
 
 def evaluation(
-    done: int, state: TrainState, abandon: Callable[[], bool], *, eval_step, streams: tuple[Stream, Stream], c, config: GPTConfig, mesh
+    done: int, state: TrainState, abandon: Callable[[], bool], *, eval_step, streams: tuple[Stream, Stream], questions, horizon: int, c, config, mesh
 ) -> dict | None:
-    """Record of an evaluation: mean loss on fixed rows of the training and the held-out text, and samples.
+    """Record of an evaluation: mean loss on fixed rows of the training and the held-out text, HellaSwag where it is due, and samples.
 
     Every process takes part; the rows depend neither on seed nor step. None when there is no time for it: `abandon` is
     asked again and again, and a resumed run makes up for it.
     """
     failpoint("during_evaluation", done)
-    lengths = load_tokenizer().byte_lengths()
     shards = meshes.data_shards(mesh)
-    batch = (c.data.micro_batch or min(c.data.batch // shards, 8)) * shards
-    losses, bits = [], 0.0
-    for stream in streams:
-        total = weight = size = 0.0
-        for rows, arrays in data.fixed_batches(stream, rows=c.eval.rows, batch=batch, context=config.context, sharding=meshes.batch_sharding(mesh)):
-            if abandon():
-                return None
-            piece, share = jax.device_get(eval_step(state.params, Batch(*arrays)))
-            tokens, mask = data.read_rows(stream, rows, config.context)
-            total, weight, size = total + piece, weight + share, size + float((lengths[tokens[:, 1:]] * mask).sum())
-        losses.append(float(total / max(weight, 1)))
-        bits = float(total / math.log(2) / max(size, 1))
-    samples = write_samples(state.params, c.eval, config, mesh, abandon)
-    return None if abandon() else {"step": done, "train_loss": losses[0], "validation_loss": losses[1], "bits_per_byte": bits, "samples": samples}
+    how = {"rows": c.eval.rows, "batch": (c.data.micro_batch or min(c.data.batch // shards, 8)) * shards, "context": config.context}
+    record: dict = {"step": done}
+    for name, stream in zip(("train_loss", "validation_loss"), streams, strict=True):
+        found = bits.measure(state.params, stream, eval_step, mesh, abandon=abandon, **how)
+        if found is None:
+            return None
+        record |= {name: found.loss, "bits_per_byte": found.bits_per_byte}
+    every = c.eval.hellaswag_every  # the first evaluation after each of its multiples, and the last of the run
+    if questions and every and (done % every < c.eval.every or done == horizon):
+        record["hellaswag"] = hellaswag.accuracy(
+            questions, partial(scoring.score, state.params, config, mesh, dtype=c.compute.dtype, abandon=abandon)
+        )  # fmt: skip
+    record["samples"] = [] if abandon() else write_samples(state.params, c.eval, config, mesh, abandon)
+    return None if abandon() else record
 
 
 def write_samples(params, settings, config: GPTConfig, mesh, abandon: Callable[[], bool]) -> list[dict]:
@@ -287,7 +292,7 @@ def profile(c, run: Path, step: int) -> None:
 def main() -> None:
     """Train as the command line says."""
     try:
-        train(asked, *given, stop_requested=lambda: interrupt.requested)
+        train(asked, *given, questions, stop_requested=lambda: interrupt.requested)
     except jax.errors.JaxRuntimeError as error:
         if not jax.distributed.is_initialized():
             raise

@@ -67,6 +67,9 @@ FIELDS: dict[str, tuple] = {
     "eval.samples": (0, 100),
     "eval.sample_tokens": (1, 2**20),
     "eval.prompts": (tuple,),
+    "eval.hellaswag": (str,),
+    "eval.hellaswag_every": (0, 2**31 - 1),
+    "eval.hellaswag_rows": (1, 2**31 - 1),
     "save.every": (1, 2**31 - 1),
     "save.keep": (1, 2**31 - 1),
 }

@@ -158,10 +158,11 @@ class Journal:
             )
 
     def evaluation(self, record: dict) -> None:
-        """Record an evaluation: "step" (updates done), losses, bits per byte, and samples with prompt and text."""
+        """Record an evaluation: "step" (updates done), losses, bits per byte, samples with prompt and text, "hellaswag" (accuracy) if asked."""
+        fitting = f", HellaSwag {record['hellaswag']:.1%}" if "hellaswag" in record else ""
         self.say(
             f"after {record['step']} steps: validation loss {record['validation_loss']:.4f} ({record['bits_per_byte']:.3f} bits per byte), "
-            f"on rows of the training set {record['train_loss']:.4f}"
+            f"on rows of the training set {record['train_loss']:.4f}{fitting}"
         )
         for sample in record["samples"]:
             self.say(f"    {sample['prompt']!r} -> {sample['text']!r}")

@@ -130,12 +130,12 @@ def write(run: Path) -> Path:
     """
     steps = _columns(run / "metrics.jsonl")
     evaluations = _read(run / "evaluations.jsonl", read_jsonl)
-    config, surroundings = (_read(run / name, _read_json) for name in ("config.json", "environment.json"))
+    config, surroundings, answers = (_read(run / name, _read_json) for name in ("config.json", "environment.json", "answers.json"))
     page = run / "report.html"
     temporary = page.with_name(page.name + ".tmp")
     try:
         # A prompt from the command line may hold bytes that are no text: they must not cost the page.
-        temporary.write_bytes(_page(run.resolve().name, steps, evaluations, config, surroundings).encode(errors="replace"))
+        temporary.write_bytes(_page(run.resolve().name, steps, evaluations, config, surroundings, answers).encode(errors="replace"))
         temporary.replace(page)
     except OSError as error:
         raise RunError(f"cannot write {page}: {error.strerror}; the run itself is complete without it") from None
@@ -167,7 +167,7 @@ def _read_json(path: Path) -> dict:
 # ---- the page
 
 
-def _page(name: str, steps: Columns, evaluations: list[dict], config: dict, surroundings: dict) -> str:
+def _page(name: str, steps: Columns, evaluations: list[dict], config: dict, surroundings: dict, answers: dict) -> str:
     return f"""<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -180,6 +180,7 @@ def _page(name: str, steps: Columns, evaluations: list[dict], config: dict, surr
 {_facts(steps, evaluations, config)}
 <h2>Before and after</h2>
 {_before_and_after(evaluations)}
+{_answers(answers)}
 <h2>Curves</h2>
 {_plots(steps, evaluations)}
 <h2>Samples</h2>
@@ -205,7 +206,7 @@ def _facts(steps: Columns, evaluations: list[dict], config: dict) -> str:
         ("Last validation loss", _number(last.get("validation_loss")), f"after {last['step']:,} steps" if last else "no evaluation yet"),
         ("Bits per byte", _number(last.get("bits_per_byte"), ".3f"), "of the validation text, last"),
         ("Tokens seen", f"{tokens:,.0f}", f"{np.nansum(steps['weight']):,.0f} of them learned"),
-        ("Training time", duration(seconds), "without evaluating and saving"),
+        ("Training time", duration(seconds), "without evaluations and the copies that saves take"),
         ("Throughput", _number(_median(steps["tokens_per_s"]), ",.0f"), "tokens/s, median"),
         ("MFU", _number(_median(steps["mfu"]), ".1%"), "share of peak FLOP/s, median"),
         ("Waiting for data", _number((steps["data_wait"] * steps["seconds"]).sum() / seconds if seconds else None, ".1%"), "of the training time"),
@@ -244,7 +245,25 @@ def _before_and_after(evaluations: list[dict]) -> str:
     rows = [["", *(f"{title}, after {e['step']:,} steps" for title, e in shown.items())]]
     for label, field in (("Loss on validation text", "validation_loss"), ("Loss on training text", "train_loss"), ("Bits per byte", "bits_per_byte")):
         rows.append([label, *(_number(e[field]) for e in shown.values())])
+    if any("hellaswag" in e for e in shown.values()):
+        rows.append(["HellaSwag", *(_number(e.get("hellaswag"), ".1%") for e in shown.values())])
     return f'<div class="panel numbers">{_table(rows)}</div>'
+
+
+def _answers(record: dict) -> str:
+    """What `python -m minigpt_jax.evals answers` found, "" where it was not asked."""
+    if not record:
+        return ""
+    shares = (
+        ("End by themselves", "ended"),
+        ("Leak marks", "leaked"),
+        ("Repeated 4-word runs", "repetition"),
+        ("Differ from all others", "different"),
+    )
+    rows = [["", f"{record['answers']:,} answers to {record['source']}"], *([label, f"{record[field]:.1%}"] for label, field in shares)]
+    rows += [["Loss per token of the hoped-for answers", _number(record["loss"])]]
+    rows += [["The same, before finetuning", _number(record["base_loss"])]] if "base_loss" in record else []
+    return f'<h3>Answers</h3><div class="panel numbers">{_table(rows)}</div>'
 
 
 def _samples(evaluations: list[dict]) -> str:
