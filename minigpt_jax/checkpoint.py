@@ -364,7 +364,7 @@ def _orbax() -> ocp.AsyncCheckpointer:
     tensorstore.experimental_collect_matching_metrics = lambda *_: []
     # Folders made in the background would leave threads waiting for them for minutes where a full disk forbids them.
     options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-    # OCDBT, Orbax's default, packs arrays into few files and leaks 12 KB a save (docs/log.md); fifty folders need no packing.
+    # OCDBT, Orbax's default, packs arrays into few files and leaks 16 KB with each (docs/log.md); fifty folders need no packing.
     handlers: Any = {item: ocp.StandardCheckpointHandler(use_ocdbt=False) for item in ("params", "rest")}
     return ocp.AsyncCheckpointer(_Handler(**handlers, meta=ocp.JsonCheckpointHandler()), async_options=options)
 
