@@ -40,9 +40,13 @@ def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: 
         return jax.jit(lambda: nn.unbox(_build(model, optimizer, seed)), out_shardings=_shardings(model, optimizer, mesh))()
 
 
-@lru_cache(maxsize=1)  # tracing the model takes a third of a second, and everything below asks
 def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without its values: what a checkpoint is restored into."""
+    return _abstract_state(model, optimizer, mesh)  # pyright: ignore[reportArgumentType] (linen's modules can be hashed)
+
+
+@lru_cache(maxsize=1)  # tracing the model takes a third of a second, and everything here asks
+def _abstract_state(model, optimizer, mesh) -> TrainState:
     named = jax.eval_shape(lambda: _build(model, optimizer, seed=0))
     shardings = meshes.state_sharding(named, mesh)
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), nn.unbox(named), shardings)

@@ -37,6 +37,7 @@ class Loaded(NamedTuple):
 
 def load(run: Path) -> Loaded:
     """The run in folder `run`. Raises InputError."""
+    jax.config.update("jax_compilation_cache_dir", str((run.parent / ".compiled").absolute()))  # where train.py keeps its programs too
     mesh = meshes.make_mesh()
     return Loaded(*load_params(run, meshes.replicated(mesh)), mesh)
 

@@ -8,9 +8,10 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,9 +21,6 @@ from minigpt_jax.evals.scoring import Group, score
 from minigpt_jax.generate import Generator, sampling
 from minigpt_jax.model import GPTConfig
 from minigpt_jax.tokenizer import END_OF_TEXT, Tokenizer
-
-if TYPE_CHECKING:
-    from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
 
 GENERATED = 256  # tokens of an answer, where a task does not say: lm_eval's own number
 
@@ -36,18 +34,17 @@ def evaluate(
     Raises InputError where the package, a task or its data are missing.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
-        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
-        from lm_eval.utils import make_table  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise InputError(f"lm-evaluation-harness is not installed ({error}): pip install 'minigpt-jax[lm-eval]'") from None
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    known = TaskManager(include_path=str(include) if include else None)
+    try:
+        lm_eval: Any = import_module("lm_eval")
+        known = import_module("lm_eval.tasks").TaskManager(include_path=str(include) if include else None)
+        make_table = import_module("lm_eval.utils").make_table
+    except ImportError as error:
+        raise InputError(f"lm-evaluation-harness is not installed ({error}): pip install lm_eval") from None
     if unknown := [task for task in tasks if not known.match_tasks([task])]:
         raise InputError(f"no task {' and no '.join(unknown)} in lm_eval: `lm_eval ls tasks` lists them; --include-path names a folder of your own")
     try:
-        results = simple_evaluate(
+        results = lm_eval.simple_evaluate(
             adapter(params, config, tokenizer, mesh, batch=batch, dtype=dtype), tasks=list(tasks), limit=limit, task_manager=known
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
@@ -62,12 +59,11 @@ def adapter(
     params: dict, config: GPTConfig, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, *, batch: int, dtype: jax.typing.DTypeLike | None = None
 ) -> Any:
     """Our model as an `lm_eval.api.model.LM`. Every text begins with <|endoftext|>, as the documents it was trained on do."""
-    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # pyright: ignore[reportMissingImports]
-
+    base: Any = import_module("lm_eval.api.model").TemplateLM
+    windows_of: Any = import_module("lm_eval.utils")
     ask = partial(score, params, config, mesh, batch=batch, dtype=dtype)
 
-    class Adapter(TemplateLM):
+    class Adapter(base):
         """How lm_eval cuts texts into ids is its own; what the ids score is ours."""
 
         eot_token_id = END_OF_TEXT
@@ -82,21 +78,21 @@ def adapter(
             shared = [(list(context), [c for _, c in group]) for context, group in groupby(pairs, key=lambda pair: pair[0])]
             return [(s.logprob, s.greedy) for scores in ask(shared) or [] for s in scores]
 
-        def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
+        def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
             """Log probability of each whole text; what is longer than the context is cut into windows, each token scored once."""
             windows: list[Group] = []
             owners = []
             for number, request in enumerate(requests):
                 tokens = tokenizer.encode(request.args[0])
-                for window in get_rolling_token_windows(tokens, END_OF_TEXT, config.context, 1):
-                    context, continuation = make_disjoint_window(window)
+                for window in windows_of.get_rolling_token_windows(tokens, END_OF_TEXT, config.context, 1):
+                    context, continuation = windows_of.make_disjoint_window(window)
                     windows.append((context, [continuation]))
                     owners.append(number)
             totals = np.zeros(len(requests))
             np.add.at(totals, owners, [scores[0].logprob for scores in ask(windows) or []])
             return totals.tolist()
 
-        def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
+        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
             """What the model writes after each context, up to a stop string or `max_gen_toks`."""
             texts = [""] * len(requests)
             jobs = [(i, tokenizer.encode(r.args[0]), wishes(r.args[1])) for i, r in enumerate(requests)]

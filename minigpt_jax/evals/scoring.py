@@ -22,11 +22,11 @@ from minigpt_jax.model import GPT, GPTConfig, KVCache
 
 Group = tuple[Sequence[int], Sequence[Sequence[int]]]  # ids of the context, ids of each continuation
 
-BATCH = 64  # continuations a device computes at once
+BATCH = 256  # continuations a device computes at once
 CACHE_BYTES = 2**30  # and fewer, where their keys and values would take more than this
 BUCKET = 32  # lengths are rounded up to its multiples: few shapes to compile, little padding
-CHUNK = 1024  # positions whose logits are computed together,
-SLICE = 524  # with so many rows of the table: 2 MB of logits
+CHUNK = 512  # positions whose logits are computed together,
+SLICE = 1572  # with so many rows of the table: 3 MB of logits
 
 
 class Score(NamedTuple):
