@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minigpt_jax import LoadedRun, chat, load_run
+from minigpt_jax.compiled import keep_programs
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.generate import Generator, Sampling, sampling
 from minigpt_jax.runs import newest_run
@@ -29,6 +30,7 @@ def main() -> int:
     sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     prompt = given_prompt(options)
     folder = Path(options.run) if options.run else newest_run(Path(options.runs))
+    keep_programs(folder.parent)
     run = load_run(folder)
     print(f"{folder}: {run.config.parameters:,} parameters, context {run.config.context}", file=sys.stderr)
     draw = sampling(

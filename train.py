@@ -36,6 +36,7 @@ from jax.experimental import multihost_utils
 from minigpt_jax import chat, data, generate, optim, plan, report, runs
 from minigpt_jax import mesh as meshes
 from minigpt_jax.checkpoint import Checkpoints, load_params, of_chief
+from minigpt_jax.compiled import keep_programs
 from minigpt_jax.evals import bits, scoring
 from minigpt_jax.failpoint import failpoint
 from minigpt_jax.metrics import Journal, read_jsonl
@@ -177,9 +178,7 @@ def prepare_jax(c) -> None:
     if c.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     meshes.join_processes()
-    cache = Path(c.runs, ".compiled").absolute()
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a resumed run needs the small programs too
+    keep_programs(Path(c.runs))
     if jax.default_backend() == "cpu" and Path("/proc/driver/nvidia/version").exists():
         print("warning: this machine has an NVIDIA GPU that JAX does not see; install its plugin with: make install CUDA=1", file=sys.stderr)
 

@@ -16,6 +16,7 @@ import jax
 from minigpt_jax import data, report
 from minigpt_jax import mesh as meshes
 from minigpt_jax.checkpoint import load_params
+from minigpt_jax.compiled import keep_programs
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.evals import answers, bits, harness, hellaswag, scoring
 from minigpt_jax.model import GPT, GPTConfig, grow_vocab
@@ -37,7 +38,7 @@ class Loaded(NamedTuple):
 
 def load(run: Path) -> Loaded:
     """The run in folder `run`. Raises InputError."""
-    jax.config.update("jax_compilation_cache_dir", str((run.parent / ".compiled").absolute()))  # where train.py keeps its programs too
+    keep_programs(run.parent)
     mesh = meshes.make_mesh()
     return Loaded(*load_params(run, meshes.replicated(mesh)), mesh)
 

@@ -10,12 +10,14 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.peer import transformers_gpt2
 from minigpt_jax import load_run
 from minigpt_jax import mesh as meshes
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals import hellaswag, scoring
 from minigpt_jax.metrics import read_jsonl
 from minigpt_jax.tokenizer import END_OF_TEXT, load_tokenizer
+from tests.evals.peer import in_torch
 from tests.harness import ENVIRONMENT, ROOT, run_train
 
 GOOD = {"ctx": "A man sits on a roof. He", "endings": ["starts to sing.", "flies.", "is a roof.", "eats it."], "label": "3"}
@@ -25,24 +27,6 @@ def evals(*arguments: str | Path) -> subprocess.CompletedProcess:
     """Run the command."""
     command = [sys.executable, "-m", "minigpt_jax.evals", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
-
-
-def in_torch(run: Path, questions: list[hellaswag.Question]) -> np.ndarray:
-    """[questions, endings] mean loss of each ending by transformers' GPT-2, a row at a time."""
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    from benchmarks.peer import transformers_gpt2
-
-    params, config, _ = load_run(run)
-    model = transformers_gpt2(config, params).eval()
-    losses = []
-    for question in questions:
-        for ending in question.endings:
-            ids = torch.tensor([[*question.context, *ending]])
-            with torch.no_grad():
-                logits = model(ids[:, :-1]).logits[0, -len(ending) :]
-            losses.append(torch.nn.functional.cross_entropy(logits, ids[0, -len(ending) :]).item())
-    return np.array(losses).reshape(len(questions), -1)
 
 
 def test_a_question_is_read_as_documents_are():
@@ -84,7 +68,9 @@ def test_every_loss_is_that_of_a_plain_scorer_in_torch(pretrained, questions):
     ask = partial(scoring.score, jax.device_put(params, meshes.replicated(mesh)), config, mesh)
     found = ask([(q.context, q.endings) for q in asked])
     assert found is not None
-    losses = in_torch(pretrained, asked)
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    losses = in_torch(transformers_gpt2(config, params), asked)
     np.testing.assert_allclose([[s.loss for s in own] for own in found], losses, atol=1e-4)
     assert hellaswag.accuracy(asked, ask) == np.mean(losses.argmin(1) == [q.label for q in asked])
 

@@ -85,7 +85,7 @@ def test_a_run_that_is_stopped_again_and_again_is_the_same_run(place: Place, num
     """Its own folder of compiled programs, so that compilation is among the moments; evaluations that were cut short are made up for."""
     settings, draw = place.settings("stopped", runs=tmp_path), random.Random(number)
     for delay in (draw.uniform(0, 2), draw.uniform(2, 6), draw.uniform(0, 8)):
-        process = start(settings)
+        process = start(settings, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"))
         wait_until(lambda process=process: catches(process, signal.SIGTERM) and catches(process, signal.SIGINT))
         time.sleep(delay)
         process.send_signal(number)

@@ -1,0 +1,1 @@
+"""Evaluations: what they find is what plainer programs find."""
