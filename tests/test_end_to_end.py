@@ -47,7 +47,9 @@ def test_a_run_leaves_everything_it_promises(uninterrupted):
     assert json.loads((uninterrupted / "config.json").read_text())["model"]["embed"] == 32
 
 
-@pytest.mark.parametrize("points", [["during_write@6:kill", "after_step@10:kill"], ["during_delete@3:kill"]])
+@pytest.mark.parametrize(
+    "points", [["during_write@6:kill", "after_step@10:kill"], pytest.param(["during_delete@3:kill"], marks=pytest.mark.campaign)]
+)
 def test_a_killed_run_goes_on_to_the_same_weights(runs, corpus, uninterrupted, points):
     name = "killed_" + points[0].partition("@")[0]
     for point in points:

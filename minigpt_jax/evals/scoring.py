@@ -22,7 +22,7 @@ from minigpt_jax.model import GPT, GPTConfig, KVCache
 
 Group = tuple[Sequence[int], Sequence[Sequence[int]]]  # ids of the context, ids of each continuation
 
-BATCH = 256  # continuations a device computes at once
+BATCH = 64  # continuations a device computes at once: a processor's caches hold their keys and values
 CACHE_BYTES = 2**30  # and fewer, where their keys and values would take more than this
 BUCKET = 32  # lengths are rounded up to its multiples: few shapes to compile, little padding
 CHUNK = 512  # positions whose logits are computed together,

@@ -80,7 +80,8 @@ def test_signals_are_heard_before_jax_is_loaded(place: Place):
     assert not history(place.runs / "early")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.campaign)])
+@pytest.mark.campaign
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_stopped_again_and_again_is_the_same_run(place: Place, number: signal.Signals, tmp_path: Path):
     """Its own folder of compiled programs, so that compilation is among the moments; evaluations that were cut short are made up for."""
     settings, draw = place.settings("stopped", runs=tmp_path), random.Random(number)
@@ -108,7 +109,7 @@ def test_an_evaluation_that_a_signal_cuts_short_is_made_up_for(place: Place):
 
 
 def test_a_second_signal_ends_a_compilation_within_a_second(place: Place, tmp_path: Path):
-    settings = place.settings("compiling", runs=tmp_path, model__layers=48, compute__unroll=48)
+    settings = place.settings("compiling", runs=tmp_path, model__layers=16, compute__unroll=16)
     process = start(settings, JAX_LOG_COMPILES="1", XLA_FLAGS="")
     wait_for(process, "Compiling jit(step)")
     process.send_signal(signal.SIGTERM)
@@ -134,7 +135,8 @@ def test_a_second_trainer_on_one_run_stops_and_the_first_does_not_notice(place: 
     assert [step for step, *_ in history(place.runs / "twice")] == list(range(len(history(place.runs / "twice"))))
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.campaign), 1])
+@pytest.mark.campaign
+@pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(place: Place, victim: int):
     """... with as many processes as are there: two once more, then one."""
     name = f"pair_{victim}"
@@ -163,7 +165,8 @@ def test_an_error_in_one_of_two_processes_ends_both(place: Place):
     assert ok.returncode != 0 and time.monotonic() - began < 20
 
 
-@pytest.mark.parametrize("point", [pytest.param("during_restore", marks=pytest.mark.campaign), "during_verify"])
+@pytest.mark.campaign
+@pytest.mark.parametrize("point", ["during_restore", "during_verify"])
 def test_two_processes_agree_on_the_checkpoint_to_go_on_from(place: Place, point: str):
     """One of them cannot read the newest: both take the one before, and say so."""
     run = place.copy(place.two_checkpoints, f"disagree_{point}")

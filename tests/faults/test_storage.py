@@ -117,6 +117,7 @@ def test_a_fresh_start_that_cannot_begin_deletes_nothing(place: Place):
     assert "begins with the weights of" in train(**place.settings("fresh", fresh=True, init_from=run))  # even its own
 
 
+@pytest.mark.campaign
 def test_deterministic_is_the_same_run_on_a_cpu(place: Place):
     train(**place.settings("deterministic", deterministic=True))
     assert not place.problems(place.runs / "deterministic")
