@@ -30,8 +30,8 @@ def main() -> int:
     sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     prompt = given_prompt(options)
     folder = Path(options.run) if options.run else newest_run(Path(options.runs))
-    keep_programs(folder.parent)
     run = load_run(folder)
+    keep_programs(folder.parent)
     print(f"{folder}: {run.config.parameters:,} parameters, context {run.config.context}", file=sys.stderr)
     draw = sampling(
         options.num_samples, run.config, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,

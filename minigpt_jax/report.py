@@ -254,16 +254,12 @@ def _answers(record: dict) -> str:
     """What `python -m minigpt_jax.evals answers` found, "" where it was not asked."""
     if not record:
         return ""
-    shares = (
-        ("End by themselves", "ended"),
-        ("Leak marks", "leaked"),
-        ("Repeated 4-word runs", "repetition"),
-        ("Differ from all others", "different"),
-    )
-    rows = [["", f"{record['answers']:,} answers to {record['source']}"], *([label, f"{record[field]:.1%}"] for label, field in shares)]
-    rows += [["Loss per token of the hoped-for answers", _number(record["loss"])]]
-    rows += [["The same, before finetuning", _number(record["base_loss"])]] if "base_loss" in record else []
-    return f'<h3>Answers</h3><div class="panel numbers">{_table(rows)}</div>'
+    columns = {title: record[name] for name, title in (("before", "before finetuning"), ("finetuned", "finetuned")) if name in record}
+    fields = (("End by themselves", "ended"), ("Leak marks", "leaked"), ("Repeated 4-word runs", "repetition"), ("Distinct", "distinct"))
+    rows = [["", *columns], *([label, *(f"{c[field]:.1%}" for c in columns.values())] for label, field in fields)]
+    rows.append(["Loss per token of the hoped-for answers", *(_number(c["loss"]) for c in columns.values())])
+    what = f"{record['answers']:,} answers of up to {record['tokens']} tokens to {record['source']}, after {record['step']:,} steps"
+    return f'<h3>Answers</h3><p>{escape(what)}</p><div class="panel numbers">{_table(rows)}</div>'
 
 
 def _samples(evaluations: list[dict]) -> str:

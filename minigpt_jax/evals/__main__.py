@@ -4,6 +4,7 @@ Subcommands: hellaswag, bits (per byte), lm-eval (lm-evaluation-harness) and ans
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from minigpt_jax.shards import open_stream, write_json
 from minigpt_jax.step import make_eval_step
 from minigpt_jax.tokenizer import END_OF_TEXT, load_tokenizer
 
+NOBODY_STOPS_IT = "only train.py abandons an evaluation"
 LOSS_CHUNK = 32  # positions a row whose logits are in memory at once, as in configs/quickstart.py
 
 
@@ -38,9 +40,10 @@ class Loaded(NamedTuple):
 
 def load(run: Path) -> Loaded:
     """The run in folder `run`. Raises InputError."""
-    keep_programs(run.parent)
     mesh = meshes.make_mesh()
-    return Loaded(*load_params(run, meshes.replicated(mesh)), mesh)
+    loaded = Loaded(*load_params(run, meshes.replicated(mesh)), mesh)
+    keep_programs(run.parent)
+    return loaded
 
 
 def run_hellaswag(options) -> None:
@@ -49,7 +52,8 @@ def run_hellaswag(options) -> None:
     questions = hellaswag.load(options.source, model.config.context, options.limit)
     began = time.monotonic()
     ask = partial(scoring.score, model.params, model.config, model.mesh, batch=options.batch, dtype=options.dtype)
-    accuracy = hellaswag.accuracy(questions, ask) or 0.0
+    accuracy = hellaswag.accuracy(questions, ask)
+    assert accuracy is not None, NOBODY_STOPS_IT
     seconds, count = time.monotonic() - began, len(questions)
     error = hellaswag.standard_error(accuracy, count)
     print(f"HellaSwag {accuracy:.4f} (standard error {error:.4f}) on {count:,} rows, {count / seconds:,.1f} rows/s")
@@ -68,7 +72,7 @@ def run_bits(options) -> None:
     batch = options.batch * meshes.data_shards(model.mesh)
     began = time.monotonic()
     found = bits.measure(model.params, stream, step, model.mesh, rows=rows, batch=batch, context=context)
-    assert found, "nothing asked for it to be abandoned"
+    assert found, NOBODY_STOPS_IT
     speed = rows * context / (time.monotonic() - began)
     print(
         f"{options.split} of {options.source}: loss {found.loss:.4f} per token, {found.bits_per_byte:.4f} bits per byte "
@@ -78,7 +82,7 @@ def run_bits(options) -> None:
 
 def run_harness(options) -> None:
     """Tasks of lm-evaluation-harness."""
-    model, tasks = load(options.run), [task for task in options.tasks.split(",") if task]
+    model, tasks = load(options.run), [task.strip() for task in options.tasks.split(",") if task.strip()]
     if options.include_path and not options.include_path.is_dir():
         raise InputError(f"{options.include_path}: no such folder")
     table = harness.evaluate(
@@ -92,30 +96,43 @@ def run_answers(options) -> None:
     """What finetuning did, into answers.json and the report of the run."""
     model, tokenizer = load(options.run), load_tokenizer()
     pairs, too_long = answers.load(options.source, model.config.context, tokenizer, options.limit)
-    written = answers.write(model.params, model.config, tokenizer, pairs)
+    base = base_of(options.base, model)
+    columns = {"finetuned": model.params} | ({} if base is None else {"before": base})
     how = {"batch": options.batch, "dtype": options.dtype}
-    record = {"source": options.source, "answers": len(pairs), "too_long": too_long, **answers.summary(written)}
-    record["loss"] = answers.loss_per_token(pairs, tokenizer, partial(scoring.score, model.params, model.config, model.mesh, **how))
-    base = options.base or (model.meta.get("config", {}).get("init_from") or None)
-    if base and (options.base or Path(base).is_dir()):
-        record |= {"base": str(base), "base_loss": loss_of_base(Path(base), model, pairs, how)}
-    write_json(options.run / answers.FILE, record)
-    print(
-        f"{record['answers']} answers: {record['ended']:.0%} end by themselves within {answers.TOKENS} tokens, {record['leaked']:.0%} leak marks, "
-        f"{record['repetition']:.1%} of their {answers.GRAM}-word runs are repeated, {record['different']:.0%} differ from all others"
-    )
-    before = f" ({record['base_loss']:.4f} before finetuning)" if "base" in record else ""
-    print(f"loss per token of the hoped-for answers {record['loss']:.4f}{before}; {too_long} pairs were too long for the model")
+    found = {}
+    for name, params in columns.items():
+        written = answers.write(params, model.config, tokenizer, pairs, **how)
+        loss = answers.loss_per_token(pairs, tokenizer, partial(scoring.score, params, model.config, model.mesh, **how))
+        found[name] = answers.summary(written) | {"loss": loss}
+    facts = {"source": options.source, "step": model.meta["step"], "answers": len(pairs), "too_long": too_long, "tokens": answers.TOKENS}
+    write_json(options.run / answers.FILE, facts | found)
+    print(f"{len(pairs)} answers of up to {answers.TOKENS} tokens; {too_long} pairs were too long for the model")
+    for name, own in found.items():
+        print(
+            f"{name:<10} {own['ended']:.0%} end by themselves, {own['leaked']:.0%} leak marks, {own['repetition']:.1%} of their "
+            f"{answers.GRAM}-word runs are repeated, {own['distinct']:.0%} are distinct; loss per token of the hoped-for answers {own['loss']:.4f}"
+        )
     print(f"report: {report.write(options.run)}")
 
 
-def loss_of_base(run: Path, model: Loaded, pairs: list[answers.Pair], how: dict) -> float | None:
-    """Loss of the same answers under the weights that finetuning began with, roles added as it added them."""
-    params, config, _ = load_params(run, meshes.replicated(model.mesh))
-    if replace(config, vocab_size=model.config.vocab_size, dropout=model.config.dropout) != model.config:
-        raise InputError(f"{run}: not the base of this model: {config}, expected {model.config} but for its vocabulary")
-    grown = grow_vocab(params, config.vocab_size, model.config)
-    return answers.loss_per_token(pairs, load_tokenizer(), partial(scoring.score, grown, model.config, model.mesh, **how))
+def base_of(asked: Path | None, model: Loaded) -> dict | None:
+    """The weights that finetuning began with, roles added as it added them; None where nobody asks for them and they are gone.
+
+    Raises InputError where the run that is `asked` for is not the base of `model`.
+    """
+    run = asked or Path(model.meta.get("config", {}).get("init_from") or "")
+    if not (asked or run.name):
+        return None
+    try:
+        params, config, _ = load_params(run, meshes.replicated(model.mesh))
+        if replace(config, vocab_size=model.config.vocab_size, dropout=model.config.dropout) != model.config:
+            raise InputError(f"{run}: not the base of this model: {config}, expected {model.config} but for its vocabulary")
+    except InputError as error:
+        if asked:
+            raise
+        print(f"note: nothing to compare with ({error})", file=sys.stderr)
+        return None
+    return grow_vocab(params, config.vocab_size, model.config)
 
 
 def arguments() -> argparse.ArgumentParser:

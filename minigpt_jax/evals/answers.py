@@ -6,10 +6,12 @@ python -m minigpt_jax.evals answers writes them to answers.json in the run's fol
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
+
 from minigpt_jax import chat
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals import rows
-from minigpt_jax.evals.scoring import Group, Score
+from minigpt_jax.evals.scoring import BATCH, Group, Score
 from minigpt_jax.generate import Generator, sampling
 from minigpt_jax.model import GPTConfig
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, END_OF_TEXT, SPECIAL_TOKENS, Tokenizer
@@ -65,16 +67,30 @@ def whole(pair: Pair, tokenizer: Tokenizer) -> list[int]:
     return chat.render([{"role": "user", "content": pair.prompt}, {"role": "assistant", "content": pair.completion}], tokenizer)[0]
 
 
-def write(params: dict, config: GPTConfig, tokenizer: Tokenizer, pairs: Sequence[Pair], tokens: int = TOKENS) -> list[Written]:
-    """The greedy answers of a finetuned model to the questions of `pairs`. Raises InputError for a model that knows no roles."""
+def write(
+    params: dict,
+    config: GPTConfig,
+    tokenizer: Tokenizer,
+    pairs: Sequence[Pair],
+    *,
+    batch: int = BATCH,
+    dtype: jax.typing.DTypeLike | None = None,
+    tokens: int = TOKENS,
+) -> list[Written]:
+    """The greedy answers of a model to the questions of `pairs`, `batch` at once. Raises InputError for a model that knows no roles."""
     if config.vocab_size < CHAT_VOCAB:
         raise InputError("this model was not finetuned: its vocabulary has no role markers, so it cannot answer")
-    prompts = [question(pair, tokenizer) for pair in pairs]
-    writer = Generator(params, config, tokenizer, rows=len(prompts))
-    for _ in writer.stream(prompts, sampling(len(prompts), config, temperature=0.0), max_new_tokens=tokens):
-        pass
-    behind = [ids[len(prompt) :] for ids, prompt in zip(writer._cached, prompts, strict=True)]  # an Answer keeps no marks
-    return [Written(answer.text, ids, answer.reason == "stop") for answer, ids in zip(writer.answers, behind, strict=True)]
+    prompts, written = [question(pair, tokenizer) for pair in pairs], []
+    rows = min(batch, len(prompts))
+    writer = Generator(params, config, tokenizer, rows=rows, dtype=dtype)
+    for start in range(0, len(prompts), rows):
+        part = prompts[start : start + rows]
+        part += part[:1] * (rows - len(part))  # one shape to compile
+        for _ in writer.stream(part, sampling(rows, config, temperature=0.0), max_new_tokens=tokens):
+            pass
+        behind = [ids[len(prompt) :] for ids, prompt in zip(writer._cached, part, strict=True)]  # an Answer keeps no marks
+        written += [Written(answer.text, ids, answer.reason == "stop") for answer, ids in zip(writer.answers, behind, strict=True)]
+    return written[: len(prompts)]
 
 
 def leaks(answer: Written) -> bool:
@@ -101,11 +117,11 @@ def loss_per_token(pairs: Sequence[Pair], tokenizer: Tokenizer, score: Callable[
 
 
 def summary(answers: Sequence[Written]) -> dict[str, float]:
-    """Shares of `answers` that end by themselves, leak marks, and differ from each other, and their mean repetition."""
+    """Shares of `answers` that end by themselves and leak marks, distinct texts per answer, and their mean repetition."""
     count = len(answers)
     return {
         "ended": sum(a.ended for a in answers) / count,
         "leaked": sum(map(leaks, answers)) / count,
         "repetition": sum(repetition(a.text) for a in answers) / count,
-        "different": len({a.text for a in answers}) / count,
+        "distinct": len({a.text for a in answers}) / count,
     }

@@ -43,5 +43,5 @@ def measure(
             return None
         piece, share = jax.device_get(eval_step(params, Batch(*arrays)))
         tokens, mask = data.read_rows(stream, numbers, context)
-        total, weight, size = total + piece, weight + share, size + float((lengths[tokens[:, 1:]] * mask).sum())
-    return Measure(float(total / max(weight, 1)), float(total / math.log(2) / max(size, 1)), int(weight))
+        total, weight, size = total + float(piece), weight + float(share), size + float((lengths[tokens[:, 1:]] * mask).sum())
+    return Measure(total / max(weight, 1), total / math.log(2) / max(size, 1), int(weight))

@@ -47,7 +47,7 @@ def evaluate(
         results = lm_eval.simple_evaluate(
             adapter(params, config, tokenizer, mesh, batch=batch, dtype=dtype), tasks=list(tasks), limit=limit, task_manager=known
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError):
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -76,7 +76,9 @@ def adapter(
             pairs = [(begun(context), list(continuation)) for _, context, continuation in requests]
             warn_of_cuts([len(context) + len(continuation) - 1 - config.context for context, continuation in pairs])
             shared = [(list(context), [c for _, c in group]) for context, group in groupby(pairs, key=lambda pair: pair[0])]
-            return [(s.logprob, s.greedy) for scores in ask(shared) or [] for s in scores]
+            found = ask(shared)
+            assert found is not None, "nobody abandons it"
+            return [(s.logprob, s.greedy) for scores in found for s in scores]
 
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
             """Log probability of each whole text; what is longer than the context is cut into windows, each token scored once."""
@@ -88,14 +90,16 @@ def adapter(
                     context, continuation = windows_of.make_disjoint_window(window)
                     windows.append((context, [continuation]))
                     owners.append(number)
-            totals = np.zeros(len(requests))
-            np.add.at(totals, owners, [scores[0].logprob for scores in ask(windows) or []])
+            found, totals = ask(windows), np.zeros(len(requests))
+            assert found is not None, "nobody abandons it"
+            np.add.at(totals, owners, [scores[0].logprob for scores in found])
             return totals.tolist()
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
             """What the model writes after each context, up to a stop string or `max_gen_toks`."""
             texts = [""] * len(requests)
             jobs = [(i, tokenizer.encode(r.args[0]), wishes(r.args[1])) for i, r in enumerate(requests)]
+            warn_of_cuts([len(ids) + 1 + room(wish) - config.context for _, ids, wish in jobs])
             jobs.sort(key=lambda job: (repr(job[2]), len(job[1])))
             for _, same in groupby(jobs, key=lambda job: repr(job[2])):
                 same = list(same)
@@ -105,14 +109,15 @@ def adapter(
                         texts[number] = text
             return texts
 
+    def room(asked: dict[str, Any]) -> int:
+        """Tokens that an answer may have: half of the context at most, since a question of no words has no answer."""
+        return min(asked["tokens"], config.context // 2)
+
     def write(prompts: list[list[int]], seeds: list[int], asked: dict[str, Any]) -> list[str]:
-        room = min(asked["tokens"], config.context - 1)
-        longest = config.context - room
-        warn_of_cuts([len(prompt) + 1 - longest for prompt in prompts])
-        rows = [begun(prompt)[-longest:] for prompt in prompts]
+        rows = [begun(prompt)[room(asked) - config.context :] for prompt in prompts]
         settings = sampling(len(rows), config, **asked["sampling"])._replace(seed=np.array(seeds, np.uint32))
         writer = Generator(params, config, tokenizer, rows=len(rows), dtype=dtype)
-        for _ in writer.stream(rows, settings, max_new_tokens=room, stop=asked["until"]):
+        for _ in writer.stream(rows, settings, max_new_tokens=room(asked), stop=asked["until"]):
             pass
         return [answer.text for answer in writer.answers]
 

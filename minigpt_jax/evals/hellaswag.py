@@ -41,8 +41,10 @@ def load(source: str, context: int, limit: int | None = None) -> list[Question]:
 
 
 def accuracy(questions: Sequence[Question], score: "Callable[[list[Group]], list[list[Score]] | None]") -> float | None:
-    """Share of questions whose right ending has the smallest loss; None where `score` gave up."""
+    """Share of questions whose right ending has the smallest loss; NaN for broken weights, None where `score` gave up."""
     scored = score([(q.context, q.endings) for q in questions])
+    if scored is not None and not all(math.isfinite(s.logprob) for own in scored for s in own):
+        return math.nan
     return None if scored is None else float(np.mean([best(s) == q.label for q, s in zip(questions, scored, strict=True)]))
 
 

@@ -17,7 +17,8 @@ SUFFIXES = (".parquet", ".jsonl", ".json")
 def read(source: str, *, split: str, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name of the row, row with at least `columns`) of a file, of the files of a folder, or of `split` of a hub data set.
 
-    A `.json` file holds a list of rows, or splits that do. Raises InputError.
+    A `.json` file holds a list of rows, or splits that do; of a folder whose files are named after splits, those of `split`
+    are read. "val" and "validation" are the same. Raises InputError.
     """
     for where, row in _all(source, split):
         if not isinstance(row, dict):
@@ -33,6 +34,7 @@ def _all(source: str, split: str) -> Iterator[tuple[str, Any]]:
         files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
         if not files:
             raise InputError(f"{source}: no file in this folder ends in {', '.join(SUFFIXES)}")
+        files = [p for p in files if _is(p.name, split)] or files
     elif path.is_file() and path.suffix in SUFFIXES:
         files = [path]
     elif path.is_file():
@@ -65,22 +67,28 @@ def _of_file(file: Path, split: str) -> Iterator[tuple[str, Any]]:
     else:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     if isinstance(content, dict):
-        content = content.get(split)
+        content = next((rows for name, rows in content.items() if _is(name, split)), None)
     if not isinstance(content, list):
         raise InputError(f"{file}: expected a list of rows, or an object whose {split!r} is one")
     yield from ((f"{file} row {number}", row) for number, row in enumerate(content, 1))
 
 
 def _of_hub(source: str, split: str) -> Iterator[Any]:
-    from datasets import load_dataset  # a second to import, and only the hub needs it
+    from datasets import get_dataset_split_names, load_dataset  # a second to import, and only the hub needs them
 
     try:
-        yield from load_dataset(source, split=split)
+        name = next((name for name in get_dataset_split_names(source) if _is(name, split)), split)
+        yield from load_dataset(source, split=name)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{source}: the hub does not give it out ({_first_line(error)}). Without the hub, name a local copy of its {split} split: "
             f"a file that ends in {', '.join(SUFFIXES)}, or a folder of them"
         ) from None
+
+
+def _is(name: str, split: str) -> bool:
+    """Whether a file, or a split of the hub, is named like `split`."""
+    return name.lower().startswith(split[:3])
 
 
 def _first_line(error: Exception) -> str:

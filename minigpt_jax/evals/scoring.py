@@ -86,10 +86,11 @@ def score(
     sharding = meshes.batch_sharding(mesh)
     scores = [[Score(0.0, 0, False)] * len(continuations) for _, continuations in groups]
     by_shape: dict[tuple[int, int, int], list[_Job]] = {}
-    for job in _jobs(groups, config.context):
+    itemsize = jnp.dtype(model.dtype).itemsize
+    for job in _jobs(groups, config, batch, itemsize):
         by_shape.setdefault(job.shape, []).append(job)
     for shape, jobs in sorted(by_shape.items(), reverse=True):  # what needs the most memory first
-        share = _jobs_at_once(shape, config, batch, jnp.dtype(model.dtype).itemsize)
+        share = _jobs_at_once(shape, config, batch, itemsize)
         for start in range(0, len(jobs), share * shards):
             if abandon():
                 return None
@@ -118,7 +119,8 @@ def cut(context: Sequence[int], continuation: Sequence[int], limit: int) -> Sequ
     return context[max(len(context) + len(continuation) - 1 - limit, 0) :]
 
 
-def _jobs(groups: Sequence[Group], limit: int) -> Iterator[_Job]:
+def _jobs(groups: Sequence[Group], config: GPTConfig, batch: int, itemsize: int) -> Iterator[_Job]:
+    limit = config.context
     for number, (context, continuations) in enumerate(groups):
         lengths = [len(continuation) for continuation in continuations]
         if not (len(context) and lengths and min(lengths)):
@@ -126,16 +128,23 @@ def _jobs(groups: Sequence[Group], limit: int) -> Iterator[_Job]:
         if max(lengths) > limit:
             raise InputError(f"a continuation of {max(lengths)} tokens is longer than the model's context of {limit}")
         if len(context) + max(lengths) - 1 <= limit:
-            yield _Job(number, 0, context, continuations)
+            _, before, after = _Job(number, 0, context, continuations).shape
+            share = _rows_at_once(before, after, config, batch, itemsize)  # of one context's thousands of continuations
+            yield from (_Job(number, i, context, continuations[i : i + share]) for i in range(0, len(continuations), share))
         else:
             yield from (_Job(number, i, cut(context, c, limit), [c]) for i, c in enumerate(continuations))
 
 
 def _jobs_at_once(shape: tuple[int, int, int], config: GPTConfig, batch: int, itemsize: int) -> int:
-    """How many jobs of a shape a device takes at once: `batch` rows, or fewer where their cache would be too large."""
+    """How many jobs of a shape a device takes at once."""
     count, before, after = shape
+    return max(_rows_at_once(before, after, config, batch, itemsize) // count, 1)
+
+
+def _rows_at_once(before: int, after: int, config: GPTConfig, batch: int, itemsize: int) -> int:
+    """`batch` continuations, or fewer where their cache would be too large."""
     row_bytes = 2 * config.layers * (before + after) * config.embed * itemsize
-    return max(min(batch, CACHE_BYTES // row_bytes) // count, 1)
+    return max(min(batch, CACHE_BYTES // row_bytes), 1)
 
 
 def _arrange(shares: Sequence[Sequence[_Job]], shape: tuple[int, int, int], share: int) -> tuple[_Work, int, int]:

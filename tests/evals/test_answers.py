@@ -38,7 +38,7 @@ def test_marks_leak_in_the_text_and_in_its_ids(answer, leaks):
 
 def test_a_summary_is_shares_of_all_answers():
     written = [Written("a b c d a b c d", [1, END], True), Written("a", [USER, 1], False), Written("a", [1], True), Written("b", [1], True)]
-    assert answers.summary(written) == pytest.approx({"ended": 0.75, "leaked": 0.25, "repetition": 0.05, "different": 0.75})
+    assert answers.summary(written) == pytest.approx({"ended": 0.75, "leaked": 0.25, "repetition": 0.05, "distinct": 0.75})
 
 
 def test_pairs_that_do_not_fit_are_left_out_and_bad_ones_named(tmp_path):
@@ -76,12 +76,13 @@ def test_base_and_finetuned_are_compared_and_shown(finetuned, pretrained, tmp_pa
     record = json.loads((finetuned / "answers.json").read_text())
     params, config, _ = load_run(finetuned)
     before, theirs, _ = load_run(pretrained)
-    assert record["loss"] == pytest.approx(plain_loss(params, config, pairs), abs=1e-4)
-    assert record["base_loss"] == pytest.approx(plain_loss(grow_vocab(before, theirs.vocab_size, config), config, pairs), abs=1e-4)
-    assert record["loss"] < record["base_loss"] and record["base"] == str(pretrained) and record["answers"] == 3
+    grown = grow_vocab(before, theirs.vocab_size, config)
     page = (finetuned / "report.html").read_text()
-    assert "Answers" in page and f"{record['base_loss']:.4f}" in page and f"{record['loss']:.4f}" in page
-    written = answers.write(params, config, load_tokenizer(), pairs)
-    assert answers.summary(written).items() <= record.items()
+    for name, weights in (("finetuned", params), ("before", grown)):
+        assert record[name]["loss"] == pytest.approx(plain_loss(weights, config, pairs), abs=1e-4)
+        assert f"{record[name]['loss']:.4f}" in page
+        assert answers.summary(answers.write(weights, config, load_tokenizer(), pairs, batch=2)).items() <= record[name].items()
+    assert record["finetuned"]["loss"] < record["before"]["loss"]
+    assert (record["answers"], record["step"], record["tokens"]) == (3, 12, answers.TOKENS) and "before finetuning" in page
     other = evals("answers", "--run", finetuned, "--source", source, "--base", tmp_path / "none")
     assert other.returncode == 2 and "no usable checkpoint" in other.stderr

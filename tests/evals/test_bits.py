@@ -2,9 +2,15 @@
 
 import re
 
+import jax
+import numpy as np
 import pytest
 
+from minigpt_jax import mesh as meshes
+from minigpt_jax.evals import bits
 from minigpt_jax.metrics import read_jsonl
+from minigpt_jax.shards import ShardWriter, open_stream, write_manifest
+from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 from tests.evals.test_hellaswag import evals
 
 
@@ -18,6 +24,22 @@ def test_the_numbers_are_those_of_the_last_evaluation(pretrained, corpus, split,
     assert float(found[1]) == pytest.approx(last[field], abs=1e-4)
     if split == "val":
         assert float(found[2]) == pytest.approx(last["bits_per_byte"], abs=1e-4)
+
+
+def test_bytes_are_those_of_the_tokens_that_have_weight(tmp_path):
+    """One row by hand: a loss of ln 2 a token is one bit a token."""
+    ids = [END_OF_TEXT, *load_tokenizer().encode("two wonderful rivers")]
+    mask, splits = np.array([0, 0, 1, 1], np.uint8), {}
+    for split in ("train", "val"):
+        writer = ShardWriter(tmp_path, split, shard_tokens=100, masked=True)
+        writer.append(np.array([*ids, END_OF_TEXT], np.uint16), np.array([*mask, 0], np.uint8))
+        splits[split] = (writer.close(), 1)
+    write_manifest(tmp_path, splits, tokenizer=load_tokenizer().hash, vocab_size=TEXT_VOCAB, context=4, source="by hand")
+    stream = open_stream(tmp_path, "val", tokenizer=load_tokenizer().hash, vocab_size=TEXT_VOCAB, context=4)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), meshes.AXES)
+    found = bits.measure({}, stream, lambda params, batch: (batch.weights.sum() * np.log(2), batch.weights.sum()), mesh, rows=1, batch=1, context=4)
+    assert found and len(ids) == 4 and found.tokens == 2 and found.loss == pytest.approx(np.log(2))
+    assert found.bits_per_byte == pytest.approx(2 / len(" wonderful rivers"))
 
 
 def test_without_a_limit_every_row_counts(pretrained, corpus):

@@ -81,6 +81,7 @@ def test_the_smallest_loss_a_token_wins_whatever_the_length():
     questions = [hellaswag.Question([1], [[2], [3], [4], [5]], label) for label in (0, 1)]
     assert hellaswag.accuracy(questions, lambda groups: [[scoring.Score(-1.0 - i, 1, False) for i in range(4)] for _ in groups]) == 0.5
     assert hellaswag.accuracy(questions, lambda groups: None) is None
+    assert np.isnan(hellaswag.accuracy(questions, lambda groups: [[scoring.Score(np.nan, 1, False)] * 4 for _ in groups]) or 0)
 
 
 def test_a_run_measures_it_while_it_trains(pretrained, questions):

@@ -52,6 +52,12 @@ def test_what_cannot_be_read_is_named(tmp_path, name, content, words):
     assert "\n" not in str(refused.value) and all(word in str(refused.value) for word in words)
 
 
+def test_of_a_folder_with_splits_one_is_read(tmp_path):
+    for name, rows in (("train.jsonl", ROWS), ("validation-0.jsonl", ROWS[:1]), ("val.json", {"validation": ROWS})):
+        (tmp_path / name).write_text(json.dumps(rows) if name.endswith("json") else "".join(json.dumps(row) + "\n" for row in rows))
+    assert found(tmp_path) == ROWS + ROWS[:1]
+
+
 @pytest.mark.parametrize("source", ["missing.jsonl", "./missing", "one/two/three", "plain"])
 def test_a_source_that_is_nowhere_is_refused(source):
     with pytest.raises(InputError, match="no such file"):

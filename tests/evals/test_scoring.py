@@ -15,6 +15,7 @@ import pytest
 from minigpt_jax import loss
 from minigpt_jax import mesh as meshes
 from minigpt_jax.errors import InputError
+from minigpt_jax.evals import scoring
 from minigpt_jax.evals.scoring import Group, Score, cut, score
 from minigpt_jax.model import GPT, GPTConfig
 from tests.harness import ENVIRONMENT, ROOT
@@ -82,6 +83,13 @@ def expected(params) -> list[list[Score]]:
 @pytest.mark.parametrize(("sizes", "batch"), [((4, 1, 1), 64), ((4, 1, 1), 4), ((2, 1, 2), 8), ((1, 4, 1), 8)])
 def test_scores_are_those_of_a_plain_forward_pass_on_any_mesh_in_any_batch(params, expected, sizes, batch):
     assert_same(scored(params, some_groups(), meshes.make_mesh(*sizes), batch=batch), expected)
+
+
+def test_the_vocabulary_in_slices_is_the_vocabulary(params, expected, monkeypatch):
+    """Three slices instead of one; and contexts with more continuations than a batch."""
+    monkeypatch.setattr(scoring, "SLICE", 128)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), meshes.AXES)
+    assert_same(scored(params, some_groups(), mesh, batch=3), expected)
 
 
 def test_order_does_not_matter_and_nothing_else_is_needed(params, expected):
