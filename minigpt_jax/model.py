@@ -8,6 +8,7 @@ each in pieces of the size it needs.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -19,6 +20,7 @@ from minigpt_jax.errors import InputError
 
 INIT_STD = 0.02  # GPT-2's, for every matrix and embedding
 EPSILON = 1e-5  # GPT-2's LayerNorm; Flax's default is another
+MIN_BLOCK, MAX_BLOCKS = 128, 8  # attention without a fused kernel: queries a block at least, and blocks at most
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class KVCache(NamedTuple):
 
 def empty_cache(config: GPTConfig, batch: int, dtype: jax.typing.DTypeLike, length: int | None = None) -> KVCache:
     """A cache on the host for `batch` sequences of up to `length` (default: the context) tokens; the caller places it."""
-    shape = (config.layers, batch, length or config.context, config.heads, config.head_dim)
+    slots = config.context if length is None else length
+    shape = (config.layers, batch, slots, config.heads, config.head_dim)
     return KVCache(np.zeros(shape, jnp.dtype(dtype)), np.zeros(shape, jnp.dtype(dtype)))
 
 
@@ -101,6 +104,26 @@ class Linear(nn.Module):
         return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
 
 
+# What costs little is computed again in the backward pass, whatever `remat` says: keeping it would take more memory
+# than the results of all matrix products together. (Layers are scanned, so XLA cannot undo this: prevent_cse=False.)
+cheap = partial(jax.checkpoint, prevent_cse=False)
+
+
+@cheap
+def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """LayerNorm over the last dimension of `x` [B, T, D], in f32 at least."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = x - x.mean(-1, keepdims=True)
+    normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPSILON)
+    return normal * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)
+
+
+@cheap
+def gelu(x: jax.Array) -> jax.Array:
+    """GPT-2's form of it, with tanh."""
+    return nn.gelu(x, approximate=True)
+
+
 class LayerNorm(nn.Module):
     """Normalise the last dimension; statistics in f32 at least, whatever the compute dtype."""
 
@@ -110,10 +133,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x):
         scale = weight(self, "scale", nn.initializers.ones, x.shape[-1:], ("embed",))
         bias = weight(self, "bias", nn.initializers.zeros, x.shape[-1:], ("embed",))
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        centred = x - x.mean(-1, keepdims=True)
-        normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPSILON)
-        return (normal * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)).astype(self.dtype)
+        return normalise(x, scale, bias).astype(self.dtype)
 
 
 class Attention(nn.Module):
@@ -160,13 +180,28 @@ def fused_attention(implementation: str, dtype: jax.typing.DTypeLike) -> bool:
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None, *, causal: bool) -> jax.Array:
     """Attention as written down: softmax(q k^T / sqrt(K)) v, the softmax in f32 at least.
 
-    `q` [B, T, H, K]; `k`, `v` [B, S, H, K]; `visible` [B, T, S]: what each query may see; `causal`: nothing later than itself.
+    `q` [B, T, H, K]; `k`, `v` [B, S, H, K]; `visible` [B, T, S]: what each query may see; `causal` (T = S, `visible` may
+    be None): nothing later than itself. Then queries are taken in blocks, each with the keys that it can see: half the work.
     """
+    return _attend_causally(q, k, v, visible) if causal else _attend(q, k, v, visible)
+
+
+@cheap
+def _attend_causally(q, k, v, visible):
+    length, parts = q.shape[1], []
+    block = max(MIN_BLOCK, math.ceil(length / MAX_BLOCKS))
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        seen = jnp.tri(end - start, end, start, dtype=bool)[None]
+        if visible is not None:
+            seen = seen & visible[:, start:end, :end]
+        parts.append(_attend(q[:, start:end], k[:, :end], v[:, :end], seen))
+    return jnp.concatenate(parts, axis=1)
+
+
+def _attend(q, k, v, seen):
     wide = jnp.promote_types(q.dtype, jnp.float32)  # jax.nn's own would round float64 to float32 here
     scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=wide) / math.sqrt(q.shape[-1])
-    seen = jnp.tri(q.shape[1], k.shape[1], dtype=bool)[None] if causal else jnp.ones((1, 1, 1), bool)
-    if visible is not None:
-        seen = seen & visible
     weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=-1)
     return jnp.einsum("bhts,bshk->bthk", weights.astype(v.dtype), v)
 
@@ -182,7 +217,7 @@ class MLP(nn.Module):
         c = self.config
         std = INIT_STD / math.sqrt(2 * c.layers)
         x = Linear((c.embed, c.mlp), ("embed", "mlp"), 1, INIT_STD, self.dtype, name="up")(x)
-        x = nn.with_logical_constraint(nn.gelu(x, approximate=True), ("batch", None, "mlp"))
+        x = nn.with_logical_constraint(gelu(x), ("batch", None, "mlp"))
         return Linear((c.mlp, c.embed), ("mlp", "embed"), 1, std, self.dtype, name="down")(x)
 
 
