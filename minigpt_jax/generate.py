@@ -21,6 +21,7 @@ from minigpt_jax.model import GPT, GPTConfig, KVCache, empty_cache
 from minigpt_jax.tokenizer import END, END_OF_TEXT, Tokenizer
 
 Array = jax.Array | np.ndarray
+SLOTS = 256  # tokens that a cache holds at least, where the context has as many
 BLOCK = 16  # tokens per dispatch: below what a reader notices, far above what a dispatch costs
 
 
@@ -186,9 +187,9 @@ class Generator:
         on_gpu = jax.default_backend() == "gpu"
         self.config, self.tokenizer, self.rows = config, tokenizer, rows
         self.model = GPT(config, dtype=dtype or (jnp.bfloat16 if on_gpu else jnp.float32), attention="xla")
-        self.params = params
+        self.params = _in_precision(params, self.model.dtype)
         self._place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
-        self._cache = self._place(empty_cache(config, rows, self.model.dtype))
+        self._cache = self._place(empty_cache(config, rows, self.model.dtype, 0))
         self._cached: list[list[int]] = [[] for _ in range(rows)]
 
     def stream(
@@ -207,6 +208,7 @@ class Generator:
             raise InputError(f"max-new-tokens {max_new_tokens} is negative")
         texts = [TextStream(self.tokenizer, stop) for _ in prompts]
         self.answers = [Answer("", [], "length") for _ in prompts]
+        self._make_room(max(map(len, prompts)) + max_new_tokens)
         state = self._start(prompts)
         stop_tokens = np.array([END, END_OF_TEXT])
         remaining, finished = max_new_tokens, [False] * len(prompts)
@@ -241,6 +243,12 @@ class Generator:
         full = len(live) < len(tokens) or len(self._cached[row]) >= self.config.context
         return piece, ended or text.stopped or full
 
+    def _make_room(self, length: int) -> None:
+        """Lengthen the cache to hold `length` tokens: every token reads all of it, so it is no longer than it must be."""
+        slots, wanted = self._cache.k.shape[2], min(max(_bucket(length), SLOTS), self.config.context)
+        if wanted > slots:
+            self._cache = self._place(KVCache(*(jnp.pad(a, ((0, 0), (0, 0), (0, wanted - slots), (0, 0), (0, 0))) for a in self._cache)))
+
     def _start(self, prompts: Sequence[Sequence[int]]) -> Decoding:
         context, vocab = self.config.context, self.config.padded_vocab
         known = min(_common(old, list(new)) for old, new in zip(self._cached, prompts, strict=True))
@@ -256,6 +264,11 @@ class Generator:
         self._cache, self._cached = cache, [list(p) for p in prompts]
         # Placed like what the decode loop returns: arrays of the host would have it compiled a second time.
         return Decoding(cache, scores, *self._place((lengths, seen, lengths >= context)))
+
+
+def _in_precision(params: dict, dtype: jax.typing.DTypeLike) -> dict:
+    """The matrices in the precision of the products: every token reads all of them, and a cast would read them in f32 each time."""
+    return jax.tree_util.tree_map_with_path(lambda path, a: a.astype(dtype) if path[-1].key in ("kernel", "wte", "wpe") else a, params)
 
 
 def _common(old: Sequence[int], new: Sequence[int]) -> int:
