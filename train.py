@@ -19,7 +19,8 @@ from minigpt_jax.shards import Stream, open_splits, write_json
 if __name__ == "__main__":  # still before JAX: nobody should wait for it to learn of a wrong flag or a damaged file
     asked = or_exit(lambda: parse(sys.argv))
     given = or_exit(lambda: open_splits(asked.data.folder, asked.model.vocab_size, asked.model.context, packed=asked.data.isolate_documents))
-    questions = or_exit(lambda: hellaswag.load(asked.eval.hellaswag, asked.model.context, asked.eval.hellaswag_rows) if asked.eval.hellaswag else [])
+    asking = asked.eval.hellaswag and asked.eval.hellaswag_every
+    questions = or_exit(lambda: hellaswag.load(asked.eval.hellaswag, asked.model.context, asked.eval.hellaswag_rows) if asking else [])
 
 import json
 import os
@@ -185,16 +186,20 @@ def prepare_jax(c) -> None:
 
 def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
     """Number A of micro-batches that the global batch is cut into."""
-    memory = jax.local_devices()[0].memory_stats() if jax.default_backend() == "gpu" else None
-    row_bytes = plan.activation_bytes(
-        config,
-        itemsize=2 if c.compute.dtype == "bfloat16" else 4,
-        remat=c.compute.remat,
-        fused_attention=fused_attention(c.compute.attention, c.compute.dtype),
-    )
-    return plan.accumulation(
-        c.data.batch, meshes.data_shards(mesh), micro_batch=c.data.micro_batch, row_bytes=row_bytes, device_bytes=memory and memory.get("bytes_limit")
-    )
+    shards = meshes.data_shards(mesh)
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    known = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+    how = {
+        "dtype": c.compute.dtype, "remat": c.compute.remat, "fused_attention": fused_attention(c.compute.attention, c.compute.dtype),
+        "chunk": c.loss.chunk, "cpu": jax.default_backend() == "cpu", "cut": fsdp * tensor, "tensor": tensor,
+    }  # fmt: skip
+
+    def bytes_of(rows: int) -> float:
+        return plan.step_memory(config, rows=rows, accum=c.data.batch // shards // rows, **how).total
+
+    room = known or plan.host_bytes() / jax.local_device_count()
+    return plan.accumulation(c.data.batch, shards, micro_batch=c.data.micro_batch, device_bytes=room, bytes_of=bytes_of)
 
 
 def refuse_changes(c, meta: dict, *, text: Stream, run: Path) -> None:

@@ -54,9 +54,9 @@ def _announced(environment: Mapping[str, str]) -> bool:
     return any(size.isdigit() and int(size) > 1 for size in sizes) or (pod and find_spec("kubernetes") is not None)
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """Mesh of all devices; one size may be -1, for what the others leave. Raises InputError if they do not fit."""
-    sizes, devices = [data, fsdp, tensor], jax.device_count()
+def mesh_sizes(devices: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> tuple[int, ...]:
+    """Sizes of the three axes on so many devices; one may be -1, for what the others leave. Raises InputError if they do not fit."""
+    sizes = [data, fsdp, tensor]
     free = [i for i, size in enumerate(sizes) if size == -1]
     known = data * fsdp * tensor * (-1 if free else 1)
     if len(free) > 1 or known < 1 or devices % known:
@@ -67,9 +67,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         sizes[free[0]] = devices // known
     elif known != devices:
         raise InputError(f"mesh data={data} fsdp={fsdp} tensor={tensor} uses {known} of {devices} devices: try mesh.data=-1, or hide devices")
+    return tuple(sizes)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """Mesh of all devices, with axes as `mesh_sizes` says."""
     # Newer JAX makes axes Explicit unless told otherwise, which linen cannot work with; sizes go by position
     # because their keyword was renamed between versions.
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(mesh_sizes(jax.device_count(), data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def check_divides(mesh: Mesh, dimensions: Mapping[str, int]) -> None:

@@ -6,7 +6,7 @@ number are all that a resumed run needs.
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -32,6 +32,23 @@ class Batch(NamedTuple):
 
     tokens: jax.Array | np.ndarray  # [A, B/A, T+1] uint16, the last column only a target
     weights: jax.Array | np.ndarray  # [A, B/A, T] uint8, the loss weight of tokens[:, :, 1:]
+
+
+class OnMesh(NamedTuple):
+    """A jitted function that runs (and so is traced) where the model's dimension names mean axes of `mesh`."""
+
+    mesh: jax.sharding.Mesh
+    function: Any
+
+    def __call__(self, *arguments):
+        """What `function` returns."""
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(list(meshes.RULES)):
+            return self.function(*arguments)
+
+    def lower(self, *arguments):
+        """All but running it, for arguments or their shapes: `.compile().memory_analysis()` says what it will take."""
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(list(meshes.RULES)):
+            return self.function.lower(*arguments)
 
 
 def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh) -> TrainState:
@@ -71,7 +88,7 @@ def make_train_step(
     seed: int,
     loss_chunk: int,
     separator: int | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> OnMesh:
     """Compile `state, metrics = step(state, batch)`; the old state's memory is used for the new one.
 
     With a `separator`, documents of a row (each begins with it) see only themselves and count from position 0; without
@@ -114,10 +131,10 @@ def make_train_step(
 
     shardings = (_shardings(model, optimizer, mesh), meshes.batch_sharding(mesh))
     compiled = jax.jit(step, in_shardings=shardings, out_shardings=(shardings[0], meshes.replicated(mesh)), donate_argnums=0)
-    return _on(mesh, compiled)
+    return OnMesh(mesh, compiled)
 
 
-def make_eval_step(model: nn.Module, mesh: jax.sharding.Mesh, *, loss_chunk: int, separator: int | None = None):
+def make_eval_step(model: nn.Module, mesh: jax.sharding.Mesh, *, loss_chunk: int, separator: int | None = None) -> OnMesh:
     """Compile `loss sum, weight sum = eval_step(params, batch)`, without dropout."""
 
     def step(params, batch: Batch):
@@ -127,7 +144,7 @@ def make_eval_step(model: nn.Module, mesh: jax.sharding.Mesh, *, loss_chunk: int
 
         return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), tuple(batch))[0]
 
-    return _on(mesh, jax.jit(step, out_shardings=meshes.replicated(mesh)))
+    return OnMesh(mesh, jax.jit(step, out_shardings=meshes.replicated(mesh)))
 
 
 def document_layout(tokens: jax.Array, separator: int) -> tuple[jax.Array, jax.Array]:
@@ -145,13 +162,3 @@ def _masked_loss(model, params, tokens, weights, loss_chunk, separator, dropout=
     rngs = {"dropout": dropout} if use_dropout else None
     hidden, _ = model.apply({"params": params}, inputs, positions, segments, deterministic=not use_dropout, rngs=rngs)
     return loss.cross_entropy(hidden, params["wte"], targets, weights.astype(jnp.float32), vocab_size=model.config.vocab_size, chunk=loss_chunk)
-
-
-def _on(mesh, function):
-    """Run (and so trace) `function` where the model's dimension names mean axes of `mesh`."""
-
-    def call(*arguments):
-        with jax.set_mesh(mesh), nn.logical_axis_rules(list(meshes.RULES)):
-            return function(*arguments)
-
-    return call
