@@ -97,6 +97,7 @@ def test_a_run_that_is_stopped_again_and_again_is_the_same_run(place: Place, num
     assert not place.problems(tmp_path / "stopped")
 
 
+@pytest.mark.campaign
 def test_an_evaluation_that_a_signal_cuts_short_is_made_up_for(place: Place):
     """At the start, on the way and at the end of a run, and each time the process says that it was told to stop."""
     settings = place.settings("cut_short", eval__rows=10**6)  # many batches: time to hear the signal
@@ -177,7 +178,8 @@ def test_two_processes_agree_on_the_checkpoint_to_go_on_from(place: Place, point
     assert [(step, batch) for step, _, batch in history(run)] == [(step, batch) for step, _, batch in history(place.expected)]
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.campaign), signal.SIGINT])
+@pytest.mark.campaign
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(place: Place, number: signal.Signals):
     name = f"pair_{number.name}"
     pair = start_two(place.settings(name, **ENDLESS))

@@ -47,7 +47,7 @@ def test_a_full_disk_is_reported_and_the_same_command_goes_on(place: Place):
     assert not place.problems(result)
 
 
-@pytest.mark.parametrize("point", ["before_save@9", "before_commit@9"])
+@pytest.mark.parametrize("point", [pytest.param("before_save@9", marks=pytest.mark.campaign), "before_commit@9"])
 def test_a_save_that_fails_ends_the_run_with_what_stands(place: Place, point: str):
     """In the foreground and in Orbax's thread; the exit code tells, and nothing half-written stays."""
     settings = place.settings(f"enospc_{point[:-2]}")
