@@ -135,7 +135,11 @@ def memory(options: argparse.Namespace, dtype: str) -> None:
     def prepare() -> Callable[[], None]:
         large = jnp.ones(READ // 4, jnp.float32)
         total = jax.jit(lambda a: a.reshape(1024, -1).sum(-1))  # many rows: every core has its share
-        return lambda: total(large).block_until_ready() and None
+
+        def work() -> None:
+            total(large).block_until_ready()
+
+        return work
 
     serve(prepare)
 

@@ -171,7 +171,11 @@ def matmul(options: argparse.Namespace, dtype: str) -> None:
     def prepare() -> Callable[[], None]:
         a, b = (jax.random.normal(jax.random.key(i), (MATMUL, MATMUL), jnp.dtype(dtype)) for i in range(2))
         product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
-        return lambda: product(a, b).block_until_ready() and None
+
+        def work() -> None:
+            product(a, b).block_until_ready()
+
+        return work
 
     serve(prepare)
 
