@@ -7,6 +7,7 @@ account of compiled steps (tests/test_plan.py); the time is arithmetic from an a
 """
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -132,11 +133,13 @@ def describe(c, device: str, devices: int) -> str:
         "fused_attention": c.compute.attention != "xla" and c.compute.dtype == "bfloat16" and device != "cpu",
         "chunk": c.loss.chunk, "cut": fsdp * tensor, "tensor": tensor,
     }  # fmt: skip
-    rows = max(c.data.batch // shards, 1)
+    rows = c.data.batch // shards
 
     def bytes_of(remat: str, micro: int) -> Memory:
         return step_memory(config, rows=micro, accum=rows // micro, remat=remat, **how)
 
+    # Parts that do not come out even are refused as train.py would; what does not fit is what the table is for.
+    accumulation(c.data.batch, shards, micro_batch=c.data.micro_batch, device_bytes=math.inf, bytes_of=lambda m: bytes_of(c.compute.remat, m).total)
     fitting = {remat: largest(rows, room / (1 + MARGIN), lambda m, remat=remat: bytes_of(remat, m).total) for remat in REMAT}
     micro = c.data.micro_batch or fitting[c.compute.remat] or 1
     columns = {remat: bytes_of(remat, micro) for remat in REMAT}

@@ -106,7 +106,9 @@ def test_a_plan_is_one_table():
     assert "largest micro-batch                 64        64        64" in done.stdout
 
 
-@pytest.mark.parametrize("wrong", [["--device", "tpu9"], ["--devices", "0"], ["--config.data.batch=0"], ["--config.mesh.fsdp=3"]])
+@pytest.mark.parametrize(
+    "wrong", [["--device", "tpu9"], ["--devices", "0"], ["--config.data.batch=0"], ["--config.mesh.fsdp=3"], ["--config.data.micro_batch=7"]]
+)
 def test_a_plan_of_nonsense_is_refused(wrong: list[str]):
     command = [sys.executable, "-m", "minigpt_jax.plan", "--config", "configs/pretrain.py", *wrong]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
