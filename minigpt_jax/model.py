@@ -20,6 +20,7 @@ from minigpt_jax.errors import InputError
 
 INIT_STD = 0.02  # GPT-2's, for every matrix and embedding
 EPSILON = 1e-5  # GPT-2's LayerNorm; Flax's default is another
+SHARED = -1  # the segment that all others of its row see
 MIN_BLOCK, MAX_BLOCKS = 128, 8  # attention without a fused kernel: queries a block at least, and blocks at most
 
 
@@ -150,7 +151,7 @@ class Attention(nn.Module):
         qkv = Linear(qkv_shape, qkv_names, 1, INIT_STD, self.dtype, name="qkv")(x)
         q, k, v = (qkv[:, :, i] for i in range(3))
         q, k, v = (nn.with_logical_constraint(a, ("batch", None, "heads", None)) for a in (q, k, v))
-        visible = None if segments is None else segments[:, :, None] == segments[:, None, :]
+        visible = None if segments is None else (segments[:, :, None] == segments[:, None, :]) | (segments == SHARED)[:, None, :]
         if cache is not None:
             # Slots are positions, so "causal" alone says what a query may see: anything stale lies ahead of it and is
             # overwritten before it comes into view. A position beyond the cache (padding) is dropped, not clamped.
@@ -200,10 +201,11 @@ def _attend_causally(q, k, v, visible):
 
 
 def _attend(q, k, v, seen):
+    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))  # [B, H, ..., K]: a CPU is slower at products over heads in the middle
     wide = jnp.promote_types(q.dtype, jnp.float32)  # jax.nn's own would round float64 to float32 here
-    scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=wide) / math.sqrt(q.shape[-1])
+    scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=wide) / math.sqrt(q.shape[-1])
     weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bhts,bshk->bthk", weights.astype(v.dtype), v)
+    return jnp.swapaxes(jnp.einsum("bhts,bhsk->bhtk", weights.astype(v.dtype), v), 1, 2)
 
 
 class MLP(nn.Module):
@@ -259,7 +261,7 @@ class GPT(nn.Module):
         """Hidden states [B, T, D] after the final LayerNorm, and the cache with these tokens added (None stays None).
 
         `tokens` [B, T]; `positions` [B, T] (default 0..T-1); `segments` [B, T]: tokens see only their own segment
-        (training; not together with a cache). Positions beyond the context are not checked here: callers do, on the
+        and SHARED ones (not together with a cache). Positions beyond the context are not checked here: callers do, on the
         host. With dropout and `deterministic=False` it needs a "dropout" key.
         """
         c = self.config

@@ -1,8 +1,8 @@
 """How probable a model finds given continuations: the one function behind HellaSwag, lm-eval and the losses of answers.
 
-A group is a context with its continuations. The context is computed once, into a KV cache that is repeated for its
-continuations. Logits exist only at the positions of continuations, for a chunk of positions and a slice of the
-vocabulary at a time: a processor's cache holds them, and a table of 50,304 rows is read once for many positions.
+A group is a context with its continuations. They share a row: the context once, then its continuations, which see it
+and themselves but not each other. Logits exist only where a continuation is predicted, for a chunk of positions and a
+slice of the vocabulary at a time: a processor's cache holds them, and a table of 50,304 rows is read once for many positions.
 """
 
 import math
@@ -18,15 +18,15 @@ import numpy as np
 from minigpt_jax import loss
 from minigpt_jax import mesh as meshes
 from minigpt_jax.errors import InputError
-from minigpt_jax.model import GPT, GPTConfig, KVCache
+from minigpt_jax.model import GPT, SHARED, GPTConfig
 
 Group = tuple[Sequence[int], Sequence[Sequence[int]]]  # ids of the context, ids of each continuation
 
-BATCH = 64  # continuations a device computes at once: a processor's caches hold their keys and values
-CACHE_BYTES = 2**30  # and fewer, where their keys and values would take more than this
-BUCKET = 32  # lengths are rounded up to its multiples: few shapes to compile, little padding
-CHUNK = 512  # positions whose logits are computed together,
-SLICE = 1572  # with so many rows of the table: 3 MB of logits
+BATCH = 16  # rows a device computes at once
+WIDTH = 1024  # a row is as long as this, or as the model's context where that is longer; what does not fit takes another row
+BUCKET = 16  # lengths are rounded up to its multiples: few shapes to compile, little padding
+CHUNK = 256  # positions whose logits are computed together,
+SLICE = 3144  # with so many rows of the table: 3 MB of logits
 
 
 class Score(NamedTuple):
@@ -42,7 +42,7 @@ class Score(NamedTuple):
         return -self.logprob / self.tokens
 
 
-class _Job(NamedTuple):
+class _Row(NamedTuple):
     """A context, cut to what the model can see, and those continuations of group `group` from `first` on that share it."""
 
     group: int
@@ -51,19 +51,20 @@ class _Job(NamedTuple):
     continuations: Sequence[Sequence[int]]
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(K, C, T): continuations, and lengths rounded up of what is computed before them and of the longest of them."""
-        return len(self.continuations), _round_up(len(self.context) - 1), _round_up(max(map(len, self.continuations)))
+    def length(self) -> int:
+        """T, rounded up: room for what is put in (no last tokens) and for what is asked (no context)."""
+        asked = sum(map(len, self.continuations))
+        return _round_up(max(len(self.context) + asked - len(self.continuations), asked))
 
 
 class _Work(NamedTuple):
-    """A batch of G jobs for the devices; the leading 1 is the axis of micro-batches, which batches of training have."""
+    """A batch of B rows for the devices; the leading 1 is the axis of micro-batches, which batches of training have."""
 
-    context: np.ndarray | jax.Array  # [1, G, C] all but the last token, which begins each row below
-    known: np.ndarray | jax.Array  # [1, G] how many these are
-    tokens: np.ndarray | jax.Array  # [1, G, K, T] the token before each target
+    tokens: np.ndarray | jax.Array  # [1, B, T] a context, then its continuations without their last tokens
+    positions: np.ndarray | jax.Array  # [1, B, T] each continuation's go on where the context's end
+    segments: np.ndarray | jax.Array  # [1, B, T] SHARED for the context, then a number for each continuation
     targets: np.ndarray | jax.Array  # [1, shards, N] tokens of all continuations of a shard, one after the other
-    places: np.ndarray | jax.Array  # [1, shards, N] where among the shard's G/shards * K * T positions they are predicted
+    places: np.ndarray | jax.Array  # [1, shards, N] where among the shard's B/shards * T positions they are predicted
 
 
 def score(
@@ -85,27 +86,25 @@ def score(
     shards = meshes.data_shards(mesh)
     sharding = meshes.batch_sharding(mesh)
     scores = [[Score(0.0, 0, False)] * len(continuations) for _, continuations in groups]
-    by_shape: dict[tuple[int, int, int], list[_Job]] = {}
-    itemsize = jnp.dtype(model.dtype).itemsize
-    for job in _jobs(groups, config, batch, itemsize):
-        by_shape.setdefault(job.shape, []).append(job)
-    for shape, jobs in sorted(by_shape.items(), reverse=True):  # what needs the most memory first
-        share = _jobs_at_once(shape, config, batch, itemsize)
-        for start in range(0, len(jobs), share * shards):
+    by_length: dict[int, list[_Row]] = {}
+    for row in _rows(groups, config.context):
+        by_length.setdefault(row.length, []).append(row)
+    for length, rows in sorted(by_length.items(), reverse=True):  # what needs the most memory first
+        for start in range(0, len(rows), batch * shards):
             if abandon():
                 return None
-            shares = [jobs[i : i + share] for i in range(start, start + share * shards, share)]
-            work, chunk, chunks = _arrange(shares, shape, share)
+            shares = [rows[i : i + batch] for i in range(start, start + batch * shards, batch)]
+            work, chunk, chunks = _arrange(shares, length, batch)
             arrays = _Work(*(jax.make_array_from_callback(a.shape, sharding, lambda index, a=a: a[index]) for a in work))
             with jax.set_mesh(mesh), nn.logical_axis_rules(list(meshes.RULES)):
                 logprobs, greedy = jax.device_get(_log_probabilities(model, mesh, chunk, params, arrays, chunks))
             for shard, own in enumerate(shares):
                 end = 0
-                for job in own:
-                    for number, continuation in enumerate(job.continuations, job.first):
+                for row in own:
+                    for number, continuation in enumerate(row.continuations, row.first):
                         begin, end = end, end + len(continuation)
                         total = float(logprobs[shard, begin:end].sum(dtype=np.float64))
-                        scores[job.group][number] = Score(total, end - begin, bool(greedy[shard, begin:end].all()))
+                        scores[row.group][number] = Score(total, end - begin, bool(greedy[shard, begin:end].all()))
     return scores
 
 
@@ -119,77 +118,62 @@ def cut(context: Sequence[int], continuation: Sequence[int], limit: int) -> Sequ
     return context[max(len(context) + len(continuation) - 1 - limit, 0) :]
 
 
-def _jobs(groups: Sequence[Group], config: GPTConfig, batch: int, itemsize: int) -> Iterator[_Job]:
-    limit = config.context
+def _rows(groups: Sequence[Group], limit: int) -> Iterator[_Row]:
     for number, (context, continuations) in enumerate(groups):
         lengths = [len(continuation) for continuation in continuations]
         if not (len(context) and lengths and min(lengths)):
             raise InputError(f"group {number + 1} of what is to be scored: a context and each continuation need at least one token")
         if max(lengths) > limit:
             raise InputError(f"a continuation of {max(lengths)} tokens is longer than the model's context of {limit}")
-        if len(context) + max(lengths) - 1 <= limit:
-            _, before, after = _Job(number, 0, context, continuations).shape
-            share = _rows_at_once(before, after, config, batch, itemsize)  # of one context's thousands of continuations
-            yield from (_Job(number, i, context, continuations[i : i + share]) for i in range(0, len(continuations), share))
-        else:
-            yield from (_Job(number, i, cut(context, c, limit), [c]) for i, c in enumerate(continuations))
+        row = _Row(number, 0, cut(context, continuations[0], limit), continuations[:1])
+        for i, continuation in enumerate(continuations[1:], 1):
+            longer = row._replace(continuations=[*row.continuations, continuation])
+            visible = cut(context, continuation, limit)
+            if len(visible) == len(row.context) and longer.length <= max(WIDTH, limit):
+                row = longer
+            else:
+                yield row
+                row = _Row(number, i, visible, [continuation])
+        yield row
 
 
-def _jobs_at_once(shape: tuple[int, int, int], config: GPTConfig, batch: int, itemsize: int) -> int:
-    """How many jobs of a shape a device takes at once."""
-    count, before, after = shape
-    return max(_rows_at_once(before, after, config, batch, itemsize) // count, 1)
-
-
-def _rows_at_once(before: int, after: int, config: GPTConfig, batch: int, itemsize: int) -> int:
-    """`batch` continuations, or fewer where their cache would be too large."""
-    row_bytes = 2 * config.layers * (before + after) * config.embed * itemsize
-    return max(min(batch, CACHE_BYTES // row_bytes), 1)
-
-
-def _arrange(shares: Sequence[Sequence[_Job]], shape: tuple[int, int, int], share: int) -> tuple[_Work, int, int]:
-    """The arrays for the jobs of each device, how many positions to compute at once, and how often that makes them all."""
-    count, before, after = shape
-    positions = share * count * after
-    chunk = min(CHUNK, positions)
-    context = np.zeros((len(shares), share, before), np.int32)
-    known = np.zeros((len(shares), share), np.int32)
-    tokens = np.zeros((len(shares), share, count, after), np.int32)
-    targets = np.zeros((len(shares), _round_up(positions, chunk)), np.int32)
+def _arrange(shares: Sequence[Sequence[_Row]], length: int, batch: int) -> tuple[_Work, int, int]:
+    """The arrays for the rows of each device, how many positions to compute at once, and how often that makes them all."""
+    chunk = min(CHUNK, batch * length)
+    tokens, positions, segments = (np.zeros((len(shares), batch, length), np.int32) for _ in range(3))
+    targets = np.zeros((len(shares), _round_up(batch * length, chunk)), np.int32)
     places, longest = np.zeros_like(targets), 0
-    for shard, jobs in enumerate(shares):
-        end = 0
-        for row, job in enumerate(jobs):
-            known[shard, row] = len(job.context) - 1
-            context[shard, row, : len(job.context) - 1] = job.context[:-1]
-            for i, continuation in enumerate(job.continuations):
-                begin, end = end, end + len(continuation)
-                tokens[shard, row, i, : len(continuation)] = [job.context[-1], *continuation[:-1]]
-                targets[shard, begin:end] = continuation
-                places[shard, begin:end] = (row * count + i) * after + np.arange(len(continuation))
-        longest = max(longest, end)
-    context, known, tokens = (a.reshape(1, -1, *a.shape[2:]) for a in (context, known, tokens))
-    return _Work(context, known, tokens, targets[None], places[None]), chunk, math.ceil(longest / chunk)
+    for shard, rows in enumerate(shares):
+        asked = 0
+        for number, row in enumerate(rows):
+            at = (shard, number)
+            known = len(row.context)
+            tokens[at][:known], positions[at][:known], segments[at][:known] = row.context, np.arange(known), SHARED
+            end = known
+            for i, continuation in enumerate(row.continuations):
+                begin, end = end, end + len(continuation) - 1
+                tokens[at][begin:end] = continuation[:-1]
+                positions[at][begin:end] = known + np.arange(end - begin)
+                segments[at][begin:end] = i
+                targets[shard, asked : asked + len(continuation)] = continuation
+                # The context's last token predicts the first of every continuation.
+                places[shard, asked : asked + len(continuation)] = number * length + np.array([known - 1, *range(begin, end)])
+                asked += len(continuation)
+        longest = max(longest, asked)
+    tokens, positions, segments = (a.reshape(-1, length) for a in (tokens, positions, segments))
+    return _Work(*(a[None] for a in (tokens, positions, segments, targets, places))), chunk, math.ceil(longest / chunk)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _log_probabilities(model: GPT, mesh: jax.sharding.Mesh, chunk: int, params, work: _Work, chunks) -> tuple[jax.Array, jax.Array]:
     """[shards, N] log probability of each target, and whether it is the most likely token; `chunks` * `chunk` of N are computed."""
-    context, known, tokens, targets, places = (a[0] for a in work)
-    config, (count, after) = model.config, tokens.shape[1:]
-    empty = jnp.zeros((config.layers, *context.shape, config.heads, config.head_dim), model.dtype)
-    positions = jnp.broadcast_to(jnp.arange(context.shape[1]), context.shape)
-    cache = _apply(model, params, context, positions, KVCache(empty, empty))[1]
-    # What padding wrote behind a context is overwritten by the continuation, or lies ahead of all that it sees.
-    longer = ((0, 0), (0, 0), (0, after), (0, 0), (0, 0))
-    cache = KVCache(*(jnp.repeat(jnp.pad(a, longer), count, axis=1) for a in cache))
-    positions = jnp.broadcast_to(known[:, None, None] + jnp.arange(after)[None, None], tokens.shape)
-    hidden, _ = _apply(model, params, tokens.reshape(-1, after), positions.reshape(-1, after), cache)
-    hidden = jnp.take_along_axis(hidden.reshape(len(targets), -1, config.embed), places[:, :, None], axis=1)
+    tokens, positions, segments, targets, places = (a[0] for a in work)
+    hidden: jax.Array = model.apply({"params": params}, tokens, positions, segments)[0]  # pyright: ignore[reportAssignmentType]
+    hidden = jnp.take_along_axis(hidden.reshape(len(targets), -1, model.config.embed), places[:, :, None], axis=1)
 
     def compute(i, out):
         h, t = (jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, axis=1) for a in (hidden, targets))
-        new = _of_chunk(h, params["wte"], t, config.vocab_size)
+        new = _of_chunk(h, params["wte"], t, model.config.vocab_size)
         return tuple(jax.lax.dynamic_update_slice_in_dim(old, a, i * chunk, axis=1) for old, a in zip(out, new, strict=True))
 
     start = (jnp.zeros(targets.shape, jnp.promote_types(hidden.dtype, jnp.float32)), jnp.zeros(targets.shape, bool))
@@ -214,10 +198,6 @@ def _of_chunk(hidden: jax.Array, table: jax.Array, targets: jax.Array, vocab_siz
     slices = (table.reshape(-1, size, table.shape[-1]), jnp.arange(0, len(table), size))
     (top, total, chosen), _ = jax.lax.scan(add, (nothing - jnp.inf, nothing, nothing), slices)
     return chosen - top - jnp.log(total), chosen >= top
-
-
-def _apply(model: GPT, params, tokens, positions, cache: KVCache) -> tuple[jax.Array, KVCache]:
-    return model.apply({"params": params}, tokens, positions, cache=cache)  # pyright: ignore[reportReturnType]
 
 
 def _round_up(length: int, multiple: int = BUCKET) -> int:
