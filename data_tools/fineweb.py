@@ -4,7 +4,8 @@
 
 Every document becomes `<|endoftext|>` and its tokens. Document n, counted over the usable documents of all sources in
 order, is for validation when n is a multiple of --val-every, else for training: where a document lands depends neither
-on the number of workers nor on restarts. A journal in the folder says what its complete shards hold, so a run that was
+on the number of workers nor on restarts. Nor does the tokenizer change a byte: gigatoken is used where it is installed,
+and compared with tiktoken, which is used otherwise. A journal in the folder says what its complete shards hold, so a run that was
 killed goes on by the same command; when all is done the manifest takes the journal's place.
 """
 
@@ -19,19 +20,20 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from data_tools.documents import BadRow, documents, identity, local_files, text_bytes
+from data_tools.fast import FastTokenizer, Unusable, expect_equal
 from minigpt_jax.errors import InputError, RunError, exit_cleanly
 from minigpt_jax.failpoint import failpoint
 from minigpt_jax.shards import MANIFEST, SHARD_TOKENS, Shard, ShardWriter, file_sha256, read_manifest, write_json, write_manifest
@@ -41,6 +43,7 @@ JOURNAL = "progress.json"
 SPLITS = ("train", "val")
 SAFE = "complete shards are safe, and the same command goes on from them"
 _BATCH_CHARACTERS = 1_000_000  # a fraction of a second of work: far more than it costs to hand it over
+_COMPARED_FIRST, _COMPARED_EVERY = 20, 1_000  # documents that both tokenizers encode: the first of a run, then one in so many
 _LINE_SECONDS = 10  # between two lines of progress where there is no terminal
 
 
@@ -53,11 +56,15 @@ class Place:
     offset: int = 0
 
 
+Batch = list[tuple[int, str]]  # (ordinal, text) of some documents
+
+
 @dataclass(frozen=True)
 class Encoded:
-    """A batch: (ordinal, number of tokens) of its documents, all their tokens [n] uint16 in a row, and the seconds it took."""
+    """A batch of n documents: ordinals [n] and lengths [n] with the separator, all tokens in a row uint16, and the seconds it took."""
 
-    documents: list[tuple[int, int]]
+    ordinals: np.ndarray
+    lengths: np.ndarray
     tokens: np.ndarray
     seconds: float
 
@@ -72,9 +79,11 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     workers: int | None = None,
     limit: int | None = None,
+    fast: FastTokenizer | None = None,
 ) -> None:
     """Write the shards and the manifest of `sources` to `out`, or what is missing of them, and print a summary.
 
+    `fast` encodes as long as it agrees with tiktoken; None is tiktoken from the start.
     Raises InputError for a source that cannot be read or a folder that holds something else, RunError for a full disk
     or a killed worker.
     """
@@ -96,8 +105,8 @@ def prepare(
     sizes = [None] if limit else [text_bytes(source, name=name, column=column) for source in sources]
     size = None if None in sizes else sum(filter(None, sizes))
     try:
-        with _worker_pool(workers) as pool:
-            for encoded in _progress(_encode_in_order(pool, batches, 3 * workers), size, already, workers, out):
+        with closing(_encode_all(batches, workers, fast)) as all_encoded:
+            for encoded in _progress(all_encoded, size, already, workers, out):
                 with _storage(out):
                     _store(encoded, writers, places, val_every, journal=partial(_save_journal, out, recipe, places))
     except BrokenProcessPool:
@@ -192,7 +201,7 @@ def _todo(
             yield ordinal, text
 
 
-def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[Batch]:
     batch, size = [], 0
     for ordinal, text in numbered:
         batch.append((ordinal, text))
@@ -204,24 +213,51 @@ def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, st
         yield batch
 
 
+def _encode_all(batches: Iterator[Batch], workers: int, fast: FastTokenizer | None) -> Generator[Encoded]:
+    """Tokenise in order: by `fast` in threads, which share all memory; when it fails or there is none, by processes with tiktoken."""
+    flying: deque[tuple[Batch, Future[Encoded]]] = deque()
+    if fast is not None and (first := next(batches, None)):
+        start = first[0][0]
+        try:
+            with _shut_down(ThreadPoolExecutor(workers)) as pool:
+                yield from _in_order(pool, partial(_encode_fast, fast, start), chain([first], batches), 3 * workers, flying)
+        except Unusable as reason:
+            print(_farewell(reason, start, flying[0][0][0][0]), flush=True)
+    with _shut_down(ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)) as pool:
+        undone = [batch for batch, _ in flying]
+        yield from _in_order(pool, _encode, chain(undone, batches), 3 * workers, deque())
+
+
+def _farewell(reason: Unusable, start: int, place: int) -> str:
+    """The line that says why tiktoken takes over at document `place` of a run that began with document `start`."""
+    doubt = f"; only samples of the {place - start:,} before it were compared: to be sure, start over with --no-fast" if place > start else ""
+    return f"{reason}: tiktoken encodes from document {place} on{doubt}"
+
+
 @contextmanager
-def _worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+def _shut_down(pool: Executor) -> Iterator[Executor]:
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _encode_in_order(pool: ProcessPoolExecutor, batches: Iterable[list[tuple[int, str]]], ahead: int) -> Iterator[Encoded]:
-    """Tokenise in the pool; results come in the order of the batches, of which at most `ahead` wait in memory."""
-    flying: deque[Future[Encoded]] = deque()
+def _in_order(
+    pool: Executor, encode: Callable[[Batch], Encoded], batches: Iterable[Batch], ahead: int, flying: deque[tuple[Batch, Future[Encoded]]]
+) -> Iterator[Encoded]:
+    """Results in the order of the batches, of which at most `ahead` wait in memory; `flying` holds those not yet given out."""
     for batch in batches:
-        flying.append(pool.submit(_encode, batch))
+        flying.append((batch, pool.submit(encode, batch)))
         if len(flying) > ahead:
-            yield flying.popleft().result()
+            yield _next(flying)
     while flying:
-        yield flying.popleft().result()
+        yield _next(flying)
+
+
+def _next(flying: deque[tuple[Batch, Future[Encoded]]]) -> Encoded:
+    encoded = flying[0][1].result()
+    flying.popleft()
+    return encoded
 
 
 def _start_worker() -> None:
@@ -237,27 +273,50 @@ def _follow_parent() -> None:
         os._exit(1)
 
 
-def _encode(batch: list[tuple[int, str]]) -> Encoded:
+def _encode(batch: Batch) -> Encoded:
     tokenizer, started = load_tokenizer(), time.perf_counter()
-    separator = np.array([END_OF_TEXT], np.uint16)
-    texts = [tokenizer.encode_array(text) for _, text in batch]
-    lengths = [(ordinal, 1 + len(ids)) for (ordinal, _), ids in zip(batch, texts, strict=True)]
-    tokens = np.concatenate([part for ids in texts for part in (separator, ids)])
-    return Encoded(lengths, tokens, time.perf_counter() - started)
+    parts = [tokenizer.encode_array(text) for _, text in batch]
+    return _encoded(batch, np.array([len(part) for part in parts]), np.concatenate(parts), started)
+
+
+def _encode_fast(fast: FastTokenizer, start: int, batch: Batch) -> Encoded:
+    """As `_encode`, compared with it where the rule of a run that began with document `start` says so. Raises Unusable."""
+    fast.load()
+    started = time.perf_counter()
+    lengths, ids = fast.encode([text for _, text in batch])
+    encoded = _encoded(batch, lengths, ids, started)
+    expect_equal(batch, lengths, ids, {n for n, _ in batch if n < start + _COMPARED_FIRST or n % _COMPARED_EVERY == _COMPARED_EVERY - 1})
+    return encoded
+
+
+def _encoded(batch: Batch, lengths: np.ndarray, ids: np.ndarray, started: float) -> Encoded:
+    tokens = np.insert(ids, np.cumsum(lengths) - lengths, END_OF_TEXT)
+    return Encoded(np.array([ordinal for ordinal, _ in batch]), lengths + 1, tokens, time.perf_counter() - started)
 
 
 def _store(encoded: Encoded, writers: dict[str, ShardWriter], places: dict[str, Place], val_every: int, journal: Callable[[], None]) -> None:
-    """Append a batch, each document to its split; whenever that completes a shard, `places` moves and `journal` saves it."""
-    end = 0
-    for ordinal, length in encoded.documents:
-        split = _split_of(ordinal, val_every)
+    """Append a batch, each document to its split; whenever that completes a shard, `places` moves and `journal` saves it.
+
+    Neighbours of the same split are appended together, up to the end of a shard.
+    """
+    ends = np.cumsum(encoded.lengths)
+    held_out = encoded.ordinals % val_every == 0
+    borders = [0, *(np.flatnonzero(held_out[1:] != held_out[:-1]) + 1), len(ends)]
+    for first, last in pairwise(borders):
+        split = _split_of(int(encoded.ordinals[first]), val_every)
         writer, place = writers[split], places[split]
-        start, end = end, end + length
-        writer.append(encoded.tokens[start + (place.offset if ordinal == place.document else 0) : end])
-        if len(writer.shards) > len(place.shards):
-            places[split] = Place(tuple(writer.shards), ordinal, length - writer.buffered)
-            failpoint("before_journal", len(writer.shards))
-            journal()
+        position = int(ends[first] - encoded.lengths[first]) + (place.offset if encoded.ordinals[first] == place.document else 0)
+        stop = int(ends[last - 1])
+        while position < stop:
+            complete = len(writer.shards)
+            upto = min(stop, position + writer.shard_tokens - writer.buffered)
+            writer.append(encoded.tokens[position:upto])
+            position = upto
+            if len(writer.shards) > complete:
+                cut = int(np.searchsorted(ends, position))  # the document that the end of the shard lies in
+                places[split] = Place(tuple(writer.shards), int(encoded.ordinals[cut]), int(position - ends[cut] + encoded.lengths[cut]))
+                failpoint("before_journal", len(writer.shards))
+                journal()
 
 
 @contextmanager
@@ -334,9 +393,12 @@ def main() -> None:
     parser.add_argument("--text-column", dest="column", default="text", help="field that holds the text (default: text)")
     parser.add_argument("--val-every", type=_at_least(2), default=100, help="one document in so many is for validation (default: 100)")
     parser.add_argument("--shard-tokens", type=_at_least(1), default=SHARD_TOKENS, help=f"tokens a shard (default: {SHARD_TOKENS})")
-    parser.add_argument("--workers", type=_at_least(1), help="processes that tokenise (default: one per core)")
+    parser.add_argument("--workers", type=_at_least(1), help="processes or threads that tokenise (default: one per core)")
+    parser.add_argument("--no-fast", action="store_true", help="encode with tiktoken even where gigatoken is installed: the same ids, slower")
     parser.add_argument("--limit", type=_at_least(1), help="stop after so many documents")
-    prepare(**vars(parser.parse_args()))
+    options = vars(parser.parse_args())
+    fast = None if options.pop("no_fast") else FastTokenizer()
+    prepare(**options, fast=fast)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import tiktoken
@@ -26,6 +27,7 @@ SPECIAL_TOKENS = {
 TEXT_VOCAB = 50257  # pretraining and imported GPT-2 weights: text and the document separator
 CHAT_VOCAB = 50261  # finetuning: the role markers too
 
+RANKS = Path(str(files("minigpt_jax") / "assets" / "gpt2.tiktoken"))  # "bytes in base64, rank" a line
 _RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # How GPT-2 cuts text before merging bytes: contractions, words, numbers, punctuation, blanks.
 _PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -70,11 +72,10 @@ class Tokenizer:
 @cache
 def load_tokenizer() -> Tokenizer:
     """The one tokenizer of this project, checked against its published SHA-256. Raises InputError when damaged."""
-    path = files("minigpt_jax") / "assets" / "gpt2.tiktoken"
-    content = path.read_bytes()
+    content = RANKS.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != _RANKS_SHA256:
-        raise InputError(f"{path}: sha256 {found}, expected {_RANKS_SHA256}: install the package again")
+        raise InputError(f"{RANKS}: sha256 {found}, expected {_RANKS_SHA256}: install the package again")
     pairs = (line.split() for line in content.splitlines())
     ranks = {base64.b64decode(piece): int(rank) for piece, rank in pairs}
     encoding = tiktoken.Encoding("gpt2", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=SPECIAL_TOKENS, explicit_n_vocab=CHAT_VOCAB)

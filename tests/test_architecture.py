@@ -19,7 +19,7 @@ LEVELS = {
     2: "chat shards step plan generate report",
     3: "data checkpoint",
     4: "__init__ engine evals interop",
-    5: "data_tools.documents server",
+    5: "data_tools.documents data_tools.fast server",
     6: "data_tools.fineweb data_tools.instruct data_tools.index",
     7: "data_tools.python_docs train sample demo configs",
 }

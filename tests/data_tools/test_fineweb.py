@@ -154,14 +154,15 @@ def test_the_summary_counts_what_was_skipped_and_why(tmp_path: Path, capsys: pyt
     assert re.search(r"^text tokens +2$", said, re.M) and said.startswith("estimate: ")
 
 
+@pytest.mark.parametrize("tokenizers", [((), ("--no-fast",)), (("--no-fast",), ())], ids=["fast-plain", "plain-fast"])
 @pytest.mark.parametrize("point", ["before_replace", "before_journal@12", "before_manifest", "after_manifest"])
-def test_a_kill_at_a_named_point_changes_nothing(corpus: Path, reference: dict[str, bytes], tmp_path: Path, point: str):
+def test_a_kill_at_a_named_point_changes_nothing(corpus: Path, reference: dict[str, bytes], tmp_path: Path, point: str, tokenizers: tuple):
     out = tmp_path / "out"
-    finish(start(corpus, out, failpoint=f"{point}:kill"), code=-signal.SIGKILL)
+    finish(start(corpus, out, *tokenizers[0], failpoint=f"{point}:kill"), code=-signal.SIGKILL)
     journal = json.loads((out / "progress.json").read_text()) if (out / "progress.json").exists() else {"splits": {}}
     safe = {shard["file"]: (out / shard["file"]).stat().st_mtime_ns for place in journal["splits"].values() for shard in place["shards"]}
     assert point != "before_journal@12" or len(safe) >= 11
-    finish(start(corpus, out, "--workers", "1"), code=0)
+    finish(start(corpus, out, *tokenizers[1], "--workers", "1"), code=0)
     assert contents(out) == reference
     assert {name: (out / name).stat().st_mtime_ns for name in safe} == safe, "a complete shard was written again"
 
@@ -169,7 +170,7 @@ def test_a_kill_at_a_named_point_changes_nothing(corpus: Path, reference: dict[s
 def test_kills_at_random_times_change_nothing_and_leave_no_worker_behind(corpus: Path, reference: dict[str, bytes], tmp_path: Path):
     out, draw, kills = tmp_path / "out", random.Random(), 0
     while kills < 2:
-        process = start(corpus, out)
+        process = start(corpus, out, "--no-fast")
         before = len(list(out.glob("*.npy"))) if out.exists() else 0
         wait_for(lambda before=before: len(list(out.glob("*.npy"))) > before, process)
         time.sleep(draw.uniform(0, 0.1))
@@ -191,7 +192,7 @@ def finish_killed(process: subprocess.Popen) -> bool:
 
 def test_a_killed_worker_ends_the_run_and_the_same_command_goes_on(slow: Path, slow_reference: dict[str, bytes], tmp_path: Path):
     out = tmp_path / "out"
-    process = start(slow, out)
+    process = start(slow, out, "--no-fast")
     wait_for(lambda: (out / "train_000000.npy").exists(), process)
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     killed = time.monotonic()
@@ -204,7 +205,7 @@ def test_a_killed_worker_ends_the_run_and_the_same_command_goes_on(slow: Path, s
 
 def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(slow: Path, slow_reference: dict[str, bytes], tmp_path: Path):
     out = tmp_path / "out"
-    process = start(slow, out)
+    process = start(slow, out, "--no-fast")
     wait_for(lambda: (out / "train_000000.npy").exists(), process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     assert "same command" in finish(process, code=130)
