@@ -19,10 +19,25 @@ from minigpt_jax.tokenizer import END_OF_TEXT, RANKS, SPECIAL_TOKENS, load_token
 from tests.test_tokenizer import random_strings
 
 FAST = FastTokenizer()
-TEXTS = st.text(st.characters(codec=None, categories=None), max_size=40)  # every code point, lone surrogates too
-PIECES = st.sampled_from(
-    [*SPECIAL_TOKENS, "<|endoftext|", "'s", " 'll", "'S", "\r\n", " \n ", "\t\t", "  ", "1234567", "\u00a0", "\u200b", "e\u0301", "\ufeff"]
-)
+TEXTS = st.text(st.characters(), max_size=40)  # every code point, lone surrogates too
+ODDITIES = [
+    "<|endoftext|",
+    "'s",
+    " 'll",
+    "'S",
+    "\r\n",
+    " \n ",
+    "\t\t",
+    "  ",
+    "1234567",
+    "\u00a0",
+    "\u200b",
+    "e\u0301",
+    "\ufeff",
+    "\ud800",
+    "\ude00\ud83d",
+]
+PIECES = st.sampled_from([*SPECIAL_TOKENS, *ODDITIES])
 DOCUMENTS = st.lists(st.builds("".join, st.lists(TEXTS | PIECES | st.text(" \nab1.", max_size=8), max_size=6)), min_size=1, max_size=5)
 
 
