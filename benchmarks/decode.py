@@ -100,19 +100,14 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
 def in_torch(options: argparse.Namespace, dtype: str) -> None:
     """transformers' `generate`."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from benchmarks.peer import fresh_gpt2
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def prepare() -> Callable[[], None]:
-        config = shape(options)
-        torch.manual_seed(0)
         torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it, as JAX by default
-        settings = GPT2Config(
-            vocab_size=config.vocab_size, n_positions=config.context, n_embd=config.embed, n_layer=config.layers, n_head=config.heads
-        )
-        settings._attn_implementation = "sdpa"
-        model = GPT2LMHeadModel(settings).to(device, getattr(torch, dtype)).eval()
+        model = fresh_gpt2(shape(options)).to(device, getattr(torch, dtype)).eval()
         prompts = torch.tensor(random_prompts(options), device=device)
 
         def work() -> None:

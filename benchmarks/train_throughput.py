@@ -130,20 +130,14 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
 def in_torch(options: argparse.Namespace, dtype: str, how: str) -> None:
     """transformers' GPT-2 as its users train it: SDPA, autocast for bf16, AdamW fused, clipped gradients."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from benchmarks.peer import fresh_gpt2
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def prepare() -> Callable[[], None]:
-        config = shape(options)
-        torch.manual_seed(0)
         torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it, as JAX by default
-        settings = GPT2Config(
-            vocab_size=config.vocab_size, n_positions=config.context, n_embd=config.embed, n_layer=config.layers, n_head=config.heads,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-        )  # fmt: skip
-        settings._attn_implementation = "sdpa"
-        model = GPT2LMHeadModel(settings).to(device)
+        model = fresh_gpt2(shape(options)).to(device).train()
         forward = torch.compile(model) if how == "compile" else model
         optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         inputs = torch.tensor(random_tokens(options)[:, :-1].astype(np.int64), device=device)
@@ -152,7 +146,7 @@ def in_torch(options: argparse.Namespace, dtype: str, how: str) -> None:
             for _ in range(options.steps):
                 optimizer.zero_grad(set_to_none=True)
                 with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-                    loss = forward(input_ids=inputs, labels=inputs).loss
+                    loss = forward(input_ids=inputs, labels=inputs, use_cache=False).loss
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()

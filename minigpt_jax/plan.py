@@ -179,7 +179,11 @@ def _device(name: str, dtype: str) -> tuple[float, float]:
         return host_bytes(), _measured_flops()
     size, kind = DEVICES[name]
     peak = PEAK_FLOPS[kind]
-    share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", JAX_TAKES))
+    told = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", str(JAX_TAKES))
+    try:
+        share = float(told)
+    except ValueError:
+        raise InputError(f"XLA_PYTHON_CLIENT_MEM_FRACTION={told} is no number") from None
     return size * 1e9 * share, peak if dtype == "bfloat16" else peak / 2  # f32 means TF32, at half the rate
 
 
