@@ -78,7 +78,8 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
 
     def prepare() -> Callable[[], None]:
         config = shape(options)
-        params = init_state(GPT(config), optim.make_optimizer(), 0, meshes.make_mesh()).params
+        mesh = meshes.make_mesh()
+        params = jax.device_put(init_state(GPT(config), optim.make_optimizer(), 0, mesh).params, meshes.replicated(mesh))
         writer = Generator(params, config, load_tokenizer(), rows=options.rows, dtype=jnp.dtype(dtype))
         prompts, calls = random_prompts(options), iter(range(10**9))
 
