@@ -106,7 +106,7 @@ class Step:
     def __init__(self, config: GPTConfig, options: argparse.Namespace):
         c: Any = get_config()
         model = GPT(config, dtype=jnp.dtype(options.dtype))
-        mesh, optimizer = meshes.make_mesh(), optim.make_optimizer(**c.optimizer)
+        mesh, optimizer = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), meshes.AXES), optim.make_optimizer(**c.optimizer)
         schedule = partial(optim.learning_rate, horizon=HORIZON, **c.schedule)
         step = make_train_step(model, optimizer, schedule, mesh, seed=0, loss_chunk=options.loss_chunk)
         tokens = np.random.default_rng(0).integers(0, 50256, (1, options.batch, config.context + 1)).astype(np.uint16)

@@ -8,7 +8,6 @@ each in pieces of the size it needs.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -105,12 +104,9 @@ class Linear(nn.Module):
         return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
 
 
-# What costs little is computed again in the backward pass, whatever `remat` says: keeping it would take more memory
-# than the results of all matrix products together. (Layers are scanned, so XLA cannot undo this: prevent_cse=False.)
-cheap = partial(jax.checkpoint, prevent_cse=False)
-
-
-@cheap
+# What costs little is computed again in the backward pass (`jax.checkpoint`), whatever `remat` says: keeping it would
+# take more memory than the results of all matrix products together.
+@jax.checkpoint
 def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """LayerNorm over the last dimension of `x` [B, T, D], in f32 at least."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -119,7 +115,7 @@ def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     return normal * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)
 
 
-@cheap
+@jax.checkpoint
 def gelu(x: jax.Array) -> jax.Array:
     """GPT-2's form of it, with tanh."""
     return nn.gelu(x, approximate=True)
@@ -173,8 +169,9 @@ class Attention(nn.Module):
 
 
 def fused_attention(implementation: str, dtype: jax.typing.DTypeLike) -> bool:
-    """Whether cuDNN's kernel, which keeps no [T, T] scores, is used: when asked for, or where "auto" can have it."""
-    able = jax.default_backend() == "gpu" and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+    """Whether cuDNN's kernel, which keeps no [T, T] scores, is used: when asked for, or where "auto" can have it (Ampere and newer)."""
+    major = str(getattr(jax.devices()[0], "compute_capability", "")).partition(".")[0]  # "9.0" of an H100, "gfx90a" of others
+    able = major.isdecimal() and int(major) >= 8 and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
     return implementation == "cudnn" or (implementation == "auto" and able)
 
 
@@ -187,7 +184,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None, 
     return _attend_causally(q, k, v, visible) if causal else _attend(q, k, v, visible)
 
 
-@cheap
+@jax.checkpoint
 def _attend_causally(q, k, v, visible):
     length, parts = q.shape[1], []
     block = max(MIN_BLOCK, math.ceil(length / MAX_BLOCKS))
@@ -276,7 +273,7 @@ class GPT(nn.Module):
         block = Block
         if self.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-            block = nn.remat(Block, policy=policy, prevent_cse=False)  # scan already keeps XLA from undoing it
+            block = nn.remat(Block, policy=policy)
         # One set of parameters [L, ...] whatever `unroll` and `remat` are: `name` keeps their path the same.
         layers = nn.scan(
             block,

@@ -30,7 +30,7 @@ JAX_TAKES = 0.75  # of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION say
 # Memory in GB, and the name in metrics.PEAK_FLOPS.
 DEVICES = {
     "a100-40gb": (40, "A100"), "a100-80gb": (80, "A100"), "h100": (80, "H100"), "h200": (141, "H200"), "b200": (180, "B200"), "l40s": (48, "L40S"),
-    "l4": (24, "L4"), "a10g": (24, "A10G"), "rtx4090": (24, "RTX 4090"), "rtx3090": (24, "RTX 3090"), "v100": (32, "V100"), "t4": (16, "T4"),
+    "l4": (24, "L4"), "a10g": (24, "A10G"), "rtx4090": (24, "RTX 4090"), "rtx3090": (24, "RTX 3090"),
 }  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def describe(c, device: str, devices: int) -> str:
     config = GPTConfig(**c.model)
     data, fsdp, tensor = mesh_sizes(devices, **c.mesh)
     shards = data * fsdp
-    room, peak = _device(device, c.compute.dtype)
+    room, peak = _device(device, c.compute.dtype, devices)
     how = {
         "dtype": c.compute.dtype, "cpu": device == "cpu",
         "fused_attention": c.compute.attention != "xla" and c.compute.dtype == "bfloat16" and device != "cpu",
@@ -173,10 +173,10 @@ def describe(c, device: str, devices: int) -> str:
     return "\n".join(lines)
 
 
-def _device(name: str, dtype: str) -> tuple[float, float]:
-    """Bytes for a run, and FLOP/s in `dtype`, of one device."""
+def _device(name: str, dtype: str, devices: int) -> tuple[float, float]:
+    """Bytes for a run, and FLOP/s in `dtype`, of one of `devices`."""
     if name == "cpu":
-        return host_bytes(), _measured_flops()
+        return host_bytes() / devices, _measured_flops() / devices  # they share the machine
     size, kind = DEVICES[name]
     peak = PEAK_FLOPS[kind]
     told = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", str(JAX_TAKES))
