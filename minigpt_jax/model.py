@@ -8,6 +8,7 @@ each in pieces of the size it needs.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -104,9 +105,12 @@ class Linear(nn.Module):
         return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
 
 
-# What costs little is computed again in the backward pass (`jax.checkpoint`), whatever `remat` says: keeping it would
-# take more memory than the results of all matrix products together.
-@jax.checkpoint
+# What costs little is computed again in the backward pass, whatever `remat` says: keeping it would take more memory
+# than the results of all matrix products together. (In a scan over layers XLA cannot undo this; prevent_cse adds nothing.)
+cheap = partial(jax.checkpoint, prevent_cse=False)
+
+
+@cheap
 def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """LayerNorm over the last dimension of `x` [B, T, D], in f32 at least."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -115,7 +119,7 @@ def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     return normal * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)
 
 
-@jax.checkpoint
+@cheap
 def gelu(x: jax.Array) -> jax.Array:
     """GPT-2's form of it, with tanh."""
     return nn.gelu(x, approximate=True)
@@ -184,7 +188,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None, 
     return _attend_causally(q, k, v, visible) if causal else _attend(q, k, v, visible)
 
 
-@jax.checkpoint
+@cheap
 def _attend_causally(q, k, v, visible):
     length, parts = q.shape[1], []
     block = max(MIN_BLOCK, math.ceil(length / MAX_BLOCKS))
@@ -243,7 +247,8 @@ class GPT(nn.Module):
     """Token ids to hidden states. The config says what the weights are, the other fields only how to compute.
 
     `remat` trades memory for time: "none" keeps all activations, "dots" the matrix products, "full" only what lies
-    between layers. `unroll` layers are compiled as one piece: more is faster to run and slower to compile.
+    between layers. `unroll` layers are compiled as one piece: more may be faster to run, is slower to compile, and lets
+    XLA keep what it should compute again, so it takes more memory than the plan says.
     `attention`: "auto", "cudnn" (NVIDIA, 16 bit) or "xla".
     """
 
@@ -273,7 +278,7 @@ class GPT(nn.Module):
         block = Block
         if self.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-            block = nn.remat(Block, policy=policy)
+            block = nn.remat(Block, policy=policy, prevent_cse=False)
         # One set of parameters [L, ...] whatever `unroll` and `remat` are: `name` keeps their path the same.
         layers = nn.scan(
             block,

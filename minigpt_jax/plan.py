@@ -25,6 +25,7 @@ from minigpt_jax.model import GPTConfig
 REMAT = ("none", "dots", "full")
 MARGIN = 0.15  # what the estimate may be wrong by
 SHARE_OF_PEAK = 0.4  # that training reaches, where nothing was measured
+RECORD = 290  # bytes of a line of metrics.jsonl
 JAX_TAKES = 0.75  # of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 
 # Memory in GB, and the name in metrics.PEAK_FLOPS.
@@ -155,20 +156,20 @@ def describe(c, device: str, devices: int) -> str:
     lines += [f"{name:<28}" + "".join(f"{_gb(m[i]):>10}" for m in columns.values()) for i, name in enumerate(names)]
     lines += [f"{'together, ' + str(micro) + ' rows at once':<28}" + "".join(f"{_gb(m.total):>10}" for m in columns.values())]
     lines += [f"{'largest micro-batch':<28}" + "".join(f"{fitting[remat] or 'none':>10}" for remat in REMAT), ""]
+    checkpoint = 12 * config.parameters
+    disk = f"disk         {_gb((c.save.keep + 2) * checkpoint)} for checkpoints of {_gb(checkpoint)} ({c.save.keep} newest, the best, one on its way)"
     if c.horizon.epochs:
-        lines.append(f"time         {c.horizon.epochs:g} epochs of data that train.py counts when it starts")
+        lines += [f"time         {c.horizon.epochs:g} epochs of data that train.py counts when it starts", disk]
         return "\n".join(lines)
     steps = horizon_steps(c.data.batch, config.context, 0, **c.horizon)
     tokens = steps * tokens_a_step
     flops = tokens * config.flops_per_token
     source = "measured here for large products" if device == "cpu" else "of the data sheet"
     seconds = flops / (peak * devices * SHARE_OF_PEAK)
-    checkpoint = 12 * config.parameters
     lines += [
         f"run          {steps:,} steps, {tokens:,} tokens, {flops:.2g} FLOPs",
         f"time         {_duration(seconds)} at {SHARE_OF_PEAK:.0%} of {peak / 1e12:.3g} TFLOP/s {source}",
-        f"disk         {_gb((c.save.keep + 2) * checkpoint)} for checkpoints of {_gb(checkpoint)} ({c.save.keep} newest, the best, one on its way), "
-        f"{_gb(290 * steps)} for records, {_gb(2 * tokens)} for as many tokens",
+        f"{disk}, {_gb(RECORD * steps)} for records, {_gb(2 * tokens)} for as many tokens",
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -156,16 +157,18 @@ def test_new_vocabulary_starts_as_the_mean_of_the_old():
 
 
 @pytest.mark.parametrize(
-    ("asked", "dtype", "backend", "fused"),
+    ("asked", "dtype", "capability", "fused"),
     [
-        ("auto", "bfloat16", "gpu", True),
-        ("auto", jnp.bfloat16, "gpu", True),
-        ("auto", "float32", "gpu", False),
-        ("auto", "bfloat16", "cpu", False),
-        ("xla", "bfloat16", "gpu", False),
-        ("cudnn", "bfloat16", "cpu", True),
+        ("auto", "bfloat16", "9.0", True),
+        ("auto", jnp.bfloat16, "9.0", True),
+        ("auto", "float32", "9.0", False),
+        ("auto", "bfloat16", "", False),
+        ("auto", "bfloat16", "7.5", False),  # a T4
+        ("auto", "bfloat16", "gfx90a", False),  # not NVIDIA's
+        ("xla", "bfloat16", "9.0", False),
+        ("cudnn", "bfloat16", "", True),
     ],
 )
-def test_the_fused_kernel_is_used_where_there_is_one(monkeypatch, asked, dtype, backend, fused):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_the_fused_kernel_is_used_where_there_is_one(monkeypatch, asked, dtype, capability, fused):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
     assert fused_attention(asked, dtype) is fused
