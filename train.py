@@ -198,7 +198,7 @@ def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
     def bytes_of(rows: int) -> float:
         return plan.step_memory(config, rows=rows, accum=c.data.batch // shards // rows, **how).total
 
-    room = known or plan.host_bytes() / jax.local_device_count()
+    room = meshes.least(known or plan.host_bytes() / jax.local_device_count())  # all processes must decide the same
     return plan.accumulation(c.data.batch, shards, micro_batch=c.data.micro_batch, device_bytes=room, bytes_of=bytes_of)
 
 

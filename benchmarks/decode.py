@@ -17,7 +17,7 @@ from benchmarks.rivals import Measured, compete, serve, table
 from minigpt_jax.model import GPTConfig
 
 BYTES = {"float32": 4, "bfloat16": 2}
-READ = 2**30  # bytes that the measurement of memory reads
+READ = 2**30  # bytes that the measurement of memory reads at once
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def shape(options: argparse.Namespace) -> GPTConfig:
 def report(options: argparse.Namespace, results: dict[str, Measured]) -> None:
     """The table."""
     config, limit = shape(options), results.pop("memory")
-    bandwidth = READ / limit.median
+    bandwidth = limit.notes["bytes"] / limit.median
     print(
         f"{config.parameters:,} parameters; {options.rows} rows of {options.prompt} + {options.new} tokens; {options.rounds} rounds; "
         f"memory read at {bandwidth / 1e9:.1f} GB/s"
@@ -78,7 +78,8 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
 
     def prepare() -> Callable[[], None]:
         config = shape(options)
-        params = init_state(GPT(config), optim.make_optimizer(), 0, meshes.make_mesh()).params
+        mesh = meshes.make_mesh()
+        params = jax.device_put(init_state(GPT(config), optim.make_optimizer(), 0, mesh).params, meshes.replicated(mesh))
         writer = Generator(params, config, load_tokenizer(), rows=options.rows, dtype=jnp.dtype(dtype))
         prompts, calls = random_prompts(options), iter(range(10**9))
 
@@ -100,19 +101,14 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
 def in_torch(options: argparse.Namespace, dtype: str) -> None:
     """transformers' `generate`."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from benchmarks.peer import fresh_gpt2
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def prepare() -> Callable[[], None]:
-        config = shape(options)
-        torch.manual_seed(0)
         torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it, as JAX by default
-        settings = GPT2Config(
-            vocab_size=config.vocab_size, n_positions=config.context, n_embd=config.embed, n_layer=config.layers, n_head=config.heads
-        )
-        settings._attn_implementation = "sdpa"
-        model = GPT2LMHeadModel(settings).to(device, getattr(torch, dtype)).eval()
+        model = fresh_gpt2(shape(options)).to(device, getattr(torch, dtype)).eval()
         prompts = torch.tensor(random_prompts(options), device=device)
 
         def work() -> None:
@@ -132,16 +128,20 @@ def memory(options: argparse.Namespace, dtype: str) -> None:
     import jax
     import jax.numpy as jnp
 
+    reads = 100 if jax.default_backend() == "gpu" else 1  # a GPU does one in less time than it takes to ask for it
+
     def prepare() -> Callable[[], None]:
         large = jnp.ones(READ // 4, jnp.float32)
         total = jax.jit(lambda a: a.reshape(1024, -1).sum(-1))  # many rows: every core has its share
 
         def work() -> None:
-            total(large).block_until_ready()
+            for _ in range(reads):
+                sums = total(large)
+            sums.block_until_ready()
 
         return work
 
-    serve(prepare)
+    serve(prepare, notes=lambda: {"bytes": READ * reads})
 
 
 def random_prompts(options: argparse.Namespace) -> np.ndarray:

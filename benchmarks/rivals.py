@@ -24,7 +24,7 @@ class Measured(NamedTuple):
 
     first: float  # s for its first piece of work, which compiles
     seconds: list[float]  # of each round
-    peak: int  # bytes of memory in the rounds: of the process, or of the device where there is one
+    peak: int  # bytes of memory: of the process in the rounds, or of the device since its start
     notes: dict  # what else it says of itself
 
     @property
@@ -89,8 +89,8 @@ def _missing(name: str) -> bool:
 
 def _start(module: str, name: str, options: Sequence[str]) -> subprocess.Popen:
     command = [sys.executable, "-m", module, "--rival", name, *options]
-    # On a GPU all of them share its memory.
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    # All of them have the same one GPU, and share its memory.
+    environment = {"CUDA_VISIBLE_DEVICES": "0"} | os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -102,8 +102,9 @@ def _read(process: subprocess.Popen) -> dict | None:
 
 def _ask(process: subprocess.Popen) -> dict:
     assert process.stdin
-    process.stdin.write("\n")
-    process.stdin.flush()
+    with suppress(BrokenPipeError):
+        process.stdin.write("\n")
+        process.stdin.flush()
     reply = _read(process)
     if reply is None:
         raise RuntimeError(f"{' '.join(map(str, process.args))} ended in the middle of a round")  # pyright: ignore[reportArgumentType]

@@ -61,7 +61,7 @@ def importing() -> float:
 
 def start(config: str, overrides: list[str], runs: Path, name: str, data: Path) -> Start:
     """Start a run and stop it after its first step."""
-    settings = {"runs": runs, "name": name, "data.folder": data, "horizon.steps": 2, "schedule.warmup": 1, "eval.rows": 1, "eval.samples": 0}
+    settings = {"runs": runs, "name": name, "data.folder": data, "horizon.steps": 2, "horizon.tokens": 0, "horizon.epochs": 0, "schedule.warmup": 1}
     command = [sys.executable, "-u", "train.py", "--config", config, *(f"--config.{k}={v}" for k, v in settings.items()), *overrides]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {"JAX_DEBUG_LOG_MODULES": "jax._src.compiler"}
     began, log = time.perf_counter(), ""

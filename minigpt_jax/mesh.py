@@ -13,6 +13,8 @@ from importlib.util import find_spec
 
 import flax.linen as nn
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from minigpt_jax.errors import InputError
@@ -88,6 +90,11 @@ def check_divides(mesh: Mesh, dimensions: Mapping[str, int]) -> None:
             raise InputError(
                 f"{name} = {dimensions[name]} cannot be cut into {parts} equal parts (mesh {' x '.join(axes)}): change the mesh or the model"
             )
+
+
+def least(value: float) -> float:
+    """The smallest `value` of all processes, which all must ask for."""
+    return float(np.min(multihost_utils.process_allgather(np.float64(value)))) if jax.process_count() > 1 else value
 
 
 def data_shards(mesh: Mesh) -> int:

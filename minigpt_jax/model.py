@@ -106,7 +106,7 @@ class Linear(nn.Module):
 
 
 # What costs little is computed again in the backward pass, whatever `remat` says: keeping it would take more memory
-# than the results of all matrix products together. (Layers are scanned, so XLA cannot undo this: prevent_cse=False.)
+# than the results of all matrix products together. (In a scan over layers XLA cannot undo this; prevent_cse adds nothing.)
 cheap = partial(jax.checkpoint, prevent_cse=False)
 
 
@@ -173,8 +173,9 @@ class Attention(nn.Module):
 
 
 def fused_attention(implementation: str, dtype: jax.typing.DTypeLike) -> bool:
-    """Whether cuDNN's kernel, which keeps no [T, T] scores, is used: when asked for, or where "auto" can have it."""
-    able = jax.default_backend() == "gpu" and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+    """Whether cuDNN's kernel, which keeps no [T, T] scores, is used: when asked for, or where "auto" can have it (Ampere and newer)."""
+    major = str(getattr(jax.devices()[0], "compute_capability", "")).partition(".")[0]  # "9.0" of an H100, "gfx90a" of others
+    able = major.isdecimal() and int(major) >= 8 and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
     return implementation == "cudnn" or (implementation == "auto" and able)
 
 
@@ -246,7 +247,8 @@ class GPT(nn.Module):
     """Token ids to hidden states. The config says what the weights are, the other fields only how to compute.
 
     `remat` trades memory for time: "none" keeps all activations, "dots" the matrix products, "full" only what lies
-    between layers. `unroll` layers are compiled as one piece: more is faster to run and slower to compile.
+    between layers. `unroll` layers are compiled as one piece: more may be faster to run, is slower to compile, and lets
+    XLA keep what it should compute again, so it takes more memory than the plan says.
     `attention`: "auto", "cudnn" (NVIDIA, 16 bit) or "xla".
     """
 
@@ -276,7 +278,7 @@ class GPT(nn.Module):
         block = Block
         if self.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-            block = nn.remat(Block, policy=policy, prevent_cse=False)  # scan already keeps XLA from undoing it
+            block = nn.remat(Block, policy=policy, prevent_cse=False)
         # One set of parameters [L, ...] whatever `unroll` and `remat` are: `name` keeps their path the same.
         layers = nn.scan(
             block,

@@ -25,12 +25,13 @@ from minigpt_jax.model import GPTConfig
 REMAT = ("none", "dots", "full")
 MARGIN = 0.15  # what the estimate may be wrong by
 SHARE_OF_PEAK = 0.4  # that training reaches, where nothing was measured
+RECORD = 290  # bytes of a line of metrics.jsonl
 JAX_TAKES = 0.75  # of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 
 # Memory in GB, and the name in metrics.PEAK_FLOPS.
 DEVICES = {
     "a100-40gb": (40, "A100"), "a100-80gb": (80, "A100"), "h100": (80, "H100"), "h200": (141, "H200"), "b200": (180, "B200"), "l40s": (48, "L40S"),
-    "l4": (24, "L4"), "a10g": (24, "A10G"), "rtx4090": (24, "RTX 4090"), "rtx3090": (24, "RTX 3090"), "v100": (32, "V100"), "t4": (16, "T4"),
+    "l4": (24, "L4"), "a10g": (24, "A10G"), "rtx4090": (24, "RTX 4090"), "rtx3090": (24, "RTX 3090"),
 }  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def describe(c, device: str, devices: int) -> str:
     config = GPTConfig(**c.model)
     data, fsdp, tensor = mesh_sizes(devices, **c.mesh)
     shards = data * fsdp
-    room, peak = _device(device, c.compute.dtype)
+    room, peak = _device(device, c.compute.dtype, devices)
     how = {
         "dtype": c.compute.dtype, "cpu": device == "cpu",
         "fused_attention": c.compute.attention != "xla" and c.compute.dtype == "bfloat16" and device != "cpu",
@@ -155,31 +156,35 @@ def describe(c, device: str, devices: int) -> str:
     lines += [f"{name:<28}" + "".join(f"{_gb(m[i]):>10}" for m in columns.values()) for i, name in enumerate(names)]
     lines += [f"{'together, ' + str(micro) + ' rows at once':<28}" + "".join(f"{_gb(m.total):>10}" for m in columns.values())]
     lines += [f"{'largest micro-batch':<28}" + "".join(f"{fitting[remat] or 'none':>10}" for remat in REMAT), ""]
+    checkpoint = 12 * config.parameters
+    disk = f"disk         {_gb((c.save.keep + 2) * checkpoint)} for checkpoints of {_gb(checkpoint)} ({c.save.keep} newest, the best, one on its way)"
     if c.horizon.epochs:
-        lines.append(f"time         {c.horizon.epochs:g} epochs of data that train.py counts when it starts")
+        lines += [f"time         {c.horizon.epochs:g} epochs of data that train.py counts when it starts", disk]
         return "\n".join(lines)
     steps = horizon_steps(c.data.batch, config.context, 0, **c.horizon)
     tokens = steps * tokens_a_step
     flops = tokens * config.flops_per_token
     source = "measured here for large products" if device == "cpu" else "of the data sheet"
     seconds = flops / (peak * devices * SHARE_OF_PEAK)
-    checkpoint = 12 * config.parameters
     lines += [
         f"run          {steps:,} steps, {tokens:,} tokens, {flops:.2g} FLOPs",
         f"time         {_duration(seconds)} at {SHARE_OF_PEAK:.0%} of {peak / 1e12:.3g} TFLOP/s {source}",
-        f"disk         {_gb((c.save.keep + 2) * checkpoint)} for checkpoints of {_gb(checkpoint)} ({c.save.keep} newest, the best, one on its way), "
-        f"{_gb(290 * steps)} for records, {_gb(2 * tokens)} for as many tokens",
+        f"{disk}, {_gb(RECORD * steps)} for records, {_gb(2 * tokens)} for as many tokens",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
-def _device(name: str, dtype: str) -> tuple[float, float]:
-    """Bytes for a run, and FLOP/s in `dtype`, of one device."""
+def _device(name: str, dtype: str, devices: int) -> tuple[float, float]:
+    """Bytes for a run, and FLOP/s in `dtype`, of one of `devices`."""
     if name == "cpu":
-        return host_bytes(), _measured_flops()
+        return host_bytes() / devices, _measured_flops() / devices  # they share the machine
     size, kind = DEVICES[name]
     peak = PEAK_FLOPS[kind]
-    share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", JAX_TAKES))
+    told = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", str(JAX_TAKES))
+    try:
+        share = float(told)
+    except ValueError:
+        raise InputError(f"XLA_PYTHON_CLIENT_MEM_FRACTION={told} is no number") from None
     return size * 1e9 * share, peak if dtype == "bfloat16" else peak / 2  # f32 means TF32, at half the rate
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from minigpt_jax import generate
 from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Generator, Sampling, TextStream, sample_logits, sampling
 from minigpt_jax.loss import logits
@@ -64,6 +65,16 @@ def test_it_writes_what_the_model_without_a_cache_writes(make, uncached, tempera
     draw = sampling(1, CONFIG, temperature=temperature, seed=5)
     answer = write(make(), [PROMPT], draw, 30)[0]
     assert answer.tokens == uncached(PROMPT, draw, 30) and len(answer.tokens) > 20
+
+
+def test_a_text_goes_on_where_the_cache_had_to_grow(make, uncached, monkeypatch):
+    monkeypatch.setattr(generate, "SLOTS", 16)  # fewer than the context has
+    writer, draw = make(), sampling(1, CONFIG, temperature=0.0)
+    first = write(writer, [PROMPT], draw, 4)[0].tokens
+    slots = writer._cache.k.shape[2]
+    longer = [*PROMPT, *first, *TOKENIZER.encode(" A small dog sees")]
+    assert write(writer, [longer], draw, 25)[0].tokens == uncached(longer, draw, 25)
+    assert slots < writer._cache.k.shape[2] <= CONFIG.context
 
 
 def test_a_row_is_the_same_alone_and_in_a_batch_of_other_prompts(make):

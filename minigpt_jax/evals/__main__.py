@@ -157,7 +157,7 @@ def arguments() -> argparse.ArgumentParser:
     own = command("lm-eval", run_harness, scoring.BATCH)
     own.add_argument("--tasks", required=True, help="names with commas, such as hellaswag,lambada_openai")
     own.add_argument("--include-path", type=Path, help="a folder of further tasks")
-    own = command("answers", run_answers, scoring.BATCH, limit=50)
+    own = command("answers", run_answers, answers.BATCH, limit=50)
     own.add_argument("--source", required=True, help="rows with prompt and completion: a .jsonl, .json or .parquet file, a folder, or a hub id")
     own.add_argument("--base", type=Path, help="the run before finetuning (default: where the run began)")
     return parser

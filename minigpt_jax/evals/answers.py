@@ -11,12 +11,13 @@ import jax
 from minigpt_jax import chat
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals import rows
-from minigpt_jax.evals.scoring import BATCH, Group, Score
+from minigpt_jax.evals.scoring import Group, Score
 from minigpt_jax.generate import Generator, sampling
 from minigpt_jax.model import GPTConfig
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, END_OF_TEXT, SPECIAL_TOKENS, Tokenizer
 
 FILE = "answers.json"
+BATCH = 64  # answers written at once
 TOKENS = 60  # of an answer, at most
 GRAM = 4  # words; shorter repetitions are common in good text
 

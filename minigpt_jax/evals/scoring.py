@@ -22,7 +22,7 @@ from minigpt_jax.model import GPT, SHARED, GPTConfig
 
 Group = tuple[Sequence[int], Sequence[Sequence[int]]]  # ids of the context, ids of each continuation
 
-BATCH = 16  # rows a device computes at once
+BATCH = 16  # rows of up to WIDTH / 4 tokens that a device computes at once; of longer ones fewer
 WIDTH = 1024  # a row is as long as this, or as the model's context where that is longer; what does not fit takes another row
 BUCKET = 16  # lengths are rounded up to its multiples: few shapes to compile, little padding
 CHUNK = 256  # positions whose logits are computed together,
@@ -90,11 +90,12 @@ def score(
     for row in _rows(groups, config.context):
         by_length.setdefault(row.length, []).append(row)
     for length, rows in sorted(by_length.items(), reverse=True):  # what needs the most memory first
-        for start in range(0, len(rows), batch * shards):
+        share = max(min(batch, batch * WIDTH // 4 // length), 1)
+        for start in range(0, len(rows), share * shards):
             if abandon():
                 return None
-            shares = [rows[i : i + batch] for i in range(start, start + batch * shards, batch)]
-            work, chunk, chunks = _arrange(shares, length, batch)
+            shares = [rows[i : i + share] for i in range(start, start + share * shards, share)]
+            work, chunk, chunks = _arrange(shares, length, share)
             arrays = _Work(*(jax.make_array_from_callback(a.shape, sharding, lambda index, a=a: a[index]) for a in work))
             with jax.set_mesh(mesh), nn.logical_axis_rules(list(meshes.RULES)):
                 logprobs, greedy = jax.device_get(_log_probabilities(model, mesh, chunk, params, arrays, chunks))

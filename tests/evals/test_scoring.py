@@ -86,8 +86,10 @@ def test_scores_are_those_of_a_plain_forward_pass_on_any_mesh_in_any_batch(param
 
 
 def test_the_vocabulary_in_slices_is_the_vocabulary(params, expected, monkeypatch):
-    """Three slices instead of one; and contexts with more continuations than a batch."""
+    """Three slices instead of one; and rows as short as the model's context, of which most groups need several."""
     monkeypatch.setattr(scoring, "SLICE", 128)
+    monkeypatch.setattr(scoring, "WIDTH", CONFIG.context)
+    assert max(row.first for row in scoring._rows(some_groups(), CONFIG.context)) > 0
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), meshes.AXES)
     assert_same(scored(params, some_groups(), mesh, batch=3), expected)
 
