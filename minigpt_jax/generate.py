@@ -17,7 +17,7 @@ import numpy as np
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.loss import logits as vocabulary_logits
-from minigpt_jax.model import GPT, GPTConfig, KVCache, empty_cache
+from minigpt_jax.model import GPT, Cache, GPTConfig, empty_cache, unstack
 from minigpt_jax.tokenizer import END, END_OF_TEXT, Tokenizer
 
 Array = jax.Array | np.ndarray
@@ -94,10 +94,21 @@ def _narrow(scores, settings):
     return jnp.full_like(scores, -jnp.inf).at[jnp.arange(len(scores))[:, None], order].set(ranked)
 
 
+def prepare(params: dict, config: GPTConfig, dtype: jax.typing.DTypeLike | None = None) -> tuple[GPT, dict]:
+    """The model and its parameters as `prefill` and `decode` want them. `dtype`: default bf16 on a GPU, f32 elsewhere."""
+    model = GPT(config, dtype=dtype or (jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32), attention="xla")
+
+    def held(path, a):
+        # Matrices in the precision of the products: every token reads all of them, and a cast would read them in f32 each time.
+        return a.astype(model.dtype) if path[-1].key in ("kernel", "wte", "wpe") else a
+
+    return model, jax.tree_util.tree_map_with_path(held, unstack(params))
+
+
 class Decoding(NamedTuple):
     """What the decode loop carries from token to token."""
 
-    cache: KVCache
+    cache: Cache
     scores: jax.Array  # [B, V] logits of the next token
     length: jax.Array  # [B] int32, tokens in the cache
     seen: jax.Array  # [B, V] bool
@@ -105,7 +116,7 @@ class Decoding(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def prefill(model: GPT, params, cache: KVCache, tokens, start, lengths) -> tuple[KVCache, jax.Array]:
+def prefill(model: GPT, params, cache: Cache, tokens, start, lengths) -> tuple[Cache, jax.Array]:
     """Add `tokens` [B, T] at positions `start` [B] on; returns the cache and the logits [B, V] after `lengths` [B] of them.
 
     Rows are padded on the right: what padding writes is overwritten before any query can see it.
@@ -142,7 +153,7 @@ def decode(model: GPT, params, state: Decoding, settings: Sampling, stop_tokens,
     return state, out
 
 
-def _apply(model: GPT, params, tokens, positions, cache: KVCache) -> tuple[jax.Array, KVCache]:
+def _apply(model: GPT, params, tokens, positions, cache: Cache) -> tuple[jax.Array, Cache]:
     return model.apply({"params": params}, tokens, positions, cache=cache)  # pyright: ignore[reportReturnType]
 
 
@@ -184,10 +195,8 @@ class Generator:
     """Weights and a cache that outlives a call: a prompt that begins like the last text costs only its new tokens."""
 
     def __init__(self, params, config: GPTConfig, tokenizer: Tokenizer, *, rows: int = 1, dtype=None):
-        on_gpu = jax.default_backend() == "gpu"
         self.config, self.tokenizer, self.rows = config, tokenizer, rows
-        self.model = GPT(config, dtype=dtype or (jnp.bfloat16 if on_gpu else jnp.float32), attention="xla")
-        self.params = _in_precision(params, self.model.dtype)
+        self.model, self.params = prepare(params, config, dtype)
         self._place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
         self._cache = self._place(empty_cache(config, rows, self.model.dtype, 0))
         self._cached: list[list[int]] = [[] for _ in range(rows)]
@@ -245,9 +254,9 @@ class Generator:
 
     def _make_room(self, length: int) -> None:
         """Lengthen the cache to hold `length` tokens: every token reads all of it, so it is no longer than it must be."""
-        slots, wanted = self._cache.k.shape[2], min(max(_bucket(length), SLOTS), self.config.context)
+        slots, wanted = self._cache[0].k.shape[1], min(max(_bucket(length), SLOTS), self.config.context)
         if wanted > slots:
-            self._cache = self._place(KVCache(*(jnp.pad(a, ((0, 0), (0, 0), (0, wanted - slots), (0, 0), (0, 0))) for a in self._cache)))
+            self._cache = self._place(jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, wanted - slots), (0, 0), (0, 0))), self._cache))
 
     def _start(self, prompts: Sequence[Sequence[int]]) -> Decoding:
         context, vocab = self.config.context, self.config.padded_vocab
@@ -264,11 +273,6 @@ class Generator:
         self._cache, self._cached = cache, [list(p) for p in prompts]
         # Placed like what the decode loop returns: arrays of the host would have it compiled a second time.
         return Decoding(cache, scores, *self._place((lengths, seen, lengths >= context)))
-
-
-def _in_precision(params: dict, dtype: jax.typing.DTypeLike) -> dict:
-    """The matrices in the precision of the products: every token reads all of them, and a cast would read them in f32 each time."""
-    return jax.tree_util.tree_map_with_path(lambda path, a: a.astype(dtype) if path[-1].key in ("kernel", "wte", "wpe") else a, params)
 
 
 def _common(old: Sequence[int], new: Sequence[int]) -> int:
