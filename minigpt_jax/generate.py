@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from minigpt_jax.errors import InputError
+from minigpt_jax.loss import live
 from minigpt_jax.loss import logits as vocabulary_logits
 from minigpt_jax.model import GPT, Cache, GPTConfig, empty_cache, unstack
+from minigpt_jax.quantize import products, quantized
 from minigpt_jax.tokenizer import END, END_OF_TEXT, Tokenizer
 
 Array = jax.Array | np.ndarray
@@ -94,15 +97,22 @@ def _narrow(scores, settings):
     return jnp.full_like(scores, -jnp.inf).at[jnp.arange(len(scores))[:, None], order].set(ranked)
 
 
-def prepare(params: dict, config: GPTConfig, dtype: jax.typing.DTypeLike | None = None) -> tuple[GPT, dict]:
-    """The model and its parameters as `prefill` and `decode` want them. `dtype`: default bf16 on a GPU, f32 elsewhere."""
+def prepare(params: dict, config: GPTConfig, dtype: jax.typing.DTypeLike | None = None, quantize: str | None = None) -> tuple[GPT, dict]:
+    """The model and its parameters as `prefill` and `decode` want them.
+
+    `dtype`: bf16 on a GPU, f32 elsewhere, unless given. `quantize`: "int8" for matrices in eight bits (quantize.py).
+    Raises InputError for another.
+    """
+    if quantize not in (None, "int8"):
+        raise InputError(f"quantize {quantize}: expected int8")
     model = GPT(config, dtype=dtype or (jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32), attention="xla")
 
     def held(path, a):
         # Matrices in the precision of the products: every token reads all of them, and a cast would read them in f32 each time.
         return a.astype(model.dtype) if path[-1].key in ("kernel", "wte", "wpe") else a
 
-    return model, jax.tree_util.tree_map_with_path(held, unstack(params))
+    single = unstack(params)
+    return model, quantized(single) if quantize else jax.tree_util.tree_map_with_path(held, single)
 
 
 class Decoding(NamedTuple):
@@ -122,9 +132,9 @@ def prefill(model: GPT, params, cache: Cache, tokens, start, lengths) -> tuple[C
     Rows are padded on the right: what padding writes is overwritten before any query can see it.
     """
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
-    hidden, cache = _apply(model, params, tokens, positions, cache)
+    hidden, cache = forward(model, params, tokens, positions, cache)
     last = hidden[jnp.arange(len(tokens)), lengths - 1]
-    return cache, vocabulary_logits(last, params["wte"], model.config.vocab_size)
+    return cache, next_logits(last, params, model.config.vocab_size)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -141,8 +151,8 @@ def decode(model: GPT, params, state: Decoding, settings: Sampling, stop_tokens,
         out = out.at[:, i].set(jnp.where(state.done, -1, token))
         # A row that is done writes beyond the cache, which drops it.
         place = jnp.where(state.done, context, state.length)
-        hidden, cache = _apply(model, params, token[:, None], place[:, None], state.cache)
-        scores = vocabulary_logits(hidden[:, 0], params["wte"], model.config.vocab_size)
+        hidden, cache = forward(model, params, token[:, None], place[:, None], state.cache)
+        scores = next_logits(hidden[:, 0], params, model.config.vocab_size)
         seen = state.seen.at[rows, token].set(True)
         length = jnp.where(state.done, state.length, state.length + 1)
         done = state.done | jnp.isin(token, stop_tokens) | (length >= context)
@@ -153,8 +163,15 @@ def decode(model: GPT, params, state: Decoding, settings: Sampling, stop_tokens,
     return state, out
 
 
-def _apply(model: GPT, params, tokens, positions, cache: Cache) -> tuple[jax.Array, Cache]:
-    return model.apply({"params": params}, tokens, positions, cache=cache)  # pyright: ignore[reportReturnType]
+def forward(model: GPT, params, tokens, positions, cache: Cache) -> tuple[jax.Array, Cache]:
+    """Hidden states [B, T, D] of `tokens` [B, T] at `positions` [B, T], and the cache with them in it; `params` of `prepare`."""
+    with nn.intercept_methods(products):
+        return model.apply({"params": params}, tokens, positions, cache=cache)  # pyright: ignore[reportReturnType]
+
+
+def next_logits(hidden: jax.Array, params: dict, vocab_size: int) -> jax.Array:
+    """[..., V] logits of `hidden` [..., D], whatever form the table has."""
+    return live(params["head"].product(hidden), vocab_size) if "head" in params else vocabulary_logits(hidden, params["wte"], vocab_size)
 
 
 class TextStream:
@@ -194,9 +211,10 @@ class Answer:
 class Generator:
     """Weights and a cache that outlives a call: a prompt that begins like the last text costs only its new tokens."""
 
-    def __init__(self, params, config: GPTConfig, tokenizer: Tokenizer, *, rows: int = 1, dtype=None):
+    def __init__(self, params, config: GPTConfig, tokenizer: Tokenizer, *, rows: int = 1, dtype=None, quantize: str | None = None):
+        """`rows`: texts written at a time. The others: `prepare`."""
         self.config, self.tokenizer, self.rows = config, tokenizer, rows
-        self.model, self.params = prepare(params, config, dtype)
+        self.model, self.params = prepare(params, config, dtype, quantize)
         self._place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
         self._cache = self._place(empty_cache(config, rows, self.model.dtype, 0))
         self._cached: list[list[int]] = [[] for _ in range(rows)]
