@@ -93,7 +93,7 @@ def make_train_step(
 
     With a `separator`, documents of a row (each begins with it) see only themselves and count from position 0; without
     one, a row is one text. Metrics are f32 scalars: loss (mean over the batch's weight), weight, grad_norm (before clipping), learning_rate,
-    skipped (1 where loss, gradient or a new parameter was not finite, and parameters and optimizer were left as they were).
+    skipped (1 where loss or gradient was not finite, and parameters and optimizer were left as they were).
     """
 
     def batch_loss(params, tokens, weights, key):
@@ -123,15 +123,22 @@ def make_train_step(
         mean, gradients = total * scale, jax.tree.map(lambda g: g * scale, gradients)
         norm, rate = optax.tree.norm(gradients), schedule(state.step)
         directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
-        ok = jnp.isfinite(mean) & jnp.isfinite(norm) & jax.tree.reduce(jnp.logical_and, jax.tree.map(lambda p: jnp.isfinite(p).all(), params))
-        params, opt_state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), (params, opt_state), (state.params, state.opt_state))
+        # Known before the update, so that weights and moments change in place, in one pass.
+        ok = jnp.isfinite(mean) & jnp.isfinite(norm)
+        params = jax.tree.map(lambda p, d: _move(p, rate * d, ok), state.params, directions)
+        opt_state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), opt_state, state.opt_state)
         metrics = {"loss": mean, "weight": weight, "grad_norm": norm, "learning_rate": rate, "skipped": 1.0 - ok}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     shardings = (_shardings(model, optimizer, mesh), meshes.batch_sharding(mesh))
     compiled = jax.jit(step, in_shardings=shardings, out_shardings=(shardings[0], meshes.replicated(mesh)), donate_argnums=0)
     return OnMesh(mesh, compiled)
+
+
+def _move(weight, distance, ok):
+    """`weight - distance`, but where that leaves f32 (a wild rate can do it to finite gradients) the weight stays: the next loss will tell."""
+    moved = weight - distance
+    return jnp.where(ok & jnp.isfinite(moved), moved, weight)
 
 
 def make_eval_step(model: nn.Module, mesh: jax.sharding.Mesh, *, loss_chunk: int, separator: int | None = None) -> OnMesh:

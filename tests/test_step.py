@@ -92,6 +92,15 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_step_number(trainer):
     assert metrics["skipped"] == 0 and not jnp.array_equal(good.params["wte"], state.params["wte"])
 
 
+def test_a_rate_that_throws_weights_out_of_float32_leaves_them_where_they_are(one_device):
+    state = init_state(GPT(CONFIG), OPTIMIZER, 0, one_device)
+    step = make_train_step(GPT(CONFIG), OPTIMIZER, lambda _: jnp.float32(3.402e38), one_device, seed=0, loss_chunk=4)
+    after, metrics = step(copied(state), Batch(*(a[None] for a in rows())))
+    assert metrics["skipped"] == 0 and not jnp.array_equal(after.params["wte"], state.params["wte"])
+    stayed = jax.tree.map(lambda new, old: float((new == old).mean()), after.params, state.params)
+    assert jax.tree.all(jax.tree.map(lambda a: jnp.isfinite(a).all(), after.params)) and stayed["layers"]["mlp"]["up"]["kernel"] > 0
+
+
 def test_a_batch_with_nothing_to_learn_has_loss_zero(trainer):
     state, step = trainer
     tokens, weights = rows()
