@@ -1,7 +1,6 @@
 """What a run says about itself while it runs: JSON lines for programs, TensorBoard for curves, one line for people."""
 
 import json
-import math
 import re
 import sys
 import time
@@ -11,9 +10,6 @@ from itertools import takewhile
 from pathlib import Path
 
 import jax
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.summary import scalar
 
 from minigpt_jax.errors import RunError
 from minigpt_jax.failpoint import failpoint
@@ -78,27 +74,6 @@ def read_jsonl(path: Path) -> list[dict]:
     return records
 
 
-class Board:
-    """Curves for TensorBoard in `folder`; points of an earlier process from step `start` on are hidden."""
-
-    # tensorboardX's SummaryWriter has a thread and a queue: on a full disk the thread dies and the queue blocks for ever.
-    def __init__(self, folder: Path, start: int):
-        folder.mkdir(exist_ok=True)
-        self._file = EventsWriter(str(folder / "events"))
-        self._file.write_event(Event(wall_time=time.time(), step=start, session_log=SessionLog(status=SessionLog.START)))
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Add a point to each curve; TensorBoard cannot draw what is not finite."""
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._file.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
 class Journal:
     """The diary of a run: a record a step and one an evaluation, each to its file, to TensorBoard and to the console.
 
@@ -113,6 +88,7 @@ class Journal:
         self.run, self.horizon, self.every, self.chief = run, horizon, every, chief
         self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
         self._steps = self._evaluations = self._board = None
+        self._wants_board, self._begin = tensorboard and chief, start
         with self._on_disk():
             before = [record for record in read_jsonl(run / "metrics.jsonl") if record["step"] < start]
             self._skipped_in_a_row = len(list(takewhile(lambda record: record["skipped"], reversed(before))))
@@ -120,7 +96,6 @@ class Journal:
                 self._steps = StepLog(run / "metrics.jsonl", start)
                 # The evaluation "at step n" follows update n, so that of the step we go on from is already there.
                 self._evaluations = StepLog(run / "evaluations.jsonl", start + 1 if start else 0)
-                self._board = Board(run / "tensorboard", start + 1) if tensorboard else None
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = peak * jax.device_count() if peak else None
         self._live, self._line_open, self._shown = sys.stdout.isatty(), False, 0.0
@@ -208,8 +183,14 @@ class Journal:
         return "  ".join(columns) + "  skipped: not finite" * bool(r["skipped"])
 
     def _points(self, step: int, values: dict[str, float]) -> None:
-        if self._board:
-            self._board.write(step, values)
+        if not self._wants_board:
+            return
+        if not self._board:
+            # Loaded with the first point, while the next step runs: tensorboardX loads torch where there is one, which takes seconds.
+            from minigpt_jax.board import Board
+
+            self._board = Board(self.run / "tensorboard", self._begin + 1)
+        self._board.write(step, values)
 
     @contextmanager
     def _on_disk(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 # A file imports from lower levels only; design.md has the drawing. A name stands for a file or for all of a folder.
 LEVELS = {
-    0: "errors failpoint interrupt loss optim compiled",
+    0: "errors failpoint interrupt loss optim compiled board",
     1: "tokenizer mesh model config metrics runs",
     2: "chat shards step plan quantize report",
     3: "data checkpoint generate",
@@ -178,6 +178,10 @@ print(json.dumps([loaded, sorted(Absent.asked), sorted({"torch", "tensorflow"} &
     assert "train" in loaded and "minigpt_jax.checkpoint" in loaded and "configs.pretrain" in loaded and "data_tools.instruct" in loaded
     assert present == []
     assert set(asked) <= {"tensorboardX"}
+
+
+def test_a_start_does_not_wait_for_tensorboard():
+    assert program("import sys, train; print('tensorboardX' in sys.modules)").split() == ["False"]
 
 
 def test_data_tools_need_no_jax():

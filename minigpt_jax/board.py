@@ -1,0 +1,30 @@
+"""Curves for TensorBoard: the points of a run as event files, through tensorboardX."""
+
+import math
+import time
+from pathlib import Path
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.summary import scalar
+
+
+class Board:
+    """Curves for TensorBoard in `folder`; points of an earlier process from step `start` on are hidden."""
+
+    # tensorboardX's SummaryWriter has a thread and a queue: on a full disk the thread dies and the queue blocks for ever.
+    def __init__(self, folder: Path, start: int):
+        folder.mkdir(exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        self._file.write_event(Event(wall_time=time.time(), step=start, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Add a point to each curve; TensorBoard cannot draw what is not finite."""
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._file.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
