@@ -55,7 +55,7 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Request:
+class Job:
     """What to write. `sampling` is of one row; `logprobs`: None, or how many of the most likely tokens to name (up to TOP)."""
 
     prompt: Sequence[int]
@@ -67,10 +67,10 @@ class Request:
 
 @dataclass(eq=False)
 class Ticket:
-    """A request on its way. `receive` is called from the engine's thread and must return at once."""
+    """A job on its way. `receive` is called from the engine's thread and must return at once."""
 
-    request: Request
-    receive: Callable[[Piece], None]
+    job: Job
+    receive: Callable[[Piece], object]
     text: TextStream
     asked: float = field(default_factory=time.monotonic)
     written: int = 0  # tokens drawn
@@ -85,7 +85,7 @@ class Step(NamedTuple):
     tokens: jax.Array
     likely: generate.Likely | None
     started: float
-    count: int
+    length: int
     paced: bool  # nothing but the step itself was waited for
 
 
@@ -110,7 +110,7 @@ class Engine:
         place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
         vocab = config.padded_vocab
         blank = np.zeros((slots, vocab), np.float32), np.zeros(slots, np.int32), np.zeros((slots, vocab), bool), np.ones(slots, bool)
-        self._state = place(Decoding(empty_cache(config, slots, self._model.dtype), *blank))
+        self._state = Decoding(*place((empty_cache(config, slots, self._model.dtype), *blank)))
         self._idle = sampling(1, config, temperature=0.0)
         self._tickets: list[Ticket | None] = [None] * slots
         self._waiting: deque[Ticket] = deque()
@@ -119,18 +119,18 @@ class Engine:
         self._numbers = Numbers()
         self._per_token = 0.0  # seconds, of late
         self._warm_up()
-        self._numbers.compiled_at_start = self._compilations.count
+        self._compiled_at_start = self._compilations.count
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, requests: Sequence[Request], receive: Callable[[int, Piece], None]) -> list[Ticket]:
-        """Queue all `requests` or none; `receive(i, piece)` is called for the i-th from the engine's thread, and must return at once.
+    def submit(self, jobs: Sequence[Job], receive: Callable[[int, Piece], object]) -> list[Ticket]:
+        """Queue all `jobs` or none; `receive(i, piece)` is called for the i-th from the engine's thread, and must return at once.
 
         Raises InputError for a prompt that does not fit, Busy when the queue has no room, Closed after `close` or a failure.
         """
-        for request in requests:
-            check_prompt(request.prompt, self.config)
-        tickets = [Ticket(r, partial(receive, i), TextStream(self.tokenizer, r.stop)) for i, r in enumerate(requests)]
+        for job in jobs:
+            check_prompt(job.prompt, self.config)
+        tickets = [Ticket(job, partial(receive, i), TextStream(self.tokenizer, job.stop)) for i, job in enumerate(jobs)]
         with self._change:
             if self._closing:
                 raise Closed
@@ -166,7 +166,7 @@ class Engine:
                 "active": sum(ticket is not None for ticket in self._tickets),
                 "queued": len(self._waiting),
                 "compilations": self._compilations.count,
-                "compilations_since_warm_up": self._compilations.count - self._numbers.compiled_at_start,
+                "compilations_since_warm_up": self._compilations.count - self._compiled_at_start,
                 **self._numbers.summary(),
             }
 
@@ -178,7 +178,7 @@ class Engine:
             for width in _widths(self.config.context):
                 self._state = _enter(self._model, self._params, self._state, np.zeros((1, width), np.int32), np.int32(1), np.int32(0))
             for top in (0, TOP):
-                nobody = Ticket(Request([0], self._idle, 1, logprobs=top or None), lambda piece: None, TextStream(self.tokenizer))
+                nobody = Ticket(Job([0], self._idle, 1, logprobs=top or None), lambda piece: None, TextStream(self.tokenizer))
                 self._dispatch([(0, nobody)], paced=False)
         jax.block_until_ready(self._state)
 
@@ -216,7 +216,7 @@ class Engine:
                 if self._tickets[row] is not None or not self._waiting:
                     continue
                 ticket = self._tickets[row] = self._waiting.popleft()
-            prompt = ticket.request.prompt
+            prompt = ticket.job.prompt
             tokens = np.zeros((1, next(w for w in _widths(self.config.context) if w >= len(prompt))), np.int32)
             tokens[0, : len(prompt)] = prompt
             self._state = _enter(self._model, self._params, self._state, tokens, np.int32(len(prompt)), np.int32(row))
@@ -225,13 +225,13 @@ class Engine:
 
     def _dispatch(self, riders: list[tuple[int, Ticket]], paced: bool) -> Step:
         """Send the device on its way with one block for `riders`: as many tokens as fit the pace, no more than the longest needs."""
-        needed = max(ticket.request.max_tokens - ticket.written for _, ticket in riders)
+        needed = max(ticket.job.max_tokens - ticket.written for _, ticket in riders)
         count = max(1, min(BLOCK, needed, int(PACE / self._per_token) if self._per_token else 1))
         settings, done = [self._idle] * self.slots, np.ones(self.slots, bool)
         for row, ticket in riders:
-            settings[row], done[row] = ticket.request.sampling, False
+            settings[row], done[row] = ticket.job.sampling, False
         together = Sampling(*(np.concatenate(column) for column in zip(*settings, strict=True)))
-        top = TOP if any(ticket.request.logprobs is not None for _, ticket in riders) else 0
+        top = TOP if any(ticket.job.logprobs is not None for _, ticket in riders) else 0
         started = time.monotonic()
         state = self._state._replace(done=done)
         self._state, tokens, likely = generate.decode(self._model, self._params, state, together, _STOP_TOKENS, np.int32(count), top)
@@ -242,11 +242,11 @@ class Engine:
         block, likely = jax.device_get((step.tokens, step.likely))
         elapsed = time.monotonic() - step.started
         if step.paced:
-            self._per_token += (elapsed / step.count - self._per_token) * (0.2 if self._per_token else 1)
+            self._per_token += (elapsed / step.length - self._per_token) * (0.2 if self._per_token else 1)
         harvest = []
         for row, ticket in step.riders:
             if not ticket.over:
-                harvest.append(self._reap(ticket, block[row, : step.count], likely and generate.Likely(*(a[row] for a in likely))))
+                harvest.append(self._reap(ticket, block[row, : step.length], likely and generate.Likely(*(a[row] for a in likely))))
         with self._change:
             self._numbers.blocks.append((sum(len(h.tokens) for h in harvest), elapsed))
             for row, ticket in step.riders:
@@ -256,17 +256,17 @@ class Engine:
 
     def _reap(self, ticket: Ticket, drawn: np.ndarray, likely: generate.Likely | None) -> Harvest:
         """A row's share of a block: its tokens up to its end."""
-        request, live = ticket.request, [int(id) for id in drawn if id >= 0]
+        job, live = ticket.job, [int(id) for id in drawn if id >= 0]
         stopped = next((i for i, id in enumerate(live) if id in _STOP_TOKENS), None)
-        room = request.max_tokens - ticket.written
+        room = job.max_tokens - ticket.written
         kept = live[: room if stopped is None else min(stopped, room)]
-        full = len(live) < len(drawn) or len(request.prompt) + ticket.written + len(live) >= self.config.context
+        full = len(live) < len(drawn) or len(job.prompt) + ticket.written + len(live) >= self.config.context
         ended = "stop" if stopped is not None and stopped < room else "length" if full or len(kept) == room else None
         ticket.written += len(kept)
-        if request.logprobs is None or likely is None:
+        if job.logprobs is None or likely is None:
             tokens = [Token(id) for id in kept if id < END_OF_TEXT]
         else:
-            n = request.logprobs
+            n = job.logprobs
             tops = [tuple(zip(ids[:n].tolist(), values[:n].tolist(), strict=True)) for ids, values in zip(likely.ids, likely.values, strict=True)]
             tokens = [Token(id, float(likely.drawn[i]), tops[i]) for i, id in enumerate(kept) if id < END_OF_TEXT]
         return Harvest(ticket, tokens, ended)
@@ -339,7 +339,7 @@ class CompilationCounter:
         self.count = 0
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
-    def _hear(self, event: str, duration: float, **_) -> None:
+    def _hear(self, event: str, duration_secs: float, **_) -> None:
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
@@ -349,7 +349,6 @@ class Numbers:
 
     requests: int = 0
     tokens: int = 0
-    compiled_at_start: int = 0
     first: deque[float] = field(default_factory=lambda: deque(maxlen=1024))  # seconds to the first token, of the last requests
     blocks: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=512))  # tokens and seconds of the last steps
 
