@@ -161,7 +161,9 @@ def test_refusals_name_the_parameter(client, model, change, param, says):
     assert error.value.param == param and says in error.value.body["message"] and error.value.type == "invalid_request_error"
 
 
-@pytest.mark.parametrize("change", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"logprobs": 6}, {"prompt": [60000]}, {"prompt": []}, {"prompt": [-1]}])
+@pytest.mark.parametrize(
+    "change", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"logprobs": 6}, {"prompt": [60000]}, {"prompt": []}, {"prompt": [-1]}]
+)
 def test_refusals_of_completions(client, model, change):
     with pytest.raises(openai.BadRequestError) as error:
         client.completions.create(**{"model": model, "prompt": "a"} | change)
