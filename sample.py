@@ -37,7 +37,7 @@ def main() -> int:
         options.num_samples, run.config, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
         min_p=options.min_p, repetition_penalty=options.repetition_penalty, seed=options.seed,
     )  # fmt: skip
-    writer = Generator(run.params, run.config, run.tokenizer, rows=options.num_samples)
+    writer = Generator(run.params, run.config, run.tokenizer, rows=options.num_samples, quantize=options.quantize)
     if prompt is not None:
         answer_once(writer, run, prompt, draw, options)
     elif options.num_samples > 1:
@@ -64,6 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: tokens already in the text become less likely")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text (may be repeated)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quantize", choices=["int8"], help="weights in eight bits: faster where reading them is the work, a little less exact")
     options = parser.parse_args()
     if options.num_samples < 1:
         raise InputError(f"--num-samples {options.num_samples}: expected 1 or more")

@@ -2,9 +2,11 @@
 
     python -m benchmarks.decode                           GPT-2 124M, 64 + 128 tokens, one row
     python -m benchmarks.decode --rows 8
+    python -m benchmarks.decode --dtypes float32 bfloat16 int8
 
-Rivals take turns (rivals.py). The floor of one row is the memory: every token reads all weights once, so "of memory" is
-weight bytes a second over the rate at which this machine sums a large array.
+int8 is `sample.py --quantize int8`; transformers has nothing like it, so it stands beside transformers in bfloat16 ("times":
+how much faster than whom). Rivals take turns (rivals.py). The floor of one row is the memory: every token reads all
+weights once, so "of memory" is weight bytes a second over the rate at which this machine sums a large array.
 """
 
 import argparse
@@ -16,7 +18,8 @@ import numpy as np
 from benchmarks.rivals import Measured, compete, serve, table
 from minigpt_jax.model import GPTConfig
 
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+PEER = {"float32": "torch-float32", "bfloat16": "torch-bfloat16", "int8": "torch-bfloat16"}
 READ = 2**30  # bytes that the measurement of memory reads at once
 
 
@@ -27,7 +30,7 @@ def main() -> None:
         kind, _, dtype = options.rival.partition("-")
         {"ours": ours, "torch": in_torch, "memory": memory}[kind](options, dtype)
         return
-    rivals = [f"{kind}-{dtype}" for dtype in options.dtypes for kind in ("ours", "torch")]
+    rivals = dict.fromkeys(name for dtype in options.dtypes for name in (f"ours-{dtype}", PEER[dtype]))
     report(options, compete("benchmarks.decode", [*rivals, "memory"], sys.argv[1:], options.rounds))
 
 
@@ -36,7 +39,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description="Writing speed beside transformers.")
     for name, value in {"layers": 12, "heads": 12, "embed": 768, "context": 1024, "rows": 1, "prompt": 64, "new": 128, "rounds": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
-    parser.add_argument("--dtypes", nargs="+", choices=list(BYTES), default=list(BYTES))
+    parser.add_argument("--dtypes", nargs="+", choices=list(BYTES), default=["float32", "bfloat16"])
     parser.add_argument("--rival", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -58,10 +61,12 @@ def report(options: argparse.Namespace, results: dict[str, Measured]) -> None:
     rows = []
     for name, m in results.items():
         dtype = name.partition("-")[2]
-        peer = speeds.get(f"torch-{dtype}", float("nan"))
+        peer = speeds.get(PEER[dtype], float("nan"))
         share = config.parameters * BYTES[dtype] * speeds[name] / options.rows / bandwidth
-        rows.append([name, f"{speeds[name]:.1f}", f"{speeds[name] / peer:.2f}", f"{m.peak / 1e9:.2f} GB", f"{m.first:.1f} s", f"{share:.0%}"])
-    print(table(["", "tokens/s", "of torch", "peak memory", "first text", "of memory"], rows))
+        rows.append(
+            [name, f"{speeds[name]:.1f}", f"{speeds[name] / peer:.2f} {PEER[dtype]}", f"{m.peak / 1e9:.2f} GB", f"{m.first:.1f} s", f"{share:.0%}"]
+        )
+    print(table(["", "tokens/s", "times", "peak memory", "first text", "of memory"], rows))
 
 
 def ours(options: argparse.Namespace, dtype: str) -> None:
@@ -80,7 +85,8 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
         config = shape(options)
         mesh = meshes.make_mesh()
         params = jax.device_put(init_state(GPT(config), optim.make_optimizer(), 0, mesh).params, meshes.replicated(mesh))
-        writer = Generator(params, config, load_tokenizer(), rows=options.rows, dtype=jnp.dtype(dtype))
+        how = {"quantize": dtype} if dtype == "int8" else {"dtype": jnp.dtype(dtype)}
+        writer = Generator(params, config, load_tokenizer(), rows=options.rows, **how)
         prompts, calls = random_prompts(options), iter(range(10**9))
 
         def work() -> None:

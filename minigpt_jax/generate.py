@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from minigpt_jax.errors import InputError
+from minigpt_jax.loss import live
 from minigpt_jax.loss import logits as vocabulary_logits
-from minigpt_jax.model import GPT, GPTConfig, KVCache, empty_cache
+from minigpt_jax.model import GPT, Cache, GPTConfig, empty_cache, unstack
+from minigpt_jax.quantize import products, quantized
 from minigpt_jax.tokenizer import END, END_OF_TEXT, Tokenizer
 
 Array = jax.Array | np.ndarray
@@ -29,7 +32,7 @@ class Sampling(NamedTuple):
     """How each row draws its tokens."""
 
     temperature: Array  # [B] f32; 0: always the most likely
-    top_k: Array  # [B] int32; only the k most likely; V: all
+    top_k: Array  # [B] int32; only the k most likely; padded V: all
     top_p: Array  # [B] f32; the fewest whose probabilities reach p (Holtzman et al. 2020); 1: all
     min_p: Array  # [B] f32; at least this share of the most likely one's probability; 0: all
     penalty: Array  # [B] f32; logits of tokens already in the text divided (or multiplied) by it (Keskar et al. 2019)
@@ -56,7 +59,8 @@ def sampling(
         raise InputError("top-p 0 would leave no token: expected a number above 0, up to 1")
     seeds = np.arange(seed, seed + rows, dtype=np.uint32)
     heat, nucleus, least, penalty = (np.full(rows, value, np.float32) for value in (temperature, top_p, min_p, repetition_penalty))
-    return Sampling(heat, np.full(rows, k, np.int32), nucleus, least, penalty, seeds)
+    # "All" counts the padded rows too, or every row would look as if it were narrowed.
+    return Sampling(heat, np.full(rows, k if k < vocab else config.padded_vocab, np.int32), nucleus, least, penalty, seeds)
 
 
 def sample_logits(scores: jax.Array, settings: Sampling, seen: jax.Array, positions: jax.Array) -> jax.Array:
@@ -84,20 +88,64 @@ def sample_logits(scores: jax.Array, settings: Sampling, seen: jax.Array, positi
 
 
 def _narrow(scores, settings):
-    """-inf for all but the top k and, of these, the top p. Ranks, not thresholds: k keeps k even where scores tie."""
-    order = jnp.argsort(-scores, axis=-1, stable=True)
-    ranked = jnp.take_along_axis(scores, order, axis=-1)
-    ranked = jnp.where(jnp.arange(scores.shape[-1])[None] < settings.top_k[:, None], ranked, -jnp.inf)
-    probabilities = jax.nn.softmax(ranked, axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    ranked = jnp.where(before < settings.top_p[:, None], ranked, -jnp.inf)
-    return jnp.full_like(scores, -jnp.inf).at[jnp.arange(len(scores))[:, None], order].set(ranked)
+    """-inf for all but the top k and, of these, the top p. A row that wants all keeps all, whatever the others want."""
+    everything = (settings.top_k >= scores.shape[-1])[:, None]
+    ones = jnp.ones_like(scores)
+
+    def top_k():
+        return jnp.where(everything | _leading(scores, ones, jnp.where(everything[:, 0], 1, settings.top_k)), scores, -jnp.inf)
+
+    scores = jax.lax.cond(jnp.all(everything), lambda: scores, top_k)
+    nucleus = _leading(scores, jax.nn.softmax(scores, axis=-1), settings.top_p)
+    return jnp.where(nucleus | (settings.top_p >= 1)[:, None], scores, -jnp.inf)
+
+
+def _leading(scores, weights, goal):
+    """[B, V] bool: the first tokens in falling order of `scores` whose `weights` [B, V] reach `goal` [B]; of equals the first ones.
+
+    By bisection on the score of the last one, bit by bit: sorting a vocabulary on a CPU takes longer than the model does.
+    """
+    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)
+    order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))  # sorts as the numbers do
+
+    def lift(i, edge):
+        higher = edge | (jnp.uint32(1 << 31) >> i)
+        reached = jnp.where(order >= higher[:, None], weights, 0).sum(-1) >= goal
+        return jnp.where(reached, higher, edge)
+
+    edge = jax.lax.fori_loop(jnp.uint32(0), jnp.uint32(32), lift, jnp.zeros(len(scores), jnp.uint32))[:, None]
+    above, equal = order > edge, order == edge
+    missing = goal[:, None] - jnp.where(above, weights, 0).sum(-1, keepdims=True)
+
+    def first():
+        share = jnp.where(equal, weights, 0)
+        return equal & (jnp.cumsum(share, axis=-1) - share < missing)
+
+    return above | jax.lax.cond(jnp.any(equal.sum(-1) > 1), first, lambda: equal)
+
+
+def prepare(params: dict, config: GPTConfig, dtype: jax.typing.DTypeLike | None = None, quantize: str | None = None) -> tuple[GPT, dict]:
+    """The model and its parameters as `prefill` and `decode` want them.
+
+    `dtype`: bf16 on a GPU, f32 elsewhere, unless given. `quantize`: "int8" for matrices in eight bits (quantize.py).
+    Raises InputError for another.
+    """
+    if quantize not in (None, "int8"):
+        raise InputError(f"quantize {quantize}: expected int8")
+    model = GPT(config, dtype=dtype or (jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32), attention="xla")
+
+    def held(path, a):
+        # Matrices in the precision of the products: every token reads all of them, and a cast would read them in f32 each time.
+        return a.astype(model.dtype) if path[-1].key in ("kernel", "wte", "wpe") else a
+
+    single = unstack(params)
+    return model, quantized(single) if quantize else jax.tree_util.tree_map_with_path(held, single)
 
 
 class Decoding(NamedTuple):
     """What the decode loop carries from token to token."""
 
-    cache: KVCache
+    cache: Cache
     scores: jax.Array  # [B, V] logits of the next token
     length: jax.Array  # [B] int32, tokens in the cache
     seen: jax.Array  # [B, V] bool
@@ -105,45 +153,78 @@ class Decoding(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def prefill(model: GPT, params, cache: KVCache, tokens, start, lengths) -> tuple[KVCache, jax.Array]:
+def prefill(model: GPT, params, cache: Cache, tokens, start, lengths) -> tuple[Cache, jax.Array]:
     """Add `tokens` [B, T] at positions `start` [B] on; returns the cache and the logits [B, V] after `lengths` [B] of them.
 
     Rows are padded on the right: what padding writes is overwritten before any query can see it.
     """
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
-    hidden, cache = _apply(model, params, tokens, positions, cache)
+    hidden, cache = forward(model, params, tokens, positions, cache)
     last = hidden[jnp.arange(len(tokens)), lengths - 1]
-    return cache, vocabulary_logits(last, params["wte"], model.config.vocab_size)
+    return cache, next_logits(last, params, model.config.vocab_size)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def decode(model: GPT, params, state: Decoding, settings: Sampling, stop_tokens, count) -> tuple[Decoding, jax.Array]:
+class Likely(NamedTuple):
+    """Log-probabilities as the model gives them, before temperature and filters."""
+
+    drawn: jax.Array  # [B, BLOCK] f32, of the drawn tokens
+    ids: jax.Array  # [B, BLOCK, top] int32, the most likely tokens, falling
+    values: jax.Array  # [B, BLOCK, top] f32, theirs
+
+
+@partial(jax.jit, static_argnums=(0, 6), donate_argnums=2)
+def decode(model: GPT, params, state: Decoding, settings: Sampling, stop_tokens, count, top: int = 0) -> tuple[Decoding, jax.Array, Likely | None]:
     """Draw up to `count` (at most BLOCK) tokens a row: the state after them, and the tokens [B, BLOCK], -1 behind the last.
 
-    A row ends with a token of `stop_tokens` [E] (drawn and returned) or when its text fills the context.
+    A row ends with a token of `stop_tokens` [E] (drawn and returned) or when its text fills the context. `top`: above 0,
+    log-probabilities too, of the drawn tokens and of so many of the most likely ones.
     """
     context, rows = model.config.context, jnp.arange(len(state.length))
 
     def body(carry):
-        i, state, out = carry
+        i, state, (out, likely) = carry
         token = sample_logits(state.scores, settings, state.seen, state.length)
         out = out.at[:, i].set(jnp.where(state.done, -1, token))
+        if likely is not None:
+            likely = jax.tree.map(lambda whole, new: whole.at[:, i].set(new), likely, _likely(state.scores, token, top))
         # A row that is done writes beyond the cache, which drops it.
         place = jnp.where(state.done, context, state.length)
-        hidden, cache = _apply(model, params, token[:, None], place[:, None], state.cache)
-        scores = vocabulary_logits(hidden[:, 0], params["wte"], model.config.vocab_size)
+        hidden, cache = forward(model, params, token[:, None], place[:, None], state.cache)
+        scores = next_logits(hidden[:, 0], params, model.config.vocab_size)
         seen = state.seen.at[rows, token].set(True)
         length = jnp.where(state.done, state.length, state.length + 1)
         done = state.done | jnp.isin(token, stop_tokens) | (length >= context)
-        return i + 1, Decoding(cache, scores, length, seen, done), out
+        return i + 1, Decoding(cache, scores, length, seen, done), (out, likely)
 
-    start = (0, state, jnp.full((len(state.length), BLOCK), -1, jnp.int32))
-    _, state, out = jax.lax.while_loop(lambda c: (c[0] < count) & ~jnp.all(c[1].done), body, start)
-    return state, out
+    shape = (len(state.length), BLOCK)
+    likely = Likely(jnp.zeros(shape), jnp.zeros((*shape, top), jnp.int32), jnp.zeros((*shape, top))) if top else None
+    start = (0, state, (jnp.full(shape, -1, jnp.int32), likely))
+    _, state, (out, likely) = jax.lax.while_loop(lambda c: (c[0] < count) & ~jnp.all(c[1].done), body, start)
+    return state, out, likely
 
 
-def _apply(model: GPT, params, tokens, positions, cache: KVCache) -> tuple[jax.Array, KVCache]:
-    return model.apply({"params": params}, tokens, positions, cache=cache)  # pyright: ignore[reportReturnType]
+def _likely(scores, token, top: int) -> Likely:
+    """Of one token a row: `drawn` [B], `ids` and `values` [B, top]."""
+    rows, norm = jnp.arange(len(scores)), jax.nn.logsumexp(scores, axis=-1)
+
+    def best(rest, _):
+        # One maximum after the other: a handful of them costs a CPU less than any sort.
+        id = jnp.argmax(rest, axis=-1).astype(jnp.int32)
+        return rest.at[rows, id].set(-jnp.inf), (id, rest[rows, id] - norm)
+
+    _, (ids, values) = jax.lax.scan(best, scores, length=top)
+    return Likely(scores[rows, token] - norm, ids.T, values.T)
+
+
+def forward(model: GPT, params, tokens, positions, cache: Cache) -> tuple[jax.Array, Cache]:
+    """Hidden states [B, T, D] of `tokens` [B, T] at `positions` [B, T], and the cache with them in it; `params` of `prepare`."""
+    with nn.intercept_methods(products):
+        return model.apply({"params": params}, tokens, positions, cache=cache)  # pyright: ignore[reportReturnType]
+
+
+def next_logits(hidden: jax.Array, params: dict, vocab_size: int) -> jax.Array:
+    """[..., V] logits of `hidden` [..., D], whatever form the table has."""
+    return live(params["head"].product(hidden), vocab_size) if "head" in params else vocabulary_logits(hidden, params["wte"], vocab_size)
 
 
 class TextStream:
@@ -183,11 +264,10 @@ class Answer:
 class Generator:
     """Weights and a cache that outlives a call: a prompt that begins like the last text costs only its new tokens."""
 
-    def __init__(self, params, config: GPTConfig, tokenizer: Tokenizer, *, rows: int = 1, dtype=None):
-        on_gpu = jax.default_backend() == "gpu"
+    def __init__(self, params, config: GPTConfig, tokenizer: Tokenizer, *, rows: int = 1, dtype=None, quantize: str | None = None):
+        """`rows`: texts written at a time. The others: `prepare`."""
         self.config, self.tokenizer, self.rows = config, tokenizer, rows
-        self.model = GPT(config, dtype=dtype or (jnp.bfloat16 if on_gpu else jnp.float32), attention="xla")
-        self.params = _in_precision(params, self.model.dtype)
+        self.model, self.params = prepare(params, config, dtype, quantize)
         self._place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
         self._cache = self._place(empty_cache(config, rows, self.model.dtype, 0))
         self._cached: list[list[int]] = [[] for _ in range(rows)]
@@ -214,7 +294,7 @@ class Generator:
         remaining, finished = max_new_tokens, [False] * len(prompts)
         while remaining > 0 and not all(finished):
             count = min(BLOCK, remaining)
-            state, block = decode(self.model, self.params, state, settings, stop_tokens, count)
+            state, block, _ = decode(self.model, self.params, state, settings, stop_tokens, count)
             self._cache = state.cache
             tokens = np.asarray(block)[:, :count]
             remaining -= count
@@ -245,9 +325,9 @@ class Generator:
 
     def _make_room(self, length: int) -> None:
         """Lengthen the cache to hold `length` tokens: every token reads all of it, so it is no longer than it must be."""
-        slots, wanted = self._cache.k.shape[2], min(max(_bucket(length), SLOTS), self.config.context)
+        slots, wanted = self._cache[0].k.shape[1], min(max(_bucket(length), SLOTS), self.config.context)
         if wanted > slots:
-            self._cache = self._place(KVCache(*(jnp.pad(a, ((0, 0), (0, 0), (0, wanted - slots), (0, 0), (0, 0))) for a in self._cache)))
+            self._cache = self._place(jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, wanted - slots), (0, 0), (0, 0))), self._cache))
 
     def _start(self, prompts: Sequence[Sequence[int]]) -> Decoding:
         context, vocab = self.config.context, self.config.padded_vocab
@@ -264,11 +344,6 @@ class Generator:
         self._cache, self._cached = cache, [list(p) for p in prompts]
         # Placed like what the decode loop returns: arrays of the host would have it compiled a second time.
         return Decoding(cache, scores, *self._place((lengths, seen, lengths >= context)))
-
-
-def _in_precision(params: dict, dtype: jax.typing.DTypeLike) -> dict:
-    """The matrices in the precision of the products: every token reads all of them, and a cast would read them in f32 each time."""
-    return jax.tree_util.tree_map_with_path(lambda path, a: a.astype(dtype) if path[-1].key in ("kernel", "wte", "wpe") else a, params)
 
 
 def _common(old: Sequence[int], new: Sequence[int]) -> int:

@@ -14,7 +14,11 @@ import jax.numpy as jnp
 def logits(hidden: jax.Array, table: jax.Array, vocab_size: int) -> jax.Array:
     """[..., V] logits of `hidden` [..., D] in f32 at least; rows of `table` [V, D] beyond `vocab_size` give -inf."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    scores = jnp.einsum("...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=wide)
+    return live(jnp.einsum("...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=wide), vocab_size)
+
+
+def live(scores: jax.Array, vocab_size: int) -> jax.Array:
+    """`scores` [..., V] with -inf for ids that are none."""
     return jnp.where(_token_ids(scores) < vocab_size, scores, -jnp.inf)
 
 

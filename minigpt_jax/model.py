@@ -70,17 +70,28 @@ class GPTConfig:
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens seen so far, slot s holding position s of each row's own sequence."""
+    """One layer's keys and values of the tokens seen so far, slot s holding position s of each row's own sequence."""
 
-    k: jax.Array | np.ndarray  # [L, B, S, H, K]
-    v: jax.Array | np.ndarray  # [L, B, S, H, K]
+    k: jax.Array | np.ndarray  # [B, S, H, K]
+    v: jax.Array | np.ndarray  # [B, S, H, K]
 
 
-def empty_cache(config: GPTConfig, batch: int, dtype: jax.typing.DTypeLike, length: int | None = None) -> KVCache:
+Cache = tuple[KVCache, ...]  # of the L layers
+
+
+def empty_cache(config: GPTConfig, batch: int, dtype: jax.typing.DTypeLike, length: int | None = None) -> Cache:
     """A cache on the host for `batch` sequences of up to `length` (default: the context) tokens; the caller places it."""
     slots = config.context if length is None else length
-    shape = (config.layers, batch, slots, config.heads, config.head_dim)
-    return KVCache(np.zeros(shape, jnp.dtype(dtype)), np.zeros(shape, jnp.dtype(dtype)))
+    shape = (batch, slots, config.heads, config.head_dim)
+    return tuple(KVCache(np.zeros(shape, jnp.dtype(dtype)), np.zeros(shape, jnp.dtype(dtype))) for _ in range(config.layers))
+
+
+def unstack(params: dict) -> dict:
+    """The parameters that `GPT` takes together with a cache: those of each layer by themselves, "layer_0" on."""
+    layers = params["layers"]
+    count = len(jax.tree.leaves(layers)[0])
+    own = {f"layer_{i}": jax.tree.map(lambda a, i=i: a[i], layers) for i in range(count)}
+    return {name: value for name, value in params.items() if name != "layers"} | own
 
 
 def weight(module: nn.Module, name: str, init, shape: tuple[int, ...], names: tuple[str | None, ...]) -> jax.Array:
@@ -259,8 +270,11 @@ class GPT(nn.Module):
     attention: str = "auto"
 
     @nn.compact
-    def __call__(self, tokens, positions=None, segments=None, cache: KVCache | None = None, deterministic: bool = True):
+    def __call__(self, tokens, positions=None, segments=None, cache: Cache | None = None, deterministic: bool = True):
         """Hidden states [B, T, D] after the final LayerNorm, and the cache with these tokens added (None stays None).
+
+        With a cache the parameters are those of `unstack`: a scan over a stack copies each layer's weights and cache before
+        it uses them, which is nothing beside a batch of long rows and half the time of a single token.
 
         `tokens` [B, T]; `positions` [B, T] (default 0..T-1); `segments` [B, T]: tokens see only their own segment
         and SHARED ones (not together with a cache). Positions beyond the context are not checked here: callers do, on the
@@ -275,6 +289,14 @@ class GPT(nn.Module):
         x = wte.astype(self.dtype)[tokens] + wpe.astype(self.dtype)[positions]
         x = nn.with_logical_constraint(x, ("batch", None, None))
         x = nn.Dropout(c.dropout, deterministic=deterministic)(x)
+        if cache is None:
+            x = self._scan(x, positions, segments, deterministic)
+        else:
+            x, cache = self._step(x, positions, cache)
+        return LayerNorm(self.dtype, name="ln_f")(x), cache
+
+    def _scan(self, x, positions, segments, deterministic):
+        """All layers as one that is compiled once."""
         block = Block
         if self.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
@@ -284,13 +306,20 @@ class GPT(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
-            length=c.layers,
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            length=self.config.layers,
             unroll=self.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, self.dtype, self.attention, deterministic, name="layers")
-        x, cache = layers(x, cache, positions, segments)
-        return LayerNorm(self.dtype, name="ln_f")(x), cache
+        )(self.config, self.dtype, self.attention, deterministic, name="layers")
+        return layers(x, None, positions, segments)[0]
+
+    def _step(self, x, positions, cache: Cache):
+        """Layer after layer, each with its own parameters and its own part of the cache."""
+        grown = []
+        for i, own in enumerate(cache):
+            x, own = Block(self.config, self.dtype, self.attention, deterministic=True, name=f"layer_{i}")(x, own, positions, None)
+            grown.append(own)
+        return x, tuple(grown)
 
 
 def grow_vocab(params: dict, old: int, new: GPTConfig) -> dict:

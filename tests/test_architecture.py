@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 LEVELS = {
     0: "errors failpoint interrupt loss optim compiled",
     1: "tokenizer mesh model config metrics runs",
-    2: "chat shards step plan generate report",
-    3: "data checkpoint",
+    2: "chat shards step plan quantize report",
+    3: "data checkpoint generate",
     4: "__init__ engine evals interop",
     5: "data_tools.documents data_tools.fast server",
     6: "data_tools.fineweb data_tools.instruct data_tools.index",

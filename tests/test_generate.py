@@ -71,10 +71,10 @@ def test_a_text_goes_on_where_the_cache_had_to_grow(make, uncached, monkeypatch)
     monkeypatch.setattr(generate, "SLOTS", 16)  # fewer than the context has
     writer, draw = make(), sampling(1, CONFIG, temperature=0.0)
     first = write(writer, [PROMPT], draw, 4)[0].tokens
-    slots = writer._cache.k.shape[2]
+    slots = writer._cache[0].k.shape[1]
     longer = [*PROMPT, *first, *TOKENIZER.encode(" A small dog sees")]
     assert write(writer, [longer], draw, 25)[0].tokens == uncached(longer, draw, 25)
-    assert slots < writer._cache.k.shape[2] <= CONFIG.context
+    assert slots < writer._cache[0].k.shape[1] <= CONFIG.context
 
 
 def test_a_row_is_the_same_alone_and_in_a_batch_of_other_prompts(make):
@@ -144,6 +144,48 @@ def test_filters_that_keep_everything_change_nothing():
     for how in ({"top_k": 384}, {"top_p": 1.0}, {"min_p": 0.0}, {"top_k": 384, "top_p": 0.999999999}):
         assert np.array_equal(drawn(seed=3, **how), plain)
     assert not np.array_equal(drawn(seed=4), plain)
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from([-2.5, -1.0, 0.0, 0.5, 3.0]), min_size=384, max_size=384),
+    st.integers(1, 384), st.floats(0.0078125, 1.0, width=32), st.booleans(),
+)  # fmt: skip
+def test_narrowing_keeps_what_a_stable_sort_would_keep(values, top_k, top_p, smooth):
+    """Scores of five values tie all the time; a little noise makes every one its own."""
+    scores = np.array(values, np.float32) + smooth * np.asarray(SCORES[0])
+    order = np.argsort(-scores, kind="stable")
+    kept = order[:top_k]
+    weights = np.exp(scores[kept] - scores.max()).astype(np.float64)
+    before = (np.cumsum(weights) - weights) / weights.sum()
+    sure, possible = set(kept[before < top_p - 1e-5]), set(kept[before < top_p + 1e-5])
+    settings = jax.tree.map(lambda a: np.repeat(a, 2), sampling(1, TINY, top_k=top_k, top_p=top_p))
+    settings = settings._replace(top_k=np.array([top_k, 384], np.int32), top_p=np.array([top_p, 1.0], np.float32))
+    narrowed = np.asarray(jax.jit(generate._narrow)(jnp.asarray(np.stack([scores, scores])), settings))
+    assert sure <= set(np.flatnonzero(np.isfinite(narrowed[0]))) <= (possible if top_p < 1 else set(kept))
+    assert np.array_equal(narrowed[1], scores)  # whatever its neighbour wanted
+
+
+@pytest.mark.parametrize("vocab", [384, 300])
+def test_a_row_that_wants_all_is_not_narrowed(vocab):
+    config = GPTConfig(vocab_size=vocab, context=8, layers=1, heads=1, embed=8)
+    for how in ({}, {"top_k": vocab}):
+        assert sampling(1, config, **how).top_k[0] == config.padded_vocab
+
+
+def test_log_probabilities_are_those_of_the_logits(params):
+    model, params = generate.prepare(params, CONFIG)
+    prompt = np.array([PROMPT], np.int32)
+    empty = generate.empty_cache(CONFIG, 1, jnp.float32)
+    cache, scores = generate.prefill(model, params, empty, prompt, np.zeros(1, np.int32), np.array([len(PROMPT)]))
+    expected = np.asarray(jax.nn.log_softmax(scores[0]))
+    seen, no = np.zeros((1, CONFIG.padded_vocab), bool), np.zeros(1, bool)
+    state = generate.Decoding(cache, scores, np.array([len(PROMPT)], np.int32), seen, no)
+    _, tokens, likely = generate.decode(model, params, state, sampling(1, CONFIG, temperature=3.0, top_p=0.5, seed=3), np.array([-1]), 1, 5)
+    ranked = np.argsort(-expected, kind="stable")[:5]
+    assert likely is not None and list(likely.ids[0, 0]) == list(ranked)
+    assert np.allclose(likely.values[0, 0], expected[ranked], atol=1e-5)
+    assert np.allclose(likely.drawn[0, 0], expected[int(tokens[0, 0])], atol=1e-5)
 
 
 def test_one_of_equal_scores_is_one():

@@ -13,7 +13,7 @@ import pytest
 from configs.pretrain import SIZES
 from minigpt_jax import model
 from minigpt_jax.loss import logits
-from minigpt_jax.model import GPT, GPTConfig, empty_cache, fused_attention, grow_vocab
+from minigpt_jax.model import GPT, GPTConfig, empty_cache, fused_attention, grow_vocab, unstack
 from minigpt_jax.step import document_layout
 
 SMALL = GPTConfig(vocab_size=300, context=16, layers=3, heads=4, embed=32)
@@ -118,7 +118,7 @@ def test_packed_documents_see_what_each_sees_alone():
 def test_cached_decoding_equals_the_full_forward_at_every_length():
     params, ids, model = weights(SMALL), tokens(), GPT(SMALL)
     full = logits(forward(SMALL, params, ids), params["wte"], 300)
-    step = jax.jit(lambda cache, t, p: model.apply({"params": params}, t, p, cache=cache))
+    step = jax.jit(lambda cache, t, p: model.apply({"params": unstack(params)}, t, p, cache=cache))
     for prompt in (1, 5, 16):
         cache = jax.tree.map(jnp.asarray, empty_cache(SMALL, 2, jnp.float32))
         positions = jnp.broadcast_to(jnp.arange(prompt), (2, prompt))
@@ -133,7 +133,7 @@ def test_cached_decoding_equals_the_full_forward_at_every_length():
 def test_a_write_beyond_the_cache_changes_nothing():
     params, model = weights(SMALL), GPT(SMALL)
     cache = jax.tree.map(jnp.asarray, empty_cache(SMALL, 1, jnp.float32))
-    add = jax.jit(lambda cache, ids, positions: model.apply({"params": params}, ids, positions, cache=cache)[1])
+    add = jax.jit(lambda cache, ids, positions: model.apply({"params": unstack(params)}, ids, positions, cache=cache)[1])
     cache = add(cache, tokens(1), jnp.arange(16)[None])
     after = add(cache, jnp.array([[5]]), jnp.array([[16]]))
     assert jax.tree.all(jax.tree.map(jnp.array_equal, cache, after))
