@@ -1,0 +1,1 @@
+"""The server as its clients meet it: a real process, real sockets, the official client."""
