@@ -104,7 +104,8 @@ def test_whatever_is_sent_is_answered(server, described, examples):
     [
         b"", b"null", b"[]", b'"', b"{", b"\xff\xfe{\0}\0", b"\xef\xbb\xbf{}", b"[" * 100_000, b'{"a":' * 100_000, b'{"messages":' + b"[" * 900_000,
         b'{"messages":' + b"1" * 5000 + b"}", b'{"temperature": 1e999, "messages": [{"role": "user", "content": "a"}]}',
-        b'{"temperature": NaN, "messages": [{"role": "user", "content": "a"}]}', b'{"n": -Infinity}', b'{"messages": [{"role": "user", "content": "a\xff"}]}',
+        b'{"temperature": NaN, "messages": [{"role": "user", "content": "a"}]}', b'{"n": -Infinity}',
+        b'{"messages": [{"role": "user", "content": "a\xff"}]}',
         b'{"messages": [' + b'{"role":"user","content":"a"},' * 30_000 + b"1]}", b'{"prompt": [' + b"1," * 400_000 + b"1]}",
         b'{"prompt": [' + b"[1]," * 200_000 + b"[1]]}", b'{"prompt": "' + b" " * 900_000 + b'"}', b'{"prompt": "' + b"a" * 900_000 + b'"}',
     ],
@@ -130,7 +131,8 @@ def test_the_last_of_equal_names_counts_and_surrogates_are_no_text(server):
     ("value", "described", "place"),
     [
         (True, {"type": "integer", "minimum": 0, "maximum": 5}, "x"), (1.0, {"type": "integer", "minimum": 0, "maximum": 5}, "x"),
-        (float("nan"), {"type": "number", "minimum": 0, "maximum": 5}, "x"), (0, {"enum": [False]}, "x"), ({"a": [1, "b"]}, schema.CHAT, "x.messages"),
+        (float("nan"), {"type": "number", "minimum": 0, "maximum": 5}, "x"), (0, {"enum": [False]}, "x"),
+        ({"a": [1, "b"]}, schema.CHAT, "x.messages"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}, schema.CHAT, "x.messages[0].content[0].text"),
         (["a", 3], {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}, "x[1]"),
     ],
