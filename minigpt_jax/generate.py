@@ -70,7 +70,7 @@ def sample_logits(scores: jax.Array, settings: Sampling, seen: jax.Array, positi
     """
     penalty = settings.penalty[:, None]
     scores = jnp.where(seen, jnp.where(scores > 0, scores / penalty, scores * penalty), scores)
-    greedy = jnp.argmax(scores, axis=-1)
+    greedy = _first_best(scores)
     temperature = settings.temperature[:, None]
 
     def draw():
@@ -81,10 +81,16 @@ def sample_logits(scores: jax.Array, settings: Sampling, seen: jax.Array, positi
         heated = jnp.where(unlikely, -jnp.inf, heated)
         narrow = (settings.top_k < scores.shape[-1]) | (settings.top_p < 1)
         kept = jax.lax.cond(jnp.any(narrow), lambda: _narrow(heated, settings), lambda: heated)
-        return jnp.argmax(kept + noise, axis=-1)
+        return _first_best(kept + noise)
 
     drawn = jax.lax.cond(jnp.any(settings.temperature > 0), draw, lambda: greedy)
-    return jnp.where(settings.temperature > 0, drawn, greedy).astype(jnp.int32)
+    return jnp.where(settings.temperature > 0, drawn, greedy)
+
+
+def _first_best(scores):
+    """[B] int32, what argmax would say. A CPU has no fast argmax, and makes noise slowly inside one; a maximum and a minimum are fast."""
+    best = ~(scores < scores.max(-1, keepdims=True))
+    return jnp.where(best, jnp.arange(scores.shape[-1], dtype=jnp.int32)[None], scores.shape[-1]).min(-1)
 
 
 def _narrow(scores, settings):
@@ -209,7 +215,7 @@ def _likely(scores, token, top: int) -> Likely:
 
     def best(rest, _):
         # One maximum after the other: a handful of them costs a CPU less than any sort.
-        id = jnp.argmax(rest, axis=-1).astype(jnp.int32)
+        id = _first_best(rest)
         return rest.at[rows, id].set(-jnp.inf), (id, rest[rows, id] - norm)
 
     _, (ids, values) = jax.lax.scan(best, scores, length=top)

@@ -125,13 +125,13 @@ def test_log_probabilities_come_with_their_tokens(engine):
 def test_who_leaves_makes_room_and_disturbs_nobody(engine):
     calm = [job(text, 40) for text in TEXTS]
     expected = answers(engine, calm)
+    heard: list[int] = []
     for _ in range(3):
-        heard = []
         leaving = engine.submit([job("A stone", 10_000, temperature=1.0) for _ in range(20)], lambda i, piece: heard.append(i))
-        staying = threading.Thread(target=lambda: time.sleep(0.05) or engine.cancel(leaving))
-        staying.start()
+        departure = threading.Timer(0.05, engine.cancel, [leaving])
+        departure.start()
         assert answers(engine, calm) == expected
-        staying.join()
+        departure.join()
         idle(engine)
         count = len(heard)
         answers(engine, calm[:1])

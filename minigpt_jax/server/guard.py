@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minigpt_jax.server.refusal import Refusal
 
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)\.?(?::[0-9]+)?")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]+)?")
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -82,7 +82,7 @@ class Guard:
     def _check_host(self, header: str) -> None:
         """Against DNS rebinding: a stranger's name that was made to point here is not ours. An address cannot be made to."""
         match = _HOST.fullmatch(header.lower())
-        name = match[1].strip("[]") if match else ""
+        name = _bare(match[1]) if match else ""
         if name not in self._hosts and not (self._any_address and _is_address(name)):
             raise Refusal(421, "the Host header names another server; --allowed-host adds a name", param="Host")
 

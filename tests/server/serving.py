@@ -120,7 +120,9 @@ def serving(run: Path, log: Path, *arguments: str, **environment: str) -> Iterat
     # Compiled well: a draw looks at the whole vocabulary, and what is saved in compiling would be spent there.
     own = {name: value for name, value in os.environ.items() if name not in ("MINIGPT_API_KEY", "XLA_FLAGS")}
     with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=ROOT, env=own | {"JAX_PLATFORMS": "cpu"} | environment, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=own | {"JAX_PLATFORMS": "cpu"} | environment, stdout=out, stderr=out, start_new_session=True
+        )
     try:
         until(lambda: "ready: " in log.read_text() or process.poll() is not None, log.read_text, 180)
         port = re.search(r"ready: http://\S+:(\d+)", log.read_text())

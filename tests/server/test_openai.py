@@ -144,13 +144,17 @@ def test_text_parts_and_the_developer(client, model):
     ("change", "param", "says"),
     [
         ({"temperature": 3}, "temperature", "from 0 to 2"), ({"temperature": -0.1}, "temperature", "from 0 to 2"), ({"top_p": 0}, "top_p", "above 0"),
-        ({"n": 0}, "n", "1 to 16"), ({"n": 17}, "n", "1 to 16"), ({"max_tokens": 0}, "max_tokens", "from 1"), ({"stop": ["a"] * 5}, "stop", "0 to 4"),
+        ({"n": 0}, "n", "1 to 16"), ({"n": 17}, "n", "1 to 16"), ({"max_tokens": 0}, "max_tokens", "from 1"),
+        ({"stop": ["a"] * 5}, "stop", "0 to 4"),
         ({"stop": ""}, "stop", "1 to 128"), ({"stop": ["a", "b" * 129]}, "stop[1]", "129"), ({"messages": []}, "messages", "0 items"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "not supported"), ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"), ({"presence_penalty": 1}, "presence_penalty", "not supported"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "not supported"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+        ({"presence_penalty": 1}, "presence_penalty", "not supported"),
         ({"top_logprobs": 3}, "top_logprobs", "logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "0 to 20"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream true"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "user"), ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role", ""),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "messages", "user"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role", ""),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "text": ""}]}]}, "messages[0].content[0].type", "text"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "required"),
     ],
@@ -161,7 +165,9 @@ def test_refusals_name_the_parameter(client, model, change, param, says):
     assert error.value.param == param and says in error.value.body["message"] and error.value.type == "invalid_request_error"
 
 
-@pytest.mark.parametrize("change", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"logprobs": 6}, {"prompt": [60000]}, {"prompt": []}, {"prompt": [-1]}])
+@pytest.mark.parametrize(
+    "change", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"logprobs": 6}, {"prompt": [60000]}, {"prompt": []}, {"prompt": [-1]}]
+)
 def test_refusals_of_completions(client, model, change):
     with pytest.raises(openai.BadRequestError) as error:
         client.completions.create(**{"model": model, "prompt": "a"} | change)
