@@ -148,18 +148,29 @@ def answers_with(page: "playwright.Page", answer: str, **error: object) -> None:
     page.route("**/v1/chat/completions", lambda route: route.fulfill(**({"content_type": "text/event-stream", "body": body} | error)))
 
 
-def breaks_off(page: "playwright.Page", answer: str) -> None:
-    """From now on the connection is lost after these words."""
+def takes_the_line(page: "playwright.Page") -> None:
+    """From now on the test speaks for the server: `say(words)`, byte by byte, and `line.error(...)` when the connection is lost."""
     page.evaluate(
-        """answer => {
-            const bytes = new TextEncoder().encode(`data: ${JSON.stringify({ choices: [{ delta: { content: answer } }] })}\\n\\n`);
-            let pulled = 0;
-            const pull = (line) => pulled++ ? line.error(new TypeError("network error")) : line.enqueue(bytes);
+        """() => {
             window.realFetch = window.fetch;
-            window.fetch = async () => new Response(new ReadableStream({ pull }, { highWaterMark: 0 }));
-        }""",
-        answer,
+            window.fetch = async (path, { signal }) => new Response(new ReadableStream({
+                start(line) {
+                    window.line = line;
+                    signal.addEventListener("abort", () => line.error(signal.reason));
+                },
+            }));
+            window.say = (words) => {
+                const event = `data: ${JSON.stringify({ choices: [{ delta: { content: words }, text: words }] })}\\n\\n`;
+                new TextEncoder().encode(event).forEach((byte) => window.line.enqueue(Uint8Array.of(byte)));
+            };
+        }"""
     )
+
+
+def says(page: "playwright.Page", words: str, shown: str) -> None:
+    """Say `words` as the server, and wait until `shown` is all that is written of the answer."""
+    page.evaluate("words => say(words)", words)
+    holds(page, f"document.querySelector('.message.assistant .markdown').textContent === {json.dumps(shown)}")
 
 
 # ---- a conversation ----
@@ -254,6 +265,43 @@ def test_retry_and_edit_ask_for_what_they_show(page):
     assert said(page)[0] == "changed" and len(said(page)) == 2 and page.inner_text("#list") == "changed"
 
 
+def test_an_answer_is_drawn_while_it_comes(page):
+    takes_the_line(page)
+    ask(page, "hello", wait=False)
+    page.wait_for_selector(".waiting")
+    says(page, "Füße 🦆 **bo", "Füße 🦆 **bo")
+    assert not page.locator(".waiting, .markdown strong").count()
+    says(page, "ld**\n\n```py", "Füße 🦆 boldpyCopy")
+    says(page, "thon\nx = 1", "Füße 🦆 boldpythonCopyx = 1")
+    page.evaluate("window.kept = document.querySelector('.markdown pre')")
+    # The conversation may be drawn anew in the meantime.
+    says(page, "0", "Füße 🦆 boldpythonCopyx = 10")
+    assert page.evaluate("window.kept.isConnected")
+    page.click("#open-settings")
+    page.fill("#system", "Be brief.")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".system")
+    assert page.is_visible("#stop")
+    says(page, "\n```\nEnd", "Füße 🦆 boldpythonCopyx = 10End")
+    assert page.inner_text("#spoken") == "The model is writing"  # not every token
+    page.keyboard.press("Escape")
+    finished(page)
+    assert said(page)[1] == "Füße 🦆 **bold**\n\n```python\nx = 10\n```\nEnd"
+
+
+def test_another_conversation_ends_the_answer(page):
+    takes_the_line(page)
+    ask(page, "first", wait=False)
+    page.wait_for_selector(".waiting")
+    says(page, "half", "half")
+    page.click("#new")
+    finished(page)
+    assert not page.locator(".message").count() and said(page) == []
+    page.click("#list a")
+    page.wait_for_selector(ANSWER)
+    assert said(page) == ["first", "half"] and "Stopped" in page.inner_text(".message.assistant .foot")
+
+
 def test_delete_and_its_undo(page):
     store(page, "kept", "one", "two", "three", "four")
     page.click(".message:last-child [aria-label=Delete]")
@@ -337,10 +385,12 @@ def test_a_growing_answer_looks_like_the_whole_one(page):
 
 
 @pytest.mark.parametrize(
-    "unit", ["word ", "\n\nword", "[", "*a ", "**", "_a_ ", "`", "- a\n", "> ", ">", "|-", "a|b\n-|-\n", "```\n", "# ", "\t", "-   "]
+    "unit", ["word ", "\n\nword", "[", "*a ", "**", "**b ", "_a_ ", "`", "``a", "- a\n", "> ", ">", "|-", "a|b\n-|-\n", "```\n", "# ", "\t", "-   "]
 )
 def test_no_answer_takes_forever_to_draw(page, unit):
-    page.evaluate("text => growing(document.createElement('div'))(text)", unit * (100_000 // len(unit)))
+    """What took time in the square of the length would take half a minute; this takes a blink."""
+    drawn = "text => { const began = performance.now(); growing(document.createElement('div'))(text); return performance.now() - began }"
+    assert page.evaluate(drawn, unit * (100_000 // len(unit))) < 5000
 
 
 # ---- the browser's storage ----
@@ -367,12 +417,19 @@ def test_two_tabs_keep_each_others_conversations(page, context, server):
     finished(other)
     holds(page, "document.querySelectorAll('#list a').length === 3")
     assert len(said(page)) == 5 and said(other)[-1] == "never answered" and page.url != other.url
-    # What one tab deletes, the other does not bring back.
+    # What one tab deletes, the other does not bring back, even if it is writing there.
+    other.click("#list >> text=from the other")
+    page.click("#list >> text=from the other")
+    for tab in (page, other):
+        holds(tab, "state.document.messages[0]?.content === 'from the other'")
+    ask(other, "never answered, too", wait=False)
+    other.wait_for_selector("#stop")
     page.click("#delete-all")
     page.click("#confirm-yes")
     holds(other, "!state.document.messages.length")
     other.reload()
     connected(other)
+    finished(other)
     assert "Nothing yet" in other.inner_text("#list")
 
 
@@ -432,8 +489,12 @@ def test_a_busy_server_and_trying_again(page, errors):
 
 def test_a_lost_connection_keeps_what_had_come(page):
     settings(page, max_tokens=4)
-    breaks_off(page, "half of an")
-    ask(page, "hello")
+    takes_the_line(page)
+    ask(page, "hello", wait=False)
+    page.wait_for_selector(".waiting")
+    says(page, "half of an", "half of an")
+    page.evaluate("line.error(new TypeError('network error'))")
+    finished(page)
     assert said(page) == ["hello", "half of an"] and "Incomplete" in page.inner_text(".message.assistant .foot")
     assert "connection was lost" in page.inner_text("#trouble")
     # A retry that brings nothing does not take away what there was; one that brings something does.
@@ -511,6 +572,7 @@ def test_a_phone(chromium, server, errors):
         return wide == width == 375
 
     assert fits()
+    assert page.evaluate("[document.querySelector('pre')].map(pre => { pre.scrollLeft = 50; return pre.scrollLeft })") == [50]
     small = page.evaluate(
         """[...document.querySelectorAll("button, .button, input, nav a")].filter(node => node.checkVisibility({ visibilityProperty: true }))
             .filter(node => node.getBoundingClientRect().height < 44).map(node => node.outerHTML)"""
@@ -662,6 +724,24 @@ def test_a_continuation_can_be_stopped(context, text_server):
         pytest.fail("no text could be stopped")
     assert len(page.input_value("#text")) > 4
     until(lambda: text_server.health()["active"] == 0, text_server.health)
+
+
+def test_another_text_ends_the_continuation(context, text_server):
+    page = visit(context, text_server)
+    takes_the_line(page)
+    page.fill("#text", "Once")
+    page.click("#generate")
+    page.wait_for_selector("#halt")
+    page.evaluate("say(' upon\\r\\n')")
+    holds(page, "document.getElementById('text').value === 'Once upon\\n'")
+    assert not page.is_editable("#text")
+    page.evaluate("say(' a time')")
+    page.click("#new")
+    page.wait_for_selector("#halt", state="hidden")
+    assert page.input_value("#text") == "" and page.is_editable("#text")
+    page.click("#list a")
+    holds(page, "document.getElementById('text').value.startsWith('Once upon')")
+    assert page.evaluate("document.querySelector('mark').textContent").startswith(" upon")
 
 
 # ---- the file itself ----
