@@ -47,6 +47,7 @@ up answers to everything else: it knows nothing. The same two commands with conf
 train the real thing.
 
 Go on chatting:   .venv/bin/python sample.py
+In a browser:     .venv/bin/python -m minigpt_jax.server
 The two reports:  {options.run.parent / "quickstart" / "report.html"}
                   {options.run / "report.html"}"""
     )
