@@ -138,7 +138,7 @@ class Engine:
             if len(self._waiting) + len(tickets) > self.queue + free:
                 raise Busy
             self._waiting.extend(tickets)
-            self._numbers.requests += len(tickets)
+            self._numbers.answers += len(tickets)
             self._change.notify()
         return tickets
 
@@ -183,8 +183,8 @@ class Engine:
         jax.block_until_ready(self._state)
 
     def _run(self) -> None:
+        harvest: list[Harvest] = []
         try:
-            harvest: list[Harvest] = []
             while not self._closing:
                 self._leave()
                 entered = self._admit()
@@ -197,6 +197,7 @@ class Engine:
         except Exception:
             # A device out of memory, say. Whoever waits must hear of it; /health tells the rest.
             traceback.print_exc()
+        self._hand_out(harvest)  # whoever ended with the last block has left its slot already
         self._end_all()
 
     def _rest(self) -> None:
@@ -347,7 +348,7 @@ class CompilationCounter:
 class Numbers:
     """What has happened so far, and how fast it went of late."""
 
-    requests: int = 0
+    answers: int = 0  # asked for
     tokens: int = 0
     first: deque[float] = field(default_factory=lambda: deque(maxlen=1024))  # seconds to the first token, of the last requests
     blocks: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=512))  # tokens and seconds of the last steps
@@ -364,7 +365,7 @@ class Numbers:
         spent = sum(seconds for _, seconds in self.blocks)
         quantiles = np.quantile(self.first, (0.5, 0.95)).round(4).tolist() if self.first else (None, None)
         return {
-            "requests": self.requests,
+            "answers": self.answers,
             "tokens": self.tokens,
             "tokens_per_second": round(sum(tokens for tokens, _ in self.blocks) / spent, 1) if spent else None,
             "time_to_first_token": dict(zip(("p50", "p95"), quantiles, strict=True)),

@@ -102,8 +102,12 @@ def _narrow(scores, settings):
         return jnp.where(everything | _leading(scores, ones, jnp.where(everything[:, 0], 1, settings.top_k)), scores, -jnp.inf)
 
     scores = jax.lax.cond(jnp.all(everything), lambda: scores, top_k)
-    nucleus = _leading(scores, jax.nn.softmax(scores, axis=-1), settings.top_p)
-    return jnp.where(nucleus | (settings.top_p >= 1)[:, None], scores, -jnp.inf)
+    whole = (settings.top_p >= 1)[:, None]
+
+    def top_p():
+        return jnp.where(whole | _leading(scores, jax.nn.softmax(scores, axis=-1), settings.top_p), scores, -jnp.inf)
+
+    return jax.lax.cond(jnp.all(whole), lambda: scores, top_p)
 
 
 def _leading(scores, weights, goal):
@@ -125,7 +129,9 @@ def _leading(scores, weights, goal):
 
     def first():
         share = jnp.where(equal, weights, 0)
-        return equal & (jnp.cumsum(share, axis=-1) - share < missing)
+        # One alone is in whatever `missing` rounds to: what a row keeps must not depend on ties in other rows.
+        alone = equal.sum(-1, keepdims=True) == 1
+        return equal & (alone | (jnp.cumsum(share, axis=-1) - share < missing))
 
     return above | jax.lax.cond(jnp.any(equal.sum(-1) > 1), first, lambda: equal)
 

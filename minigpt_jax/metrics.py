@@ -114,6 +114,8 @@ class Journal:
 
     def step(self, step: int, batch: str, values: dict[str, jax.Array]) -> None:
         """Record 0-based `step` from the step's metrics (waits for them). Raises RunError when the run has diverged."""
+        with self._on_disk():
+            self._open_board()  # while the devices are at their first step
         numbers = {name: float(value) for name, value in jax.device_get(values).items()}
         seconds = max(time.monotonic() - self._began, 1e-9)
         record = {"step": step, **numbers, "batch": batch, "seconds": seconds, "data_wait": min(self._waited / seconds, 1.0)}
@@ -183,14 +185,16 @@ class Journal:
         return "  ".join(columns) + "  skipped: not finite" * bool(r["skipped"])
 
     def _points(self, step: int, values: dict[str, float]) -> None:
-        if not self._wants_board:
-            return
-        if not self._board:
-            # Loaded with the first point, while the next step runs: tensorboardX loads torch where there is one, which takes seconds.
+        self._open_board()
+        if self._board:
+            self._board.write(step, values)
+
+    def _open_board(self) -> None:
+        """Not before it is needed: tensorboardX loads torch where there is one, which takes seconds."""
+        if self._wants_board and not self._board:
             from minigpt_jax.board import Board
 
             self._board = Board(self.run / "tensorboard", self._begin + 1)
-        self._board.write(step, values)
 
     @contextmanager
     def _on_disk(self) -> Iterator[None]:

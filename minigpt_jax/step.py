@@ -124,7 +124,7 @@ def make_train_step(
         norm, rate = optax.tree.norm(gradients), schedule(state.step)
         directions, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         # Known before the update, so that weights and moments change in place, in one pass.
-        ok = jnp.isfinite(mean) & jnp.isfinite(norm)
+        ok = jnp.isfinite(mean) & jnp.isfinite(norm) & jnp.isfinite(rate)
         params = jax.tree.map(lambda p, d: _move(p, rate * d, ok), state.params, directions)
         opt_state = jax.tree.map(lambda new, old: jnp.where(ok, new, old), opt_state, state.opt_state)
         metrics = {"loss": mean, "weight": weight, "grad_norm": norm, "learning_rate": rate, "skipped": 1.0 - ok}
@@ -136,7 +136,7 @@ def make_train_step(
 
 
 def _move(weight, distance, ok):
-    """`weight - distance`, but where that leaves f32 (a wild rate can do it to finite gradients) the weight stays: the next loss will tell."""
+    """`weight - distance`; where that leaves f32 (a wild rate can do it) the weight stays, so that what is saved can be loaded."""
     moved = weight - distance
     return jnp.where(ok & jnp.isfinite(moved), moved, weight)
 

@@ -188,11 +188,26 @@ def test_a_failing_device_is_told_to_all_who_wait(params, capsys):
     assert not engine.health()["alive"] and "Traceback" in capsys.readouterr().err
 
 
+def test_who_ended_just_before_a_failure_has_the_whole_answer(params, capsys):
+    engine = Engine(params, CONFIG, TOKENIZER, slots=SLOTS)
+    dispatch, ends = engine._dispatch, queue.Queue()
+
+    def fails_later(*given, **named):
+        engine._dispatch = lambda *given, **named: 1 / 0
+        return dispatch(*given, **named)
+
+    engine._dispatch = fails_later
+    engine.submit([job("A stone", 1), job("A stone", 10_000, temperature=1.0)], lambda i, piece: piece.reason and ends.put((i, piece.reason)))
+    assert {ends.get(timeout=DEADLINE) for _ in range(2)} == {(0, "length"), (1, "closed")}
+    engine.close()
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
 def test_the_numbers_add_up(engine):
     idle(engine)
     before = engine.health()
     written = sum(len(ids) for _, ids, _ in answers(engine, HOUSE[:10]))
     after = engine.health()
-    assert after["requests"] - before["requests"] == 10 and after["tokens"] - before["tokens"] == written
+    assert after["answers"] - before["answers"] == 10 and after["tokens"] - before["tokens"] == written
     assert 0 < after["time_to_first_token"]["p50"] <= after["time_to_first_token"]["p95"] and after["tokens_per_second"] > 0
     assert np.isfinite(after["tokens_per_second"])

@@ -37,7 +37,7 @@ class Shape:
         return [self._piece(i, {"delta": {"role": "assistant", "content": ""}}, None, None) for i in range(choices)]
 
     def piece(self, index: int, piece: Piece, offset: int) -> list[bytes]:
-        """Events of what a step added to choice `index`, whose text had `offset` letters before."""
+        """Events of what a step added to choice `index`, whose tokens had `offset` letters before."""
         events = []
         if piece.text or piece.tokens:
             text = {"delta": {"content": piece.text}} if self._chat else {"text": piece.text}
@@ -45,6 +45,10 @@ class Shape:
         if piece.reason and (self._chat or not events):
             events.append(self._piece(index, {"delta": {}} if self._chat else {"text": ""}, None, piece.reason))
         return events
+
+    def letters(self, tokens: Sequence[Token]) -> int:
+        """Letters that begin in `tokens`: what offsets count. The text itself may be held back, or end before them."""
+        return sum(_letters(token, self._tokenizer) for token in tokens)
 
     def closing(self, prompt_tokens: int, completion_tokens: int) -> list[bytes]:
         """Events after all text."""
@@ -87,10 +91,13 @@ def _chat_logprobs(tokens: list[Token], tokenizer: Tokenizer) -> dict:
 
 def _completion_logprobs(tokens: list[Token], tokenizer: Tokenizer, offset: int) -> dict:
     names = [_name(t.id, tokenizer) for t in tokens]
-    letters = (sum(byte & 0xC0 != 0x80 for byte in tokenizer.decode_bytes([t.id])) for t in tokens)  # bytes that begin one
-    offsets = list(itertools.accumulate(letters, initial=offset))[:-1]
+    offsets = list(itertools.accumulate((_letters(t, tokenizer) for t in tokens), initial=offset))[:-1]
     tops = [{_name(id, tokenizer): _finite(value) for id, value in t.top} for t in tokens]
     return {"tokens": names, "token_logprobs": [_finite(t.logprob) for t in tokens], "top_logprobs": tops, "text_offset": offsets}
+
+
+def _letters(token: Token, tokenizer: Tokenizer) -> int:
+    return sum(byte & 0xC0 != 0x80 for byte in tokenizer.decode_bytes([token.id]))  # bytes that begin one
 
 
 def _name(id: int, tokenizer: Tokenizer) -> str:

@@ -169,8 +169,9 @@ class App:
             "stop": [stop] if isinstance(stop, str) else stop,
             "logprobs": logprobs,
         }
-        seed = body.get("seed", secrets.randbits(32))
-        jobs = [Job(prompt, self._sampling(body, (seed + i) % 2**32), **asked) for prompt in prompts for i in range(n)]
+        seed = body.get("seed", secrets.randbits(32))  # counts up over all answers: the same prompt several times is several samples
+        each = enumerate(prompt for prompt in prompts for _ in range(n))
+        jobs = [Job(prompt, self._sampling(body, (seed + i) % 2**32), **asked) for i, prompt in each]
         if "stream_options" in body and not body.get("stream"):
             raise Refusal(400, "stream_options: needs stream true", param="stream_options")
         usage = bool(body.get("stream_options", {}).get("include_usage"))
@@ -203,6 +204,8 @@ class Answers:
         """Raises Refusal when the engine takes no more."""
         loop, self._engine, self.count = asyncio.get_running_loop(), engine, len(jobs)
         self._pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        if len(jobs) > engine.queue + engine.slots:
+            raise Refusal(400, f"{len(jobs)} answers are more than this server ever holds ({engine.queue + engine.slots}): ask for fewer", param="n")
         try:
             self._tickets = engine.submit(jobs, lambda i, piece: loop.call_soon_threadsafe(self._pieces.put_nowait, (i, piece)))
         except Busy:
@@ -244,7 +247,7 @@ async def events(order: Order, answers: Answers) -> AsyncIterator[bytes]:
     try:
         async for index, piece in answers.pieces():
             yield b"".join(order.shape.piece(index, piece, letters[index]))
-            letters[index] += len(piece.text)
+            letters[index] += order.shape.letters(piece.tokens)
             tokens += len(piece.tokens)
     except Refusal as refusal:
         yield b"data: " + refusal.body() + b"\n\n"

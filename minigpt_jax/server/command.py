@@ -51,7 +51,8 @@ def parse() -> argparse.Namespace:
         if not low <= getattr(options, name) <= high:
             raise InputError(f"--{name} {getattr(options, name)} is out of range: expected a number from {low} to {high}")
     options.api_key = os.environ.get("MINIGPT_API_KEY") if options.api_key is None else options.api_key
-    if options.api_key is not None and not options.api_key.strip():
+    options.api_key = options.api_key and options.api_key.strip()
+    if options.api_key == "":
         raise InputError("the key is empty: set a long random one, or none at all")
     if options.api_key is None and not is_loopback(options.host):
         raise InputError(f"--host {options.host} would let the network in without a key: set MINIGPT_API_KEY, or listen on 127.0.0.1")
@@ -65,6 +66,7 @@ def listen(host: str, port: int) -> socket.socket:
         door = socket.socket(family, kind, protocol)
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind(address)
+        door.listen()  # at once: two sockets may be bound to a port that neither listens at
     except OSError as error:
         raise InputError(f"cannot listen on {host} port {port} ({error.strerror}): choose another --port or --host") from None
     return door
@@ -75,7 +77,10 @@ async def serve(guard: Guard, engine: Engine, door: socket.socket, grace: float)
     stop, server = asyncio.Event(), make_server(guard)
     on_signals(stop)
     serving = asyncio.create_task(server.serve(sockets=[door]))
-    while not (server.started or serving.done()):
+    while not server.started:
+        if serving.done():
+            await asyncio.to_thread(engine.close)
+            return await serving
         await asyncio.sleep(0.01)
     address, port = door.getsockname()[:2]
     print(f"ready: http://{f'[{address}]' if ':' in address else address}:{port}", file=sys.stderr, flush=True)

@@ -33,12 +33,16 @@ class Protocol(H11Protocol):
         if len(self.connections) > CONNECTIONS:
             self._turn_away(Refusal(503, "too many connections", headers={"Retry-After": "5"}))
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
+    def handle_events(self) -> None:
+        """Called with whatever came, and with what came too early once an answer is out: a second request in one packet, say."""
+        super().handle_events()
+        if self.conn.their_state is h11.SEND_BODY or (self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]):
             self._sending = self._sending or self.loop.call_later(SEND_SECONDS, self._too_slow)
         else:
             self._sending = _cancelled(self._sending)
+
+    def send_400_response(self, msg: str) -> None:
+        self._turn_away(Refusal(400, "this is no HTTP that this server reads"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._sending, self._reading = _cancelled(self._sending), _cancelled(self._reading)

@@ -6,7 +6,6 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -96,7 +95,7 @@ class Guard:
 
 def _check_origin(host: str, origin: str, site: str) -> None:
     """A browser says where a request comes from; other programs say nothing. Other sites' pages have no business here."""
-    if (origin and urlsplit(origin).netloc.lower() != host.lower()) or (site and site not in ("same-origin", "none")):
+    if (origin and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}")) or (site and site not in ("same-origin", "none")):
         raise Refusal(403, "requests from other sites' pages are not answered", param="Origin")
 
 
@@ -104,7 +103,7 @@ def _given_key(header: str) -> bytes:
     """The key in an Authorization header: of a Bearer, or the password of Basic; empty if there is none."""
     scheme, _, value = header.partition(" ")
     if scheme.lower() == "bearer":
-        return value.strip().encode("latin-1")
+        return value.strip(" \t").encode("latin-1")
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value.strip(), validate=True).partition(b":")[2]

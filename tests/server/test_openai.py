@@ -127,6 +127,9 @@ def test_completions(client, model):
     likely = client.completions.create(prompt="The river", logprobs=3, **asked).choices[0]
     assert likely.text == one.choices[0].text and len(likely.logprobs.tokens) == one.usage.completion_tokens
     assert all(len(top) == 3 for top in likely.logprobs.top_logprobs)
+    pieces = list(client.completions.create(prompt="The river", logprobs=3, **asked, stream=True))
+    streamed = [offset for piece in pieces if (own := piece.choices[0].logprobs) for offset in own.text_offset]
+    assert streamed == likely.logprobs.text_offset
     assert client.completions.create(model=model, prompt="x", temperature=0).usage.completion_tokens <= 16
 
 
