@@ -77,7 +77,7 @@ class App:
         numbers = self._engine.health()
         alive = numbers.pop("alive")
         status = "ok" if alive else "failed"
-        return _json({"status": status, "model": self._name, **numbers, "tasks": len(asyncio.all_tasks())}, 200 if alive else 503)
+        return _json({"status": status, **numbers, "tasks": len(asyncio.all_tasks())}, 200 if alive else 503)
 
     async def openapi(self, request: Request) -> Response:
         """The description of the API."""
