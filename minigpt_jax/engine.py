@@ -173,7 +173,7 @@ class Engine:
     # Everything below runs in the engine's own thread, except for the warm-up before it.
 
     def _warm_up(self) -> None:
-        """Compile every shape. Twice through, because the first state lies on the device as no later one does."""
+        """Compile every shape. Twice through: the first state was put on the device by hand, the later ones by programs."""
         for _ in range(2):
             for width in _widths(self.config.context):
                 self._state = _enter(self._model, self._params, self._state, np.zeros((1, width), np.int32), np.int32(1), np.int32(0))

@@ -154,6 +154,7 @@ def test_the_queue_is_bounded_and_takes_all_or_none(engine):
     with pytest.raises(Busy):
         engine.submit(long[: SLOTS + 1], lambda i, piece: None)
     engine.cancel(tickets)
+    assert engine.health()["queued"] == 0  # at once
     idle(engine)
     with pytest.raises(Busy):
         engine.submit([*long, long[0]], lambda i, piece: None)

@@ -11,7 +11,7 @@ from tests.server.serving import Running, until
 
 ASKED = [
     {
-        "messages": [{"role": "user", "content": "The river reads a stone. " * (i % 7) + f"Light {i % 11}"}], "max_tokens": 1 + (7 * i) % 60,
+        "messages": [{"role": "user", "content": "The river reads a stone. " * (i % 7) + f"Light {i % 11}"}], "max_tokens": 1 + (7 * i) % 31,
         "temperature": 0.0 if i % 3 else 1.0, "seed": i, "top_p": 1.0 if i % 2 else 0.9, "logprobs": i % 5 == 0,
     }
     for i in range(64)

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minigpt_jax.server import schema
+from minigpt_jax.server.answers import encoded
 from minigpt_jax.server.refusal import Refusal
 from tests.server.serving import QUESTION, Running
 
@@ -125,6 +126,7 @@ def test_the_last_of_equal_names_counts_and_surrogates_are_no_text(server):
     body = b'{"messages": 5, "messages": [{"role": "user", "content": "\\ud800 \\u0000"}], "max_tokens": 2, "stop": "\\udfff"}'
     assert check(server, "/v1/chat/completions", body) == 200
     assert check(server, "/v1/chat/completions", json.dumps(QUESTION | {"model": "\ud800"}).encode()) == 404
+    assert encoded({"é": "\ud800"}) == '{"é":"?"}'.encode()
 
 
 @pytest.mark.parametrize(
