@@ -41,7 +41,7 @@ from minigpt_jax.compiled import keep_programs
 from minigpt_jax.evals import bits, scoring
 from minigpt_jax.failpoint import failpoint
 from minigpt_jax.metrics import Journal, read_jsonl
-from minigpt_jax.model import GPT, GPTConfig, fused_attention, grow_vocab
+from minigpt_jax.model import GPT, GPTConfig, attention_kernel, grow_vocab
 from minigpt_jax.step import Batch, TrainState, abstract_state, init_state, make_eval_step, make_train_step
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
 
@@ -191,7 +191,7 @@ def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
     known = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
     how = {
-        "dtype": c.compute.dtype, "remat": c.compute.remat, "fused_attention": fused_attention(c.compute.attention, c.compute.dtype),
+        "dtype": c.compute.dtype, "remat": c.compute.remat, "scores": attention_kernel(c.compute.attention, c.compute.dtype, mesh.size) == "xla",
         "chunk": c.loss.chunk, "cpu": jax.default_backend() == "cpu", "cut": fsdp * tensor, "tensor": tensor,
     }  # fmt: skip
 

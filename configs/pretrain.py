@@ -39,7 +39,7 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.compute.dtype = "bfloat16"  # products only; parameters, optimizer, LayerNorm and softmax stay float32
     c.compute.remat = "none"  # "dots" or "full" when memory is short
     c.compute.unroll = 1  # layers compiled as one piece; more takes more memory than the plan says
-    c.compute.attention = "auto"  # cuDNN's fused kernel on a GPU, XLA elsewhere
+    c.compute.attention = "auto"  # cuDNN's fused kernel on a GPU, one head at a time on a CPU
 
     c.loss = ConfigDict()
     c.loss.chunk = 128  # positions whose logits are in memory at once

@@ -265,11 +265,11 @@ class Engine:
         ended = "stop" if stopped is not None and stopped < room else "length" if full or len(kept) == room else None
         ticket.written += len(kept)
         if job.logprobs is None or likely is None:
-            tokens = [Token(id) for id in kept if id < END_OF_TEXT]
+            tokens = [Token(id) for id in kept]
         else:
             n = job.logprobs
             tops = [tuple(zip(ids[:n].tolist(), values[:n].tolist(), strict=True)) for ids, values in zip(likely.ids, likely.values, strict=True)]
-            tokens = [Token(id, float(likely.drawn[i]), tops[i]) for i, id in enumerate(kept) if id < END_OF_TEXT]
+            tokens = [Token(id, float(likely.drawn[i]), tops[i]) for i, id in enumerate(kept)]
         return Harvest(ticket, tokens, ended)
 
     def _hand_out(self, harvest: list[Harvest]) -> None:
@@ -279,7 +279,7 @@ class Engine:
                 continue
             text, used = "", 0
             for token in tokens:
-                text += ticket.text.push([token.id])
+                text += ticket.text.push([token.id] if token.id < END_OF_TEXT else [])  # role markers are no text
                 used += 1
                 if ticket.text.stopped:
                     break

@@ -15,13 +15,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
+from minigpt_jax import cpu
 from minigpt_jax.errors import InputError
 
 INIT_STD = 0.02  # GPT-2's, for every matrix and embedding
 EPSILON = 1e-5  # GPT-2's LayerNorm; Flax's default is another
+PRODUCT = "product"  # what `remat` "dots" keeps
 SHARED = -1  # the segment that all others of its row see
-MIN_BLOCK, MAX_BLOCKS = 128, 8  # attention without a fused kernel: queries a block at least, and blocks at most
+MIN_BLOCK, MAX_BLOCKS = 128, 8  # attention where cuDNN does not do it: queries a block at least, and blocks at most
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Linear(nn.Module):
     def __call__(self, x):
         kernel = weight(self, "kernel", nn.initializers.normal(self.std), self.shape, self.names)
         bias = weight(self, "bias", nn.initializers.zeros, self.shape[self.inputs :], self.names[self.inputs :])
-        y = jnp.tensordot(x, kernel.astype(self.dtype), self.inputs)
+        y = checkpoint_name(jnp.tensordot(x, kernel.astype(self.dtype), self.inputs), PRODUCT)
         return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
 
 
@@ -171,23 +174,27 @@ class Attention(nn.Module):
             cache = KVCache(k, v)
             k, v = k.astype(self.dtype), v.astype(self.dtype)
             visible = jnp.arange(k.shape[1])[None, None] <= positions[:, :, None]
-        if self._fused():
+        kernel = attention_kernel(self.implementation, self.dtype, jax.sharding.get_abstract_mesh().size)
+        if kernel == "cudnn":
             mask = None if visible is None else visible[:, None]
             y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=cache is None, implementation="cudnn")
+        elif kernel == "cpu" and cache is None:
+            y = cpu.attend(block_length(x.shape[1]), q, k, v, visible)
         else:
             y = attend(q, k, v, visible, causal=cache is None)
         std = INIT_STD / math.sqrt(2 * c.layers)  # each layer adds to the residual twice: keep its variance flat
         return Linear((c.heads, c.head_dim, c.embed), ("heads", None, "embed"), 2, std, self.dtype, name="out")(y), cache
 
-    def _fused(self) -> bool:
-        return fused_attention(self.implementation, self.dtype)
 
-
-def fused_attention(implementation: str, dtype: jax.typing.DTypeLike) -> bool:
-    """Whether cuDNN's kernel, which keeps no [T, T] scores, is used: when asked for, or where "auto" can have it (Ampere and newer)."""
-    major = str(getattr(jax.devices()[0], "compute_capability", "")).partition(".")[0]  # "9.0" of an H100, "gfx90a" of others
-    able = major.isdecimal() and int(major) >= 8 and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
-    return implementation == "cudnn" or (implementation == "auto" and able)
+def attention_kernel(implementation: str, dtype: jax.typing.DTypeLike, devices: int) -> str:
+    """What "auto" means here: "cudnn" (16 bit, on Ampere and newer) and "cpu" (a mesh of one device) keep no [T, T] scores, "xla" does."""
+    if implementation != "auto":
+        return implementation
+    device = jax.devices()[0]
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]  # "9.0" of an H100, "gfx90a" of others
+    if major.isdecimal() and int(major) >= 8 and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
+        return "cudnn"
+    return "cpu" if device.platform == "cpu" and devices <= 1 else "xla"
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None, *, causal: bool) -> jax.Array:
@@ -199,10 +206,14 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None, 
     return _attend_causally(q, k, v, visible) if causal else _attend(q, k, v, visible)
 
 
+def block_length(length: int) -> int:
+    """How many of `length` positions attention takes at a time."""
+    return max(MIN_BLOCK, math.ceil(length / MAX_BLOCKS))
+
+
 @cheap
 def _attend_causally(q, k, v, visible):
-    length, parts = q.shape[1], []
-    block = max(MIN_BLOCK, math.ceil(length / MAX_BLOCKS))
+    length, block, parts = q.shape[1], block_length(q.shape[1]), []
     for start in range(0, length, block):
         end = min(start + block, length)
         seen = jnp.tri(end - start, end, start, dtype=bool)[None]
@@ -260,7 +271,7 @@ class GPT(nn.Module):
     `remat` trades memory for time: "none" keeps all activations, "dots" the matrix products, "full" only what lies
     between layers. `unroll` layers are compiled as one piece: more may be faster to run, is slower to compile, and lets
     XLA keep what it should compute again, so it takes more memory than the plan says.
-    `attention`: "auto", "cudnn" (NVIDIA, 16 bit) or "xla".
+    `attention`: "auto", "cudnn" (NVIDIA, 16 bit) or "xla": see `attention_kernel`.
     """
 
     config: GPTConfig
@@ -299,7 +310,7 @@ class GPT(nn.Module):
         """All layers as one that is compiled once."""
         block = Block
         if self.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+            policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if self.remat == "dots" else None
             block = nn.remat(Block, policy=policy, prevent_cse=False)
         # One set of parameters [L, ...] whatever `unroll` and `remat` are: `name` keeps their path the same.
         layers = nn.scan(

@@ -51,12 +51,12 @@ class Memory(NamedTuple):
 
 
 def step_memory(
-    config: GPTConfig, *, rows: int, accum: int, dtype: str, remat: str, fused_attention: bool, chunk: int, cpu: bool, cut: int = 1, tensor: int = 1
+    config: GPTConfig, *, rows: int, accum: int, dtype: str, remat: str, scores: bool, chunk: int, cpu: bool, cut: int = 1, tensor: int = 1
 ) -> Memory:
     """Estimate for a step of `accum` micro-batches of `rows` rows on each device.
 
-    `dtype`: of the products; `chunk`: positions whose logits are in memory at once; `cut`: devices that share one set of
-    parameters (mesh.fsdp * mesh.tensor), `tensor` of them within a layer.
+    `dtype`: of the products; `scores`: whether attention holds those of all its queries; `chunk`: positions whose logits are in
+    memory at once; `cut`: devices that share one set of parameters (mesh.fsdp * mesh.tensor), `tensor` of them within a layer.
     """
     d, tokens, vocab = config.embed, rows * config.context, config.padded_vocab / tensor
     half = dtype == "bfloat16"
@@ -65,8 +65,8 @@ def step_memory(
     matrices = 12 * config.layers * d**2
     # A layer keeps its input, what both norms and the GELU give, q, k, v, the attended values, and what the GELU takes.
     elements = {"none": 15 * d / tensor, "dots": 9 * d / tensor, "full": d}[remat]
-    scores = 0 if fused_attention else 2 * config.heads * config.context * tokens * 4 / tensor
-    layer = scores + 3 * tokens * config.mlp * 4 / tensor
+    held = 2 * config.heads * config.context * tokens * 4 / tensor if scores else 0
+    layer = held + 3 * tokens * config.mlp * 4 / tensor
     logits = rows * min(chunk, config.context) * vocab * (8 + size)
     return Memory(
         state=12 * parameters / cut,
@@ -131,7 +131,7 @@ def describe(c, device: str, devices: int) -> str:
     room, peak = _device(device, c.compute.dtype, devices)
     how = {
         "dtype": c.compute.dtype, "cpu": device == "cpu",
-        "fused_attention": c.compute.attention != "xla" and c.compute.dtype == "bfloat16" and device != "cpu",
+        "scores": c.compute.attention == "xla" or (devices > 1 if device == "cpu" else c.compute.dtype != "bfloat16"),
         "chunk": c.loss.chunk, "cut": fsdp * tensor, "tensor": tensor,
     }  # fmt: skip
     rows = c.data.batch // shards

@@ -62,22 +62,24 @@ def outputs(modules, golden: Golden) -> Iterator[Difference]:
     """Logits and masked loss of the first batch, without a gradient."""
     tokens, vocab = golden["tokens"][0].astype(np.int32), int(golden["vocab"])
 
-    def compute(params):
-        hidden = build(modules, golden).apply({"params": params}, tokens[:, :-1])[0]
-        return mean_loss(modules, golden, params), modules.loss.logits(hidden, params["wte"], vocab)
+    def compute(params, attention):
+        hidden = build(modules, golden, attention).apply({"params": params}, tokens[:, :-1])[0]
+        return mean_loss(modules, golden, attention, params), modules.loss.logits(hidden, params["wte"], vocab)
 
-    value, logits = jax.jit(compute)(model_params(golden))
-    yield Difference("logits", farthest(logits[..., :vocab], golden["logits"]), 1e-12)
-    yield Difference("logits beyond the vocabulary", float(not np.isneginf(logits[..., vocab:]).all()), 0)
-    yield Difference("loss", farthest(value, golden["loss"]), 1e-12)
+    for attention in ("xla", "auto"):
+        value, logits = jax.jit(partial(compute, attention=attention))(model_params(golden))
+        yield Difference(f"logits, attention {attention}", farthest(logits[..., :vocab], golden["logits"]), 1e-12)
+        yield Difference("logits beyond the vocabulary", float(not np.isneginf(logits[..., vocab:]).all()), 0)
+        yield Difference(f"loss, attention {attention}", farthest(value, golden["loss"]), 1e-12)
 
 
 def gradients(modules, golden: Golden) -> Iterator[Difference]:
     """Loss and all gradients of the first batch, each relative to its largest number."""
-    value, found = jax.jit(jax.value_and_grad(partial(mean_loss, modules, golden)))(model_params(golden))
-    yield Difference("loss beside its gradient", farthest(value, golden["loss"]), 1e-12)
-    for name, ours, theirs in pairs(found, golden, "gradient"):
-        yield Difference(f"gradient of {name}", farthest(ours, theirs) / float(np.abs(theirs).max()), 1e-11)
+    for attention in ("xla", "auto"):
+        value, found = jax.jit(jax.value_and_grad(partial(mean_loss, modules, golden, attention)))(model_params(golden))
+        yield Difference("loss beside its gradient", farthest(value, golden["loss"]), 1e-12)
+        for name, ours, theirs in pairs(found, golden, "gradient"):
+            yield Difference(f"gradient of {name}, attention {attention}", farthest(ours, theirs) / float(np.abs(theirs).max()), 1e-11)
 
 
 def training(modules, golden: Golden, *, accum: int) -> Iterator[Difference]:
@@ -135,16 +137,16 @@ def fresh(modules, config, evaluate):
     return nn.unbox(evaluate(lambda: modules.model.GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]))
 
 
-def build(modules, golden: Golden):
-    """The package's model of the golden shape, in float64."""
+def build(modules, golden: Golden, attention: str = "auto"):
+    """The package's model of the golden shape, in float64; `attention` as runs have it, here cpu.py's, unless told otherwise."""
     shape = {name: int(golden[name]) for name in ("context", "layers", "heads", "embed")}
-    return modules.model.GPT(modules.model.GPTConfig(vocab_size=int(golden["vocab"]), **shape), dtype="float64")
+    return modules.model.GPT(modules.model.GPTConfig(vocab_size=int(golden["vocab"]), **shape), dtype="float64", attention=attention)
 
 
-def mean_loss(modules, golden: Golden, params: dict) -> jax.Array:
+def mean_loss(modules, golden: Golden, attention: str, params: dict) -> jax.Array:
     """Masked mean loss of the first batch."""
     tokens, mask = golden["tokens"][0].astype(np.int32), golden["mask"][0].astype(np.float64)
-    hidden = build(modules, golden).apply({"params": params}, tokens[:, :-1])[0]
+    hidden = build(modules, golden, attention).apply({"params": params}, tokens[:, :-1])[0]
     total, weight = modules.loss.cross_entropy(hidden, params["wte"], tokens[:, 1:], mask, vocab_size=int(golden["vocab"]), chunk=5)
     return total / weight
 

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ from minigpt_jax.engine import Busy, Closed, Engine, Job, Piece
 from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Generator, sampling
 from minigpt_jax.model import GPTConfig
-from minigpt_jax.tokenizer import load_tokenizer
+from minigpt_jax.tokenizer import CHAT_VOCAB, USER, load_tokenizer
 from tests.test_model import weights
 
 CONFIG = GPTConfig(vocab_size=384, context=64, layers=2, heads=2, embed=16)  # few tokens, because a draw looks at each of them
@@ -120,6 +121,15 @@ def test_log_probabilities_come_with_their_tokens(engine):
         assert token.top[0] == (token.id, token.logprob) and len(token.top) == 3
         assert [value for _, value in token.top] == sorted((value for _, value in token.top), reverse=True)
     assert answers(engine, [job("The river", 20)])[0][1] == [token.id for token in tokens]
+
+
+def test_role_markers_inside_an_answer_are_no_text_but_count():
+    config = GPTConfig(vocab_size=CHAT_VOCAB, context=16, layers=1, heads=1, embed=8)
+    params = weights(config)
+    always = {"ln_f": {"scale": jnp.zeros(8), "bias": jnp.ones(8)}, "wte": params["wte"].at[USER].set(10)}
+    engine = Engine(params | always, config, TOKENIZER, slots=1)
+    assert answers(engine, [job("The", 5)]) == [("", [USER] * 5, "length")]
+    engine.close()
 
 
 def test_who_leaves_makes_room_and_disturbs_nobody(engine):

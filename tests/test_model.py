@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from configs.pretrain import SIZES
-from minigpt_jax import model
+from minigpt_jax import cpu, model
 from minigpt_jax.loss import logits
-from minigpt_jax.model import GPT, GPTConfig, empty_cache, fused_attention, grow_vocab, unstack
+from minigpt_jax.model import GPT, GPTConfig, attention_kernel, empty_cache, grow_vocab, unstack
 from minigpt_jax.step import document_layout
 
 SMALL = GPTConfig(vocab_size=300, context=16, layers=3, heads=4, embed=32)
@@ -157,18 +157,42 @@ def test_new_vocabulary_starts_as_the_mean_of_the_old():
 
 
 @pytest.mark.parametrize(
-    ("asked", "dtype", "capability", "fused"),
+    ("asked", "dtype", "platform", "capability", "kernel"),
     [
-        ("auto", "bfloat16", "9.0", True),
-        ("auto", jnp.bfloat16, "9.0", True),
-        ("auto", "float32", "9.0", False),
-        ("auto", "bfloat16", "", False),
-        ("auto", "bfloat16", "7.5", False),  # a T4
-        ("auto", "bfloat16", "gfx90a", False),  # not NVIDIA's
-        ("xla", "bfloat16", "9.0", False),
-        ("cudnn", "bfloat16", "", True),
+        ("auto", "bfloat16", "gpu", "9.0", "cudnn"),
+        ("auto", jnp.bfloat16, "gpu", "9.0", "cudnn"),
+        ("auto", "float32", "gpu", "9.0", "xla"),
+        ("auto", "bfloat16", "gpu", "7.5", "xla"),  # a T4
+        ("auto", "bfloat16", "gpu", "gfx90a", "xla"),  # not NVIDIA's
+        ("auto", "bfloat16", "tpu", "", "xla"),
+        ("auto", "bfloat16", "cpu", "", "cpu"),
+        ("auto", "float32", "cpu", "", "cpu"),
+        ("xla", "bfloat16", "gpu", "9.0", "xla"),
+        ("xla", "float32", "cpu", "", "xla"),
+        ("cudnn", "bfloat16", "cpu", "", "cudnn"),
     ],
 )
-def test_the_fused_kernel_is_used_where_there_is_one(monkeypatch, asked, dtype, capability, fused):
-    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
-    assert fused_attention(asked, dtype) is fused
+def test_attention_takes_the_kernel_that_fits_the_device(monkeypatch, asked, dtype, platform, capability, kernel):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform=platform, compute_capability=capability)])
+    assert attention_kernel(asked, dtype, devices=1) == kernel
+    assert attention_kernel(asked, dtype, devices=2) == (kernel if kernel != "cpu" else "xla")
+
+
+@pytest.mark.parametrize("length", [3, 16, 17])
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_one_head_at_a_time_is_the_same_attention(length, documents, dtype):
+    draw = np.random.default_rng(length)
+    q, k, v, g = (jnp.asarray(draw.normal(size=(2, length, 3, 8)), dtype) for _ in range(4))
+    segments = np.sort(draw.integers(0, 3, (2, length)))
+    visible = jnp.asarray(segments[:, :, None] == segments[:, None]) if documents else None
+
+    def run(attend):
+        y, pull = jax.vjp(attend, q, k, v)
+        return y, *pull(g)
+
+    ours = run(lambda q, k, v: cpu.attend(5, q, k, v, visible))
+    plain = run(lambda q, k, v: model.attend(q, k, v, visible, causal=True))
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert mine.dtype == theirs.dtype == dtype
+        np.testing.assert_allclose(*(np.asarray(a, np.float32) for a in (mine, theirs)), atol=2e-6 if dtype == jnp.float32 else 5e-2)

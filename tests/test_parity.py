@@ -51,6 +51,8 @@ MUTANTS = [
     Mutant("no bias", "model", "return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)", "return y", "outputs"),
     Mutant("positions from 1", "model", "jnp.arange(tokens.shape[1])", "jnp.arange(1, tokens.shape[1] + 1)", "outputs"),
     Mutant("sees its successor", "model", "end, start, dtype", "end, start + 1, dtype", "outputs"),
+    Mutant("sees its successor on a CPU", "cpu", "end, start, dtype", "end, start + 1, dtype", "outputs"),
+    Mutant("gradient past the softmax on a CPU", "cpu", "(weights * (d_weights - share[:, start:]))", "(weights * d_weights)", "gradients"),
     Mutant("mean over all tokens", "loss", SUMS, SUMS.replace("weights", "jnp.ones_like(weights)"), "outputs"),
     Mutant("gradient of all tokens", "loss", "- hit) * w[..., None])", "- hit))", "gradients"),
     Mutant("mean of means", "loss", SUMS, MEANS, "accumulation"),

@@ -64,7 +64,7 @@ def test_the_largest_divides():
 
 
 def settings(rows: int, remat: str, dtype: str) -> dict:
-    return {"rows": rows, "accum": 1, "dtype": dtype, "remat": remat, "fused_attention": False, "chunk": 128, "cpu": True}
+    return {"rows": rows, "accum": 1, "dtype": dtype, "remat": remat, "scores": False, "chunk": 128, "cpu": True}
 
 
 def xla_bytes(config: GPTConfig, rows: int, remat: str, dtype: str) -> float:

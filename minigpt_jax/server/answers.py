@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 
 from minigpt_jax.engine import Piece, Token
-from minigpt_jax.tokenizer import Tokenizer
+from minigpt_jax.tokenizer import END_OF_TEXT, Tokenizer
 
 _FLOOR = -9999.0  # for a token that cannot be drawn: JSON has no infinity
 
@@ -97,6 +97,8 @@ def _completion_logprobs(tokens: list[Token], tokenizer: Tokenizer, offset: int)
 
 
 def _letters(token: Token, tokenizer: Tokenizer) -> int:
+    if token.id >= END_OF_TEXT:  # a role marker
+        return 0
     return sum(byte & 0xC0 != 0x80 for byte in tokenizer.decode_bytes([token.id]))  # bytes that begin one
 
 

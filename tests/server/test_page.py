@@ -269,6 +269,8 @@ def test_retry_and_edit_ask_for_what_they_show(page):
     finished(page)
     assert asked[3:] == [[system, {"role": "user", "content": "changed"}]]
     assert said(page)[0] == "changed" and len(said(page)) == 2 and page.inner_text("#list") == "changed"
+    page.click("#toast button")  # Undo
+    assert said(page)[:3] == [one, answer, two] and len(said(page)) == 4 and page.inner_text("#list") == "first"
 
 
 def test_an_answer_is_drawn_while_it_comes(page):
