@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
 TINY = {
     "model.layers": 2, "model.heads": 2, "model.embed": 32, "model.context": 32, "data.batch": 4, "horizon.steps": 12, "schedule.warmup": 3,
-    "eval.every": 6, "eval.rows": 8, "eval.samples": 1, "eval.sample_tokens": 4, "save.every": 3, "log.every": 4,
+    "eval.every": 12, "eval.rows": 8, "eval.samples": 0, "eval.sample_tokens": 4, "save.every": 3, "log.every": 4,
 }  # fmt: skip
 WORDS = ["the", "a", "model", "token", "learns", "reads", "writes", "river", "stone", "light", "small", "dog", "sees", "under", "with", "slowly"]
 

@@ -28,7 +28,7 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(runs, corpus) -> Path:
-    output = train(runs, name="uninterrupted", data__folder=corpus)
+    output = train(runs, name="uninterrupted", data__folder=corpus, eval__every=6, eval__samples=1)
     assert "begins with fresh weights" in output and "all 12 steps are done" in output
     return runs / "uninterrupted"
 

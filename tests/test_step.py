@@ -51,8 +51,12 @@ def reference(one_device):
 
 
 @pytest.mark.parametrize(
-    ("data", "fsdp", "tensor", "accum", "unroll"), [(4, 1, 1, 1, 1), (1, 4, 1, 2, 1), (1, 1, 4, 4, 2), (2, 2, 1, 2, 2), (1, 2, 2, 4, 1)]
-)
+    ("data", "fsdp", "tensor", "accum", "unroll"),
+    [
+        (4, 1, 1, 1, 1), (1, 1, 4, 4, 2), (2, 2, 1, 2, 2), pytest.param(1, 2, 2, 4, 1, marks=pytest.mark.campaign),
+        pytest.param(1, 4, 1, 2, 1, marks=pytest.mark.campaign),
+    ],
+)  # fmt: skip
 def test_mesh_accumulation_and_unrolling_leave_the_losses_as_they_are(reference, data, fsdp, tensor, accum, unroll):
     mesh = meshes.make_mesh(data, fsdp, tensor)
     found, state = losses(mesh, accum=accum, unroll=unroll)

@@ -154,7 +154,9 @@ def test_the_summary_counts_what_was_skipped_and_why(tmp_path: Path, capsys: pyt
     assert re.search(r"^text tokens +2$", said, re.M) and said.startswith("estimate: ")
 
 
-@pytest.mark.parametrize("tokenizers", [((), ("--no-fast",)), (("--no-fast",), ())], ids=["fast-plain", "plain-fast"])
+@pytest.mark.parametrize(
+    "tokenizers", [((), ("--no-fast",)), pytest.param((("--no-fast",), ()), marks=pytest.mark.campaign)], ids=["fast-plain", "plain-fast"]
+)
 @pytest.mark.parametrize("point", ["before_replace", "before_journal@12", "before_manifest", "after_manifest"])
 def test_a_kill_at_a_named_point_changes_nothing(corpus: Path, reference: dict[str, bytes], tmp_path: Path, point: str, tokenizers: tuple):
     out = tmp_path / "out"

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sample
+from minigpt_jax.errors import exit_cleanly
 from tests.faults.scenarios import Place
 from tests.harness import ENVIRONMENT, ROOT, command
 
@@ -112,16 +114,21 @@ TOOLS: list[tuple[list[str], str]] = [
 
 
 def refused(arguments: list[str], word: str, capsys: pytest.CaptureFixture, shown: str, devices: int = 1) -> None:
-    """Run, check the line, and show it."""
+    """Run it: it must refuse in one line."""
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     done = subprocess.run(arguments, cwd=ROOT, env=ENVIRONMENT | flags, input="", capture_output=True, text=True, timeout=120, check=False)
-    lines = [line for line in done.stderr.splitlines() if not line.startswith(("usage:", "  "))]
+    line_of_refusal(done.returncode, done.stdout, done.stderr, word, capsys, shown)
+
+
+def line_of_refusal(code: object, out: str, err: str, word: str, capsys: pytest.CaptureFixture, shown: str) -> None:
+    """Check the line, and show it."""
+    lines = [line for line in err.splitlines() if not line.startswith(("usage:", "  "))]
     with capsys.disabled():
-        print(f"\n{shown}\n    {lines[-1] if lines else done.stdout}", end="")
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-    assert "error: " in lines[-1] and word in lines[-1], done.stderr
-    assert len(lines) <= 2, done.stderr  # the line itself; a program that names its model first says two
+        print(f"\n{shown}\n    {lines[-1] if lines else out}", end="")
+    assert code == 2, out + err
+    assert "Traceback" not in err + out
+    assert "error: " in lines[-1] and word in lines[-1], err
+    assert len(lines) <= 2, err  # the line itself; a program that names its model first says two
 
 
 @pytest.mark.parametrize(
@@ -162,10 +169,14 @@ def test_shard(place: Place, tmp_path: Path, what: str, capsys):
 
 
 @pytest.mark.parametrize("wrong", SAMPLES, ids=lambda value: " ".join(value[0]))
-def test_sampling(place: Place, wrong: tuple[list[str], str], capsys):
+def test_sampling(place: Place, wrong: tuple[list[str], str], capsys, monkeypatch):
+    """In this process, which has JAX already: what it says and how it ends is all that counts here."""
     prompt = [] if "--file" in wrong[0] else ["--prompt", "a"]
-    arguments = [sys.executable, "sample.py", "--run", str(place.expected), *prompt, *wrong[0]]
-    refused(arguments, wrong[1], capsys, f"sample.py {' '.join(wrong[0])}")
+    monkeypatch.setattr(sys, "argv", ["sample.py", "--run", str(place.expected), *prompt, *wrong[0]])
+    with pytest.raises(SystemExit) as end:
+        exit_cleanly(sample.main)
+    said = capsys.readouterr()
+    line_of_refusal(end.value.code, said.out, said.err, wrong[1], capsys, f"sample.py {' '.join(wrong[0])}")
 
 
 @pytest.mark.parametrize("wrong", TOOLS, ids=lambda value: " ".join(value[0]))

@@ -109,6 +109,7 @@ def test_an_evaluation_that_a_signal_cuts_short_is_made_up_for(place: Place):
     assert not place.problems(place.runs / "cut_short")
 
 
+@pytest.mark.campaign
 def test_a_second_signal_ends_a_compilation_within_a_second(place: Place, tmp_path: Path):
     settings = place.settings("compiling", runs=tmp_path, model__layers=16, compute__unroll=16)
     process = start(settings, JAX_LOG_COMPILES="1", XLA_FLAGS="")
@@ -191,6 +192,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(place: Pla
     assert checkpoint_steps(place.runs / name)[-1] == len(history(place.runs / name))
 
 
+@pytest.mark.campaign
 def test_the_run_goes_on_with_other_devices_and_other_processes(place: Place):
     """1 device, 4 in two axes, 2 with layers cut in two, 2 processes, 1 again: the same rows, and losses within 1e-5."""
 

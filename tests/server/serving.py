@@ -96,12 +96,16 @@ class Running:
         return socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE)
 
     def stream(self, **changes) -> socket.socket:
-        """A connection on which an answer has begun to arrive."""
+        """A connection on which the first letters of an answer have arrived: its request has left the queue."""
         body = json.dumps(QUESTION | {"stream": True, "max_tokens": 240, "temperature": 1.0} | changes).encode()
         client = self.connect()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         client.sendall(head.encode() + body)
-        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        came = b""
+        while not re.search(rb'"content": ?"[^"]', came):
+            more = client.recv(4096)
+            assert more and b"HTTP/1.1 200".startswith(came[:12]), came
+            came += more
         return client
 
 
