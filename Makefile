@@ -19,9 +19,10 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
-# Hundreds of kills and damaged checkpoints, then the tests of the other faults: half an hour on two cores.
+# Hundreds of kills and damaged checkpoints, the tests of the other faults, and what else is too long for every day.
 campaign: install
 	$(BIN)/python -m tests.faults.campaign --kills 50 --corruptions 200 --seed 0
+	$(BIN)/python -m pytest -m campaign tests/server tests/evals tests/test_step.py
 
 lint: install
 	$(BIN)/python -m ruff check .
