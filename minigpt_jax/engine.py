@@ -177,8 +177,8 @@ class Engine:
         for _ in range(2):
             for width in _widths(self.config.context):
                 self._state = _enter(self._model, self._params, self._state, np.zeros((1, width), np.int32), np.int32(1), np.int32(0))
-            for top in (0, TOP):
-                nobody = Ticket(Job([0], self._idle, 1, logprobs=top or None), lambda piece: None, TextStream(self.tokenizer))
+            for span, top in itertools.product(_spans(self.config.context), (0, TOP)):
+                nobody = Ticket(Job([0] * (span - 1), self._idle, 1, logprobs=top or None), lambda piece: None, TextStream(self.tokenizer))
                 self._dispatch([(0, nobody)], paced=False)
         jax.block_until_ready(self._state)
 
@@ -225,8 +225,10 @@ class Engine:
         return entered
 
     def _dispatch(self, riders: list[tuple[int, Ticket]], paced: bool) -> Step:
-        """Send the device on its way with one block for `riders`: as many tokens as fit the pace, no more than the longest needs."""
-        needed = max(ticket.job.max_tokens - ticket.written for _, ticket in riders)
+        """Send the device on its way with one block for `riders`: as many tokens as fit the pace, no more than the longest needs,
+        or, when others wait for a slot, than the first to end: an idle row costs as much as a busy one."""
+        left = [ticket.job.max_tokens - ticket.written for _, ticket in riders]
+        needed = min(left) if self._waiting else max(left)
         count = max(1, min(BLOCK, needed, int(PACE / self._per_token) if self._per_token else 1))
         settings, done = [self._idle] * self.slots, np.ones(self.slots, bool)
         for row, ticket in riders:
@@ -234,8 +236,10 @@ class Engine:
         together = Sampling(*(np.concatenate(column) for column in zip(*settings, strict=True)))
         top = TOP if any(ticket.job.logprobs is not None for _, ticket in riders) else 0
         started = time.monotonic()
+        longest = max(len(ticket.job.prompt) + ticket.written for _, ticket in riders) + count
+        slots = next(s for s in _spans(self.config.context) if s >= min(longest, self.config.context))
         state = self._state._replace(done=done)
-        self._state, tokens, likely = generate.decode(self._model, self._params, state, together, _STOP_TOKENS, np.int32(count), top)
+        self._state, tokens, likely = generate.decode(self._model, self._params, state, together, _STOP_TOKENS, np.int32(count), top, slots)
         return Step(riders, tokens, likely, started, count, paced)
 
     def _collect(self, step: Step) -> list[Harvest]:
@@ -318,7 +322,7 @@ def check_prompt(prompt: Sequence[int], config: GPTConfig) -> None:
 def _enter(model: GPT, params, state: Decoding, tokens, length, row) -> Decoding:
     """Prefill `tokens` [1, T], `length` of them real, in a cache of its own, and put all that follows from them into `row`."""
     width = tokens.shape[1]
-    alone = jax.tree.map(lambda a: jnp.zeros((1, width, *a.shape[2:]), a.dtype), state.cache)
+    alone = jax.tree.map(lambda a: jnp.zeros((1, a.shape[1], width, a.shape[3]), a.dtype), state.cache)
     alone, scores = generate.prefill(model, params, alone, tokens, jnp.zeros(1, jnp.int32), length[None])
     cache = jax.tree.map(lambda whole, new: jax.lax.dynamic_update_slice(whole, new, (row, 0, 0, 0)), state.cache, alone)
     vocab = state.seen.shape[1]
@@ -329,8 +333,12 @@ def _enter(model: GPT, params, state: Decoding, tokens, length, row) -> Decoding
 
 def _widths(context: int) -> list[int]:
     """Widths of a padded prompt: powers of two from 16 on, and the context."""
-    powers = itertools.takewhile(lambda w: w < context, (16 << i for i in itertools.count()))
-    return [*powers, context]
+    return [*itertools.takewhile(lambda w: w < context, (16 << i for i in itertools.count())), context]
+
+
+def _spans(context: int) -> list[int]:
+    """How much of the cache a step looks at: every token costs a look at all of it."""
+    return [*itertools.takewhile(lambda s: s < context, (generate.SLOTS << 2 * i for i in itertools.count())), context]
 
 
 class CompilationCounter:

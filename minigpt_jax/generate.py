@@ -184,14 +184,18 @@ class Likely(NamedTuple):
     values: jax.Array  # [B, BLOCK, top] f32, theirs
 
 
-@partial(jax.jit, static_argnums=(0, 6), donate_argnums=2)
-def decode(model: GPT, params, state: Decoding, settings: Sampling, stop_tokens, count, top: int = 0) -> tuple[Decoding, jax.Array, Likely | None]:
+@partial(jax.jit, static_argnums=(0, 6, 7), donate_argnums=2)
+def decode(
+    model: GPT, params, state: Decoding, settings: Sampling, stop_tokens, count, top: int = 0, slots: int | None = None
+) -> tuple[Decoding, jax.Array, Likely | None]:
     """Draw up to `count` (at most BLOCK) tokens a row: the state after them, and the tokens [B, BLOCK], -1 behind the last.
 
     A row ends with a token of `stop_tokens` [E] (drawn and returned) or when its text fills the context. `top`: above 0,
-    log-probabilities too, of the drawn tokens and of so many of the most likely ones.
+    log-probabilities too, of the drawn tokens and of so many of the most likely ones. `slots`: so many of the cache hold all
+    that these rows will need; the others are not looked at.
     """
-    context, rows = model.config.context, jnp.arange(len(state.length))
+    context, rows, whole = model.config.context, jnp.arange(len(state.length)), state.cache
+    state = state._replace(cache=jax.tree.map(lambda a: a[:, :, :slots], whole))
 
     def body(carry):
         i, state, (out, likely) = carry
@@ -212,6 +216,7 @@ def decode(model: GPT, params, state: Decoding, settings: Sampling, stop_tokens,
     likely = Likely(jnp.zeros(shape), jnp.zeros((*shape, top), jnp.int32), jnp.zeros((*shape, top))) if top else None
     start = (0, state, (jnp.full(shape, -1, jnp.int32), likely))
     _, state, (out, likely) = jax.lax.while_loop(lambda c: (c[0] < count) & ~jnp.all(c[1].done), body, start)
+    state = state._replace(cache=jax.tree.map(lambda a, new: a.at[:, :, :slots].set(new), whole, state.cache))
     return state, out, likely
 
 
@@ -337,9 +342,9 @@ class Generator:
 
     def _make_room(self, length: int) -> None:
         """Lengthen the cache to hold `length` tokens: every token reads all of it, so it is no longer than it must be."""
-        slots, wanted = self._cache[0].k.shape[1], min(max(_bucket(length), SLOTS), self.config.context)
+        slots, wanted = self._cache[0].k.shape[2], min(max(_bucket(length), SLOTS), self.config.context)
         if wanted > slots:
-            self._cache = self._place(jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, wanted - slots), (0, 0), (0, 0))), self._cache))
+            self._cache = self._place(jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, wanted - slots), (0, 0))), self._cache))
 
     def _start(self, prompts: Sequence[Sequence[int]]) -> Decoding:
         context, vocab = self.config.context, self.config.padded_vocab

@@ -73,10 +73,13 @@ class GPTConfig:
 
 
 class KVCache(NamedTuple):
-    """One layer's keys and values of the tokens seen so far, slot s holding position s of each row's own sequence."""
+    """One layer's keys and values of the tokens seen so far, slot s holding position s of each row's own sequence.
 
-    k: jax.Array | np.ndarray  # [B, S, H, K]
-    v: jax.Array | np.ndarray  # [B, S, H, K]
+    Heads come first, as products want them: another order is copied for every token.
+    """
+
+    k: jax.Array | np.ndarray  # [B, H, S, K]
+    v: jax.Array | np.ndarray  # [B, H, S, K]
 
 
 Cache = tuple[KVCache, ...]  # of the L layers
@@ -85,7 +88,7 @@ Cache = tuple[KVCache, ...]  # of the L layers
 def empty_cache(config: GPTConfig, batch: int, dtype: jax.typing.DTypeLike, length: int | None = None) -> Cache:
     """A cache on the host for `batch` sequences of up to `length` (default: the context) tokens; the caller places it."""
     slots = config.context if length is None else length
-    shape = (batch, slots, config.heads, config.head_dim)
+    shape = (batch, config.heads, slots, config.head_dim)
     return tuple(KVCache(np.zeros(shape, jnp.dtype(dtype)), np.zeros(shape, jnp.dtype(dtype))) for _ in range(config.layers))
 
 
@@ -166,22 +169,21 @@ class Attention(nn.Module):
         q, k, v = (qkv[:, :, i] for i in range(3))
         q, k, v = (nn.with_logical_constraint(a, ("batch", None, "heads", None)) for a in (q, k, v))
         visible = None if segments is None else (segments[:, :, None] == segments[:, None, :]) | (segments == SHARED)[:, None, :]
+        kernel = attention_kernel(self.implementation, self.dtype, jax.sharding.get_abstract_mesh().size)
         if cache is not None:
             # Slots are positions, so "causal" alone says what a query may see: anything stale lies ahead of it and is
             # overwritten before it comes into view. A position beyond the cache (padding) is dropped, not clamped.
-            rows = jnp.arange(x.shape[0])[:, None]
-            k, v = (jnp.asarray(old).at[rows, positions].set(new.astype(old.dtype), mode="drop") for old, new in ((cache.k, k), (cache.v, v)))
-            cache = KVCache(k, v)
-            k, v = k.astype(self.dtype), v.astype(self.dtype)
-            visible = jnp.arange(k.shape[1])[None, None] <= positions[:, :, None]
-        kernel = attention_kernel(self.implementation, self.dtype, jax.sharding.get_abstract_mesh().size)
-        if kernel == "cudnn":
+            cache = KVCache(*(_write(jnp.asarray(old), new.astype(old.dtype), positions) for old, new in ((cache.k, k), (cache.v, v))))
+            k, v = cache
+            seen = jnp.arange(k.shape[2])[None, None] <= positions[:, :, None]
+            y = _turned(_attend(_turned(q), k.astype(self.dtype), v.astype(self.dtype), seen))
+        elif kernel == "cudnn":
             mask = None if visible is None else visible[:, None]
-            y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=cache is None, implementation="cudnn")
-        elif kernel == "cpu" and cache is None:
+            y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")
+        elif kernel == "cpu":
             y = cpu.attend(block_length(x.shape[1]), q, k, v, visible)
         else:
-            y = attend(q, k, v, visible, causal=cache is None)
+            y = attend(q, k, v, visible)
         std = INIT_STD / math.sqrt(2 * c.layers)  # each layer adds to the residual twice: keep its variance flat
         return Linear((c.heads, c.head_dim, c.embed), ("heads", None, "embed"), 2, std, self.dtype, name="out")(y), cache
 
@@ -197,38 +199,48 @@ def attention_kernel(implementation: str, dtype: jax.typing.DTypeLike, devices: 
     return "cpu" if device.platform == "cpu" and devices <= 1 else "xla"
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None, *, causal: bool) -> jax.Array:
-    """Attention as written down: softmax(q k^T / sqrt(K)) v, the softmax in f32 at least.
-
-    `q` [B, T, H, K]; `k`, `v` [B, S, H, K]; `visible` [B, T, S]: what each query may see; `causal` (T = S, `visible` may
-    be None): nothing later than itself. Then queries are taken in blocks, each with the keys that it can see: half the work.
-    """
-    return _attend_causally(q, k, v, visible) if causal else _attend(q, k, v, visible)
-
-
 def block_length(length: int) -> int:
     """How many of `length` positions attention takes at a time."""
     return max(MIN_BLOCK, math.ceil(length / MAX_BLOCKS))
 
 
 @cheap
-def _attend_causally(q, k, v, visible):
-    length, block, parts = q.shape[1], block_length(q.shape[1]), []
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
+    """Causal attention: softmax(q k^T / sqrt(K)) v of all positions up to each query's own, the softmax in f32 at least.
+
+    `q`, `k`, `v` [B, T, H, K]; `visible` [B, T, T] or None: what each query may see of them. Queries are taken in blocks,
+    each with the keys that it can see: half the work.
+    """
+    q, k, v = (_turned(a) for a in (q, k, v))
+    length, block, parts = q.shape[2], block_length(q.shape[2]), []
     for start in range(0, length, block):
         end = min(start + block, length)
         seen = jnp.tri(end - start, end, start, dtype=bool)[None]
         if visible is not None:
             seen = seen & visible[:, start:end, :end]
-        parts.append(_attend(q[:, start:end], k[:, :end], v[:, :end], seen))
-    return jnp.concatenate(parts, axis=1)
+        parts.append(_attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], seen))
+    return _turned(jnp.concatenate(parts, axis=2))
+
+
+def _write(old, new, positions):
+    """`old` [B, H, S, K] with `new` [B, T, H, K] in the slots `positions` [B, T], where there are such."""
+    if new.shape[1] > 1:
+        return old.at[jnp.arange(len(old))[:, None], :, positions].set(new, mode="drop")
+    # XLA copies the whole cache for a scatter, up to three times; a selection is made in place.
+    return jnp.where((jnp.arange(old.shape[2])[None] == positions)[:, None, :, None], _turned(new), old)
 
 
 def _attend(q, k, v, seen):
-    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))  # [B, H, ..., K]: a CPU is slower at products over heads in the middle
+    """`q` [B, H, T, K]; `k`, `v` [B, H, S, K]; `seen` [B, T, S]."""
     wide = jnp.promote_types(q.dtype, jnp.float32)  # jax.nn's own would round float64 to float32 here
     scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=wide) / math.sqrt(q.shape[-1])
     weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=-1)
-    return jnp.swapaxes(jnp.einsum("bhts,bhsk->bhtk", weights.astype(v.dtype), v), 1, 2)
+    return jnp.einsum("bhts,bhsk->bhtk", weights.astype(v.dtype), v)
+
+
+def _turned(a):
+    """[B, T, H, K] as [B, H, T, K], or back: a CPU is slower at products over heads in the middle."""
+    return jnp.swapaxes(a, 1, 2)
 
 
 class MLP(nn.Module):

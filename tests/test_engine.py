@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from minigpt_jax import generate
 from minigpt_jax.engine import Busy, Closed, Engine, Job, Piece
 from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Generator, sampling
@@ -19,6 +20,14 @@ from tests.test_model import weights
 CONFIG = GPTConfig(vocab_size=384, context=64, layers=2, heads=2, embed=16)  # few tokens, because a draw looks at each of them
 TOKENIZER = load_tokenizer()
 SLOTS, QUEUE, DEADLINE = 4, 40, 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_spans() -> Iterator[None]:
+    """A context of 64 is long: steps look at 16 slots, or at all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "SLOTS", 16)
+        yield
 
 
 @pytest.fixture(scope="module")

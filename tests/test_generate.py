@@ -71,10 +71,10 @@ def test_a_text_goes_on_where_the_cache_had_to_grow(make, uncached, monkeypatch)
     monkeypatch.setattr(generate, "SLOTS", 16)  # fewer than the context has
     writer, draw = make(), sampling(1, CONFIG, temperature=0.0)
     first = write(writer, [PROMPT], draw, 4)[0].tokens
-    slots = writer._cache[0].k.shape[1]
+    slots = writer._cache[0].k.shape[2]
     longer = [*PROMPT, *first, *TOKENIZER.encode(" A small dog sees")]
     assert write(writer, [longer], draw, 25)[0].tokens == uncached(longer, draw, 25)
-    assert slots < writer._cache[0].k.shape[1] <= CONFIG.context
+    assert slots < writer._cache[0].k.shape[2] <= CONFIG.context
 
 
 def test_a_row_is_the_same_alone_and_in_a_batch_of_other_prompts(make):
