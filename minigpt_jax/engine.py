@@ -2,7 +2,8 @@
 
 A prompt is prefilled alone, padded to a power of two, and enters its slot of the shared cache; then it is drawn from
 together with whatever else is there. Shapes are few and all compiled at the start. A row's text is a function of its
-request alone: nothing in a step mixes rows, and randomness belongs to (seed, position).
+request alone, but for ties where a long neighbour changes the order of a sum: nothing in a step mixes rows, and
+randomness belongs to (seed, position).
 """
 
 import itertools
