@@ -86,7 +86,6 @@ class Step(NamedTuple):
     tokens: jax.Array
     likely: generate.Likely | None
     started: float
-    length: int
     paced: bool  # nothing but the step itself was waited for
 
 
@@ -110,7 +109,7 @@ class Engine:
         self._model, self._params = generate.prepare(params, config, dtype, quantize)
         place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
         vocab = config.padded_vocab
-        blank = np.zeros((slots, vocab), np.float32), np.zeros(slots, np.int32), np.zeros((slots, vocab), bool), np.ones(slots, bool)
+        blank = np.zeros(slots, np.int32), np.zeros(slots, np.int32), np.zeros((slots, vocab), bool), np.ones(slots, bool)
         self._state = Decoding(*place((empty_cache(config, slots, self._model.dtype), *blank)))
         self._idle = sampling(1, config, temperature=0.0)
         self._tickets: list[Ticket | None] = [None] * slots
@@ -226,8 +225,11 @@ class Engine:
         return entered
 
     def _dispatch(self, riders: list[tuple[int, Ticket]], paced: bool) -> Step:
-        """Send the device on its way with one block for `riders`: as many tokens as fit the pace, no more than the longest needs,
-        or, when others wait for a slot, than the first to end: an idle row costs as much as a busy one."""
+        """Send the device on its way with one block for `riders`: as many tokens as fit the pace, no more than the longest needs.
+
+        While others wait for a slot, the first to end, by its length or a stop token, ends the block: an idle row costs as much
+        as a busy one.
+        """
         left = [ticket.job.max_tokens - ticket.written for _, ticket in riders]
         needed = min(left) if self._waiting else max(left)
         count = max(1, min(BLOCK, needed, int(PACE / self._per_token) if self._per_token else 1))
@@ -240,19 +242,23 @@ class Engine:
         longest = max(len(ticket.job.prompt) + ticket.written for _, ticket in riders) + count
         slots = next(s for s in _spans(self.config.context) if s >= min(longest, self.config.context))
         state = self._state._replace(done=done)
-        self._state, tokens, likely = generate.decode(self._model, self._params, state, together, _STOP_TOKENS, np.int32(count), top, slots)
-        return Step(riders, tokens, likely, started, count, paced)
+        enough = self.slots - len(riders) + 1 if self._waiting else self.slots
+        self._state, tokens, likely = generate.decode(
+            self._model, self._params, state, together, _STOP_TOKENS, np.int32(count), np.int32(enough), top, slots
+        )
+        return Step(riders, tokens, likely, started, paced)
 
     def _collect(self, step: Step) -> list[Harvest]:
         """Wait for a block. Whoever ends with it leaves at once, so that the next request enters before this one's text is made."""
         block, likely = jax.device_get((step.tokens, step.likely))
         elapsed = time.monotonic() - step.started
+        length = (block >= 0).sum(1).max()  # the row that ended last, or none, has a token of every turn
         if step.paced:
-            self._per_token += (elapsed / step.length - self._per_token) * (0.2 if self._per_token else 1)
+            self._per_token += (elapsed / length - self._per_token) * (0.2 if self._per_token else 1)
         harvest = []
         for row, ticket in step.riders:
             if not ticket.over:
-                harvest.append(self._reap(ticket, block[row, : step.length], likely and generate.Likely(*(a[row] for a in likely))))
+                harvest.append(self._reap(ticket, block[row, :length], likely and generate.Likely(*(a[row] for a in likely))))
         with self._change:
             self._numbers.blocks.append((sum(len(h.tokens) for h in harvest), elapsed))
             for row, ticket in step.riders:
@@ -324,12 +330,14 @@ def _enter(model: GPT, params, state: Decoding, tokens, length, row) -> Decoding
     """Prefill `tokens` [1, T], `length` of them real, in a cache of its own, and put all that follows from them into `row`."""
     width = tokens.shape[1]
     alone = jax.tree.map(lambda a: jnp.zeros((1, a.shape[1], width, a.shape[3]), a.dtype), state.cache)
-    alone, scores = generate.prefill(model, params, alone, tokens, jnp.zeros(1, jnp.int32), length[None])
+    alone = generate.prefill(model, params, alone, tokens, jnp.zeros(1, jnp.int32))
     cache = jax.tree.map(lambda whole, new: jax.lax.dynamic_update_slice(whole, new, (row, 0, 0, 0)), state.cache, alone)
     vocab = state.seen.shape[1]
     places = jnp.where(jnp.arange(width) < length, tokens[0], vocab)  # padding is nobody's token
     seen = jnp.zeros(vocab, bool).at[places].set(True, mode="drop")
-    return Decoding(cache, state.scores.at[row].set(scores[0]), state.length.at[row].set(length), state.seen.at[row].set(seen), state.done)
+    last = state.last.at[row].set(tokens[0, length - 1])
+    # The last token is prefilled too, and written once more when the loop begins with it.
+    return Decoding(cache, last, state.length.at[row].set(length - 1), state.seen.at[row].set(seen), state.done)
 
 
 def _widths(context: int) -> list[int]:

@@ -157,23 +157,21 @@ def prepare(params: dict, config: GPTConfig, dtype: jax.typing.DTypeLike | None 
 class Decoding(NamedTuple):
     """What the decode loop carries from token to token."""
 
-    cache: Cache
-    scores: jax.Array  # [B, V] logits of the next token
+    cache: Cache  # of all tokens but the last
+    last: jax.Array  # [B] int32, the last token of each row
     length: jax.Array  # [B] int32, tokens in the cache
     seen: jax.Array  # [B, V] bool
     done: jax.Array  # [B] bool
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def prefill(model: GPT, params, cache: Cache, tokens, start, lengths) -> tuple[Cache, jax.Array]:
-    """Add `tokens` [B, T] at positions `start` [B] on; returns the cache and the logits [B, V] after `lengths` [B] of them.
+def prefill(model: GPT, params, cache: Cache, tokens, start) -> Cache:
+    """Add `tokens` [B, T] at positions `start` [B] on: all of a prompt but its last token, which is for `decode` to begin with.
 
     Rows are padded on the right: what padding writes is overwritten before any query can see it.
     """
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
-    hidden, cache = forward(model, params, tokens, positions, cache)
-    last = hidden[jnp.arange(len(tokens)), lengths - 1]
-    return cache, next_logits(last, params, model.config.vocab_size)
+    return forward(model, params, tokens, positions, cache)[1]
 
 
 class Likely(NamedTuple):
@@ -184,38 +182,38 @@ class Likely(NamedTuple):
     values: jax.Array  # [B, BLOCK, top] f32, theirs
 
 
-@partial(jax.jit, static_argnums=(0, 6, 7), donate_argnums=2)
+@partial(jax.jit, static_argnums=(0, 7, 8), donate_argnums=2)
 def decode(
-    model: GPT, params, state: Decoding, settings: Sampling, stop_tokens, count, top: int = 0, slots: int | None = None
+    model: GPT, params, state: Decoding, settings: Sampling, stop_tokens, count, enough, top: int = 0, slots: int | None = None
 ) -> tuple[Decoding, jax.Array, Likely | None]:
     """Draw up to `count` (at most BLOCK) tokens a row: the state after them, and the tokens [B, BLOCK], -1 behind the last.
 
-    A row ends with a token of `stop_tokens` [E] (drawn and returned) or when its text fills the context. `top`: above 0,
-    log-probabilities too, of the drawn tokens and of so many of the most likely ones. `slots`: so many of the cache hold all
-    that these rows will need; the others are not looked at.
+    A row ends with a token of `stop_tokens` [E] (drawn and returned) or when its text fills the context; the loop, as soon as
+    `enough` rows have. `top`: above 0, log-probabilities too, of the drawn tokens and of so many of the most likely ones.
+    `slots`: so many of the cache hold all that these rows will need; the others are not looked at.
     """
     context, rows, whole = model.config.context, jnp.arange(len(state.length)), state.cache
     state = state._replace(cache=jax.tree.map(lambda a: a[:, :, :slots], whole))
 
     def body(carry):
         i, state, (out, likely) = carry
-        token = sample_logits(state.scores, settings, state.seen, state.length)
-        out = out.at[:, i].set(jnp.where(state.done, -1, token))
-        if likely is not None:
-            likely = jax.tree.map(lambda whole, new: whole.at[:, i].set(new), likely, _likely(state.scores, token, top))
         # A row that is done writes beyond the cache, which drops it.
         place = jnp.where(state.done, context, state.length)
-        hidden, cache = forward(model, params, token[:, None], place[:, None], state.cache)
+        hidden, cache = forward(model, params, state.last[:, None], place[:, None], state.cache)
         scores = next_logits(hidden[:, 0], params, model.config.vocab_size)
+        token = sample_logits(scores, settings, state.seen, state.length + 1)
+        out = out.at[:, i].set(jnp.where(state.done, -1, token))
+        if likely is not None:
+            likely = jax.tree.map(lambda whole, new: whole.at[:, i].set(new), likely, _likely(scores, token, top))
         seen = state.seen.at[rows, token].set(True)
         length = jnp.where(state.done, state.length, state.length + 1)
-        done = state.done | jnp.isin(token, stop_tokens) | (length >= context)
-        return i + 1, Decoding(cache, scores, length, seen, done), (out, likely)
+        done = state.done | jnp.isin(token, stop_tokens) | (length + 1 >= context)
+        return i + 1, Decoding(cache, token, length, seen, done), (out, likely)
 
     shape = (len(state.length), BLOCK)
     likely = Likely(jnp.zeros(shape), jnp.zeros((*shape, top), jnp.int32), jnp.zeros((*shape, top))) if top else None
     start = (0, state, (jnp.full(shape, -1, jnp.int32), likely))
-    _, state, (out, likely) = jax.lax.while_loop(lambda c: (c[0] < count) & ~jnp.all(c[1].done), body, start)
+    _, state, (out, likely) = jax.lax.while_loop(lambda c: (c[0] < count) & (c[1].done.sum() < enough), body, start)
     state = state._replace(cache=jax.tree.map(lambda a, new: a.at[:, :, :slots].set(new), whole, state.cache))
     return state, out, likely
 
@@ -287,7 +285,7 @@ class Generator:
         self.model, self.params = prepare(params, config, dtype, quantize)
         self._place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
         self._cache = self._place(empty_cache(config, rows, self.model.dtype, 0))
-        self._cached: list[list[int]] = [[] for _ in range(rows)]
+        self.ids: list[list[int]] = [[] for _ in range(rows)]  # of all texts, prompts included; the cache holds all but the last
 
     def stream(
         self, prompts: Sequence[Sequence[int]], settings: Sampling, *, max_new_tokens: int, stop: Sequence[str] = ()
@@ -311,7 +309,7 @@ class Generator:
         remaining, finished = max_new_tokens, [False] * len(prompts)
         while remaining > 0 and not all(finished):
             count = min(BLOCK, remaining)
-            state, block, _ = decode(self.model, self.params, state, settings, stop_tokens, count)
+            state, block, _ = decode(self.model, self.params, state, settings, stop_tokens, count, len(prompts))
             self._cache = state.cache
             tokens = np.asarray(block)[:, :count]
             remaining -= count
@@ -329,7 +327,7 @@ class Generator:
     def _take(self, tokens: np.ndarray, answer: Answer, text: TextStream, row: int) -> tuple[str, bool]:
         """Add a row's share of a block to its answer: the new text, and whether the row has ended."""
         live = [int(t) for t in tokens if t >= 0]
-        self._cached[row] += live
+        self.ids[row] += live
         ended = bool(live) and live[-1] in (END, END_OF_TEXT)
         words = [t for t in live if t < END_OF_TEXT]
         piece = text.push(words)
@@ -337,7 +335,7 @@ class Generator:
         answer.tokens += words
         if ended or text.stopped:
             answer.reason = "stop"
-        full = len(live) < len(tokens) or len(self._cached[row]) >= self.config.context
+        full = len(live) < len(tokens) or len(self.ids[row]) >= self.config.context
         return piece, ended or text.stopped or full
 
     def _make_room(self, length: int) -> None:
@@ -348,19 +346,18 @@ class Generator:
 
     def _start(self, prompts: Sequence[Sequence[int]]) -> Decoding:
         context, vocab = self.config.context, self.config.padded_vocab
-        known = min(_common(old, list(new)) for old, new in zip(self._cached, prompts, strict=True))
-        known = min(known, min(map(len, prompts)) - 1)  # the last token is fed again: its logits are wanted
-        lengths = np.array([len(p) for p in prompts], np.int32)
+        known = min(_common(old[:-1], list(new[:-1])) for old, new in zip(self.ids, prompts, strict=True))
+        lengths = np.array([len(p) - 1 for p in prompts], np.int32)
         width = min(_bucket(int(lengths.max()) - known), context)
         tokens, seen = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), vocab), bool)
         for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt) - known] = prompt[known:]
+            tokens[row, : len(prompt) - 1 - known] = prompt[known:-1]
             seen[row, list(prompt)] = True
-        start = np.full(len(prompts), known, np.int32)
-        cache, scores = prefill(self.model, self.params, self._cache, tokens, start, lengths - known)
-        self._cache, self._cached = cache, [list(p) for p in prompts]
+        self._cache = prefill(self.model, self.params, self._cache, tokens, np.full(len(prompts), known, np.int32))
+        self.ids = [list(p) for p in prompts]
+        last = np.array([p[-1] for p in prompts], np.int32)
         # Placed like what the decode loop returns: arrays of the host would have it compiled a second time.
-        return Decoding(cache, scores, *self._place((lengths, seen, lengths >= context)))
+        return Decoding(self._cache, *self._place((last, lengths, seen, lengths + 1 >= context)))
 
 
 def _common(old: Sequence[int], new: Sequence[int]) -> int:

@@ -174,14 +174,15 @@ def test_a_row_that_wants_all_is_not_narrowed(vocab):
 
 
 def test_log_probabilities_are_those_of_the_logits(params):
-    model, params = generate.prepare(params, CONFIG)
+    whole, (model, params) = params, generate.prepare(params, CONFIG)
     prompt = np.array([PROMPT], np.int32)
     empty = generate.empty_cache(CONFIG, 1, jnp.float32)
-    cache, scores = generate.prefill(model, params, empty, prompt, np.zeros(1, np.int32), np.array([len(PROMPT)]))
-    expected = np.asarray(jax.nn.log_softmax(scores[0]))
+    hidden, _ = GPT(CONFIG).apply({"params": whole}, prompt)
+    expected = np.asarray(jax.nn.log_softmax(logits(hidden[0, -1], whole["wte"], TEXT_VOCAB)))
+    cache = generate.prefill(model, params, empty, prompt[:, :-1], np.zeros(1, np.int32))
     seen, no = np.zeros((1, CONFIG.padded_vocab), bool), np.zeros(1, bool)
-    state = generate.Decoding(cache, scores, np.array([len(PROMPT)], np.int32), seen, no)
-    _, tokens, likely = generate.decode(model, params, state, sampling(1, CONFIG, temperature=3.0, top_p=0.5, seed=3), np.array([-1]), 1, 5)
+    state = generate.Decoding(cache, prompt[:, -1], np.array([len(PROMPT) - 1], np.int32), seen, no)
+    _, tokens, likely = generate.decode(model, params, state, sampling(1, CONFIG, temperature=3.0, top_p=0.5, seed=3), np.array([-1]), 1, 1, 5)
     ranked = np.argsort(-expected, kind="stable")[:5]
     assert likely is not None and list(likely.ids[0, 0]) == list(ranked)
     assert np.allclose(likely.values[0, 0], expected[ranked], atol=1e-5)

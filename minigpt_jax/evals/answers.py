@@ -89,7 +89,7 @@ def write(
         part += part[:1] * (rows - len(part))  # one shape to compile
         for _ in writer.stream(part, sampling(rows, config, temperature=0.0), max_new_tokens=tokens):
             pass
-        behind = [ids[len(prompt) :] for ids, prompt in zip(writer._cached, part, strict=True)]  # an Answer keeps no marks
+        behind = [ids[len(prompt) :] for ids, prompt in zip(writer.ids, part, strict=True)]  # an Answer keeps no marks
         written += [Written(answer.text, ids, answer.reason == "stop") for answer, ids in zip(writer.answers, behind, strict=True)]
     return written[: len(prompts)]
 
