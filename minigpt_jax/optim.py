@@ -44,10 +44,23 @@ def _name(key) -> str:
 
 def make_optimizer(
     *, b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8, weight_decay: float = 0.1, clip: float = 1.0
-) -> optax.GradientTransformation:
-    """Clip the global norm, AdamW (Loshchilov & Hutter 2019): the direction to go, which the step scales by -lr."""
+) -> optax.GradientTransformationExtraArgs:
+    """Clip the global norm, AdamW (Loshchilov & Hutter 2019): the direction to go, which the step multiplies by -lr.
+
+    Its `update` takes sums of gradients, and by keyword the `scale` that makes means of them and the global `norm` of these.
+    """
     return optax.chain(
-        optax.clip_by_global_norm(clip),
+        _scale_and_clip(clip),
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay, mask=decay_mask),
     )
+
+
+def _scale_and_clip(clip: float) -> optax.GradientTransformationExtraArgs:
+    """optax.clip_by_global_norm, but for one multiplication where scaling, measuring and clipping would pass over all gradients thrice."""
+
+    def update(updates, state, params=None, *, scale, norm):
+        factor = scale * jnp.minimum(1, clip / norm)
+        return jax.tree.map(lambda g: g * factor, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

@@ -61,9 +61,9 @@ def test_five_steps_are_those_of_adamw_as_published():
     ours, m, v = {"kernel": weight, "bias": bias}, {}, {}
     for t in range(1, 6):
         gradient = {"kernel": draw.normal(size=(3, 2)) * 3, "bias": draw.normal(size=2) * 3}
-        direction, state = optimizer.update(jax.tree.map(jnp.array, gradient), state, params)
-        params = optax.apply_updates(params, jax.tree.map(lambda d: -0.01 * d, direction))
         norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
+        direction, state = optimizer.update(jax.tree.map(lambda g: jnp.array(g) * 7, gradient), state, params, scale=1 / 7, norm=norm)
+        params = optax.apply_updates(params, jax.tree.map(lambda d: -0.01 * d, direction))
         for name, decay in (("kernel", 0.1), ("bias", 0.0)):
             g = gradient[name] / max(norm, 1.0)
             m[name] = 0.9 * m.get(name, 0) + 0.1 * g

@@ -85,8 +85,11 @@ def copied(state: TrainState) -> TrainState:
     return jax.tree.map(jnp.copy, state)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_the_step_number(trainer):
-    state, step = trainer
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_step_number(one_device, monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)  # each skips in its own way
+    model = GPT(CONFIG, attention="xla")
+    state, step = init_state(model, OPTIMIZER, 0, one_device), make_train_step(model, OPTIMIZER, SCHEDULE, one_device, seed=0, loss_chunk=4)
     broken = copied(state).replace(params=state.params | {"wpe": state.params["wpe"].at[0, 0].set(jnp.nan)})
     after, metrics = step(copied(broken), Batch(*(a[None] for a in rows())))
     assert metrics["skipped"] == 1 and after.step == 1
