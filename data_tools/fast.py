@@ -13,7 +13,7 @@ import numpy as np
 
 from minigpt_jax.tokenizer import RANKS, load_tokenizer
 
-_FRESH_AFTER = 500_000_000  # characters, then a new one: gigatoken 0.10 remembers every word that it met, for ever
+_FRESH_AFTER = 1_000_000_000  # characters, then a new one: gigatoken 0.10 remembers every word that it met, for ever
 
 
 class Unusable(Exception):
@@ -21,37 +21,40 @@ class Unusable(Exception):
 
 
 class FastTokenizer:
-    """gigatoken over a table of ranks; any number of threads may use one. What goes wrong is raised as Unusable."""
+    """gigatoken over a table of ranks; any number of threads may use one, and learn words together. What goes wrong is raised as Unusable."""
 
     def __init__(self, ranks: Path = RANKS):
         self._ranks = ranks
-        self._mine = threading.local()
+        self._tokenizer, self._characters, self._loading = None, 0, threading.Lock()
 
     def load(self) -> None:
-        """Make this thread's tokenizer, unless it is there: a tenth of a second, which `encode` would take otherwise."""
+        """Read the ranks, unless that was done: a tenth of a second, which `encode` would take otherwise."""
         with _explained():
-            self._load()
+            self._loaded()
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Lengths [n] int64 and ids [sum of lengths] uint16 of n >= 1 texts, as of Tokenizer.encode."""
         with _explained():
             import awkward
 
-            self._load()
-            self._mine.characters += sum(map(len, texts))
+            tokenizer = self._loaded(sum(map(len, texts)))
             try:
-                rows = self._mine.tokenizer.encode_batch(texts, parallel=False)
+                rows = tokenizer.encode_batch(texts, parallel=False)
             except TypeError:  # its way to refuse lone surrogates; tiktoken replaces them, thus
                 valid = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
-                rows = self._mine.tokenizer.encode_batch(valid, parallel=False)
+                rows = tokenizer.encode_batch(valid, parallel=False)
             return np.asarray(awkward.num(rows)), np.asarray(awkward.flatten(rows)).astype(np.uint16)
 
-    def _load(self) -> None:
+    def _loaded(self, characters: int = 0):
+        """A tokenizer that will be given so many `characters`."""
         import gigatoken
 
-        if getattr(self._mine, "characters", _FRESH_AFTER) >= _FRESH_AFTER:
-            # No special tokens: what looks like one in a text is text.
-            self._mine.tokenizer, self._mine.characters = gigatoken.Tokenizer.from_tiktoken(self._ranks, "gpt2", {}), 0
+        with self._loading:
+            if self._tokenizer is None or self._characters >= _FRESH_AFTER:
+                # No special tokens: what looks like one in a text is text.
+                self._tokenizer, self._characters = gigatoken.Tokenizer.from_tiktoken(self._ranks, "gpt2", {}), 0
+            self._characters += characters
+            return self._tokenizer
 
 
 def expect_equal(numbered: Sequence[tuple[int, str]], lengths: np.ndarray, ids: np.ndarray, numbers: Container[int]) -> None:

@@ -42,7 +42,7 @@ from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 JOURNAL = "progress.json"
 SPLITS = ("train", "val")
 SAFE = "complete shards are safe, and the same command goes on from them"
-_BATCH_CHARACTERS = 1_000_000  # a fraction of a second of work: far more than it costs to hand it over
+_BATCH_CHARACTERS = 2_000_000  # a fraction of a second of work: far more than it costs to hand it over, and to wait for Python meanwhile
 _COMPARED_FIRST, _COMPARED_EVERY = 20, 1_000  # documents that both tokenizers encode: the first of a run, then one in so many
 _LINE_SECONDS = 10  # between two lines of progress where there is no terminal
 

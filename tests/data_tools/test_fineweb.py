@@ -52,10 +52,10 @@ def reference(corpus: Path, tmp_path_factory) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def slow(corpus: Path, tmp_path_factory) -> Path:
-    """The corpus and one word of 600,000 letters, which keeps a worker busy for a while after the first shards are there."""
+    """The corpus twice, more than a batch, and one word of 600,000 letters, which keeps a worker busy after the first shards are there."""
     letters = "".join(random.Random(3).choices("abcdefgh", k=600_000))
     path = tmp_path_factory.mktemp("slow") / "texts.jsonl"
-    path.write_text(corpus.read_text() + json.dumps({"text": letters}) + "\n")
+    path.write_text(corpus.read_text() * 2 + json.dumps({"text": letters}) + "\n")
     return path
 
 
