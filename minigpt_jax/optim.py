@@ -63,4 +63,4 @@ def _scale_and_clip(clip: float) -> optax.GradientTransformationExtraArgs:
         factor = scale * jnp.minimum(1, clip / norm)
         return jax.tree.map(lambda g: g * factor, updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType] (its keywords)
