@@ -189,6 +189,23 @@ def test_log_probabilities_are_those_of_the_logits(params):
     assert np.allclose(likely.drawn[0, 0], expected[int(tokens[0, 0])], atol=1e-5)
 
 
+def test_the_loop_ends_with_as_many_rows_as_are_enough(params):
+    model, params = generate.prepare(params, CONFIG)
+    prompts = np.array([PROMPT, PROMPT[::-1]], np.int32)
+
+    def block(stop: int, enough: int) -> np.ndarray:
+        cache = generate.prefill(model, params, generate.empty_cache(CONFIG, 2, jnp.float32), prompts[:, :-1], np.zeros(2, np.int32))
+        length, seen, no = np.full(2, len(PROMPT) - 1, np.int32), np.zeros((2, CONFIG.padded_vocab), bool), np.zeros(2, bool)
+        state = generate.Decoding(cache, prompts[:, -1], length, seen, no)
+        return np.asarray(generate.decode(model, params, state, sampling(2, CONFIG, seed=1), np.array([stop]), 8, enough)[1])
+
+    whole = block(-1, 2)
+    stop = whole[0, 2]
+    assert stop not in whole[0, :2] and stop not in whole[1, :8]
+    assert block(stop, 2).tolist() == [[*whole[0, :3], *[-1] * 13], [*whole[1, :8], *[-1] * 8]]
+    assert block(stop, 1).tolist() == [[*row[:3], *[-1] * 13] for row in whole]
+
+
 def test_one_of_equal_scores_is_one():
     equal = jnp.zeros((1, 384))
     assert len(set(drawn(scores=equal, top_k=1))) == 1 and len(set(drawn(scores=equal, top_k=5))) == 5
