@@ -231,7 +231,8 @@ class Engine:
         as a busy one.
         """
         left = [ticket.job.max_tokens - ticket.written for _, ticket in riders]
-        needed = min(left) if self._waiting else max(left)
+        awaited = bool(self._waiting)
+        needed = min(left) if awaited else max(left)
         count = max(1, min(BLOCK, needed, int(PACE / self._per_token) if self._per_token else 1))
         settings, done = [self._idle] * self.slots, np.ones(self.slots, bool)
         for row, ticket in riders:
@@ -242,7 +243,7 @@ class Engine:
         longest = max(len(ticket.job.prompt) + ticket.written for _, ticket in riders) + count
         slots = next(s for s in _spans(self.config.context) if s >= min(longest, self.config.context))
         state = self._state._replace(done=done)
-        enough = self.slots - len(riders) + 1 if self._waiting else self.slots
+        enough = self.slots - len(riders) + 1 if awaited else self.slots
         self._state, tokens, likely = generate.decode(
             self._model, self._params, state, together, _STOP_TOKENS, np.int32(count), np.int32(enough), top, slots
         )
@@ -252,13 +253,13 @@ class Engine:
         """Wait for a block. Whoever ends with it leaves at once, so that the next request enters before this one's text is made."""
         block, likely = jax.device_get((step.tokens, step.likely))
         elapsed = time.monotonic() - step.started
-        length = (block >= 0).sum(1).max()  # the row that ended last, or none, has a token of every turn
+        turns = (block >= 0).sum(1).max()  # of the loop: who did not end, or ended last, has a token of each
         if step.paced:
-            self._per_token += (elapsed / length - self._per_token) * (0.2 if self._per_token else 1)
+            self._per_token += (elapsed / turns - self._per_token) * (0.2 if self._per_token else 1)
         harvest = []
         for row, ticket in step.riders:
             if not ticket.over:
-                harvest.append(self._reap(ticket, block[row, :length], likely and generate.Likely(*(a[row] for a in likely))))
+                harvest.append(self._reap(ticket, block[row, :turns], likely and generate.Likely(*(a[row] for a in likely))))
         with self._change:
             self._numbers.blocks.append((sum(len(h.tokens) for h in harvest), elapsed))
             for row, ticket in step.riders:
@@ -326,18 +327,18 @@ def check_prompt(prompt: Sequence[int], config: GPTConfig) -> None:
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _enter(model: GPT, params, state: Decoding, tokens, length, row) -> Decoding:
-    """Prefill `tokens` [1, T], `length` of them real, in a cache of its own, and put all that follows from them into `row`."""
+def _enter(model: GPT, params, state: Decoding, tokens, size, row) -> Decoding:
+    """Prefill `tokens` [1, T], `size` of them real, in a cache of its own, and put all that follows from them into `row`."""
     width = tokens.shape[1]
     alone = jax.tree.map(lambda a: jnp.zeros((1, a.shape[1], width, a.shape[3]), a.dtype), state.cache)
     alone = generate.prefill(model, params, alone, tokens, jnp.zeros(1, jnp.int32))
     cache = jax.tree.map(lambda whole, new: jax.lax.dynamic_update_slice(whole, new, (row, 0, 0, 0)), state.cache, alone)
     vocab = state.seen.shape[1]
-    places = jnp.where(jnp.arange(width) < length, tokens[0], vocab)  # padding is nobody's token
+    places = jnp.where(jnp.arange(width) < size, tokens[0], vocab)  # padding is nobody's token
     seen = jnp.zeros(vocab, bool).at[places].set(True, mode="drop")
-    last = state.last.at[row].set(tokens[0, length - 1])
-    # The last token is prefilled too, and written once more when the loop begins with it.
-    return Decoding(cache, last, state.length.at[row].set(length - 1), state.seen.at[row].set(seen), state.done)
+    last = state.last.at[row].set(tokens[0, size - 1])
+    # The last token is in the cache too, and is written once more when the loop begins with it.
+    return Decoding(cache, last, state.length.at[row].set(size - 1), state.seen.at[row].set(seen), state.done)
 
 
 def _widths(context: int) -> list[int]:

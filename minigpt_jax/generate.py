@@ -166,7 +166,7 @@ class Decoding(NamedTuple):
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def prefill(model: GPT, params, cache: Cache, tokens, start) -> Cache:
-    """Add `tokens` [B, T] at positions `start` [B] on: all of a prompt but its last token, which is for `decode` to begin with.
+    """Add `tokens` [B, T] at positions `start` [B] on. No logits: `decode` begins with the last token of a prompt.
 
     Rows are padded on the right: what padding writes is overwritten before any query can see it.
     """
@@ -189,8 +189,8 @@ def decode(
     """Draw up to `count` (at most BLOCK) tokens a row: the state after them, and the tokens [B, BLOCK], -1 behind the last.
 
     A row ends with a token of `stop_tokens` [E] (drawn and returned) or when its text fills the context; the loop, as soon as
-    `enough` rows have. `top`: above 0, log-probabilities too, of the drawn tokens and of so many of the most likely ones.
-    `slots`: so many of the cache hold all that these rows will need; the others are not looked at.
+    `enough` rows have, those that were done before included. `top`: above 0, log-probabilities too, of the drawn tokens and of so
+    many of the most likely ones. `slots`: so many of the cache hold all that these rows will need; the others are not looked at.
     """
     context, rows, whole = model.config.context, jnp.arange(len(state.length)), state.cache
     state = state._replace(cache=jax.tree.map(lambda a: a[:, :, :slots], whole))
@@ -347,8 +347,8 @@ class Generator:
     def _start(self, prompts: Sequence[Sequence[int]]) -> Decoding:
         context, vocab = self.config.context, self.config.padded_vocab
         known = min(_common(old[:-1], list(new[:-1])) for old, new in zip(self.ids, prompts, strict=True))
-        lengths = np.array([len(p) - 1 for p in prompts], np.int32)
-        width = min(_bucket(int(lengths.max()) - known), context)
+        cached = np.array([len(p) - 1 for p in prompts], np.int32)  # tokens of each after the prefill
+        width = min(_bucket(int(cached.max()) - known), context)
         tokens, seen = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), vocab), bool)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt) - 1 - known] = prompt[known:-1]
@@ -357,7 +357,7 @@ class Generator:
         self.ids = [list(p) for p in prompts]
         last = np.array([p[-1] for p in prompts], np.int32)
         # Placed like what the decode loop returns: arrays of the host would have it compiled a second time.
-        return Decoding(self._cache, *self._place((last, lengths, seen, lengths + 1 >= context)))
+        return Decoding(self._cache, *self._place((last, cached, seen, cached + 1 >= context)))
 
 
 def _common(old: Sequence[int], new: Sequence[int]) -> int:

@@ -57,7 +57,7 @@ def make_optimizer(
 
 
 def _scale_and_clip(clip: float) -> optax.GradientTransformationExtraArgs:
-    """optax.clip_by_global_norm, but for one multiplication where scaling, measuring and clipping would pass over all gradients thrice."""
+    """Mean and optax.clip_by_global_norm in one multiplication, which XLA computes within AdamW's own pass over the gradients."""
 
     def update(updates, state, params=None, *, scale, norm):
         factor = scale * jnp.minimum(1, clip / norm)

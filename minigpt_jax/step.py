@@ -89,7 +89,7 @@ def make_train_step(
     loss_chunk: int,
     separator: int | None = None,
 ) -> OnMesh:
-    """Compile `state, metrics = step(state, batch)`; the old state's memory is used for the new one.
+    """Compile `state, metrics = step(state, batch)`; the old state's memory is used for the new one. `optimizer`: of `make_optimizer`.
 
     With a `separator`, documents of a row (each begins with it) see only themselves and count from position 0; without
     one, a row is one text. Metrics are f32 scalars: loss (mean over the batch's weight), weight, grad_norm (before clipping), learning_rate,
@@ -144,7 +144,7 @@ def _move(weight, distance):
 
 def _if(ok, new: Callable[[], Any], old):
     """What `new` returns where `ok`, else `old`."""
-    if jax.default_backend() == "cpu":  # in place, in a third of the time; but a GPU would stand still until its host has seen `ok`
+    if jax.default_backend() == "cpu":  # XLA then updates in place; on a GPU a conditional waits until the host has seen `ok`
         return jax.lax.cond(ok, new, lambda: old)
     return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new(), old)
 

@@ -14,7 +14,7 @@ from minigpt_jax.engine import Busy, Closed, Engine, Job, Piece
 from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Generator, sampling
 from minigpt_jax.model import GPTConfig
-from minigpt_jax.tokenizer import CHAT_VOCAB, USER, load_tokenizer
+from minigpt_jax.tokenizer import CHAT_VOCAB, END, USER, load_tokenizer
 from tests.test_model import weights
 
 CONFIG = GPTConfig(vocab_size=384, context=64, layers=2, heads=2, embed=16)  # few tokens, because a draw looks at each of them
@@ -138,6 +138,29 @@ def test_role_markers_inside_an_answer_are_no_text_but_count():
     always = {"ln_f": {"scale": jnp.zeros(8), "bias": jnp.ones(8)}, "wte": params["wte"].at[USER].set(10)}
     engine = Engine(params | always, config, TOKENIZER, slots=1)
     assert answers(engine, [job("The", 5)]) == [("", [USER] * 5, "length")]
+    engine.close()
+
+
+def test_an_answer_that_ends_makes_room_before_its_neighbours_have_a_block_more(monkeypatch):
+    monkeypatch.setattr("minigpt_jax.engine.PACE", 60.0)  # blocks are as long as they may be, however slow this machine is
+    config = GPTConfig(vocab_size=CHAT_VOCAB, context=128, layers=1, heads=1, embed=8)
+    params = weights(config)
+    ends = {"ln_f": {"scale": jnp.zeros(8), "bias": jnp.ones(8)}, "wte": params["wte"].at[END].set(10)}
+    engine = Engine(params | ends, config, TOKENIZER, slots=2)
+    heat = {"temperature": 100.0, "seed": 1}  # draws anything, where the others end at once
+    answers(engine, [job("A", 60, **heat)])  # how long a token takes is known
+    heard, over = [], threading.Event()
+
+    def receive(i: int, piece: Piece) -> None:
+        heard.append((i, len(piece.tokens)))
+        if i == 5 and piece.reason:
+            over.set()
+
+    engine.submit([job("A", 100, **heat), *[job("A", 20)] * 5], receive)
+    assert over.wait(DEADLINE)
+    written = sum(tokens for i, tokens in heard if i == 0)
+    assert [tokens for i, tokens in heard if i] == [0] * 5  # an end is no text
+    assert written < 2 * generate.BLOCK
     engine.close()
 
 

@@ -60,11 +60,12 @@ def uncached(params):
     return run
 
 
+@pytest.mark.parametrize("prompt", [PROMPT, [END_OF_TEXT]])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_it_writes_what_the_model_without_a_cache_writes(make, uncached, temperature):
+def test_it_writes_what_the_model_without_a_cache_writes(make, uncached, temperature, prompt):
     draw = sampling(1, CONFIG, temperature=temperature, seed=5)
-    answer = write(make(), [PROMPT], draw, 30)[0]
-    assert answer.tokens == uncached(PROMPT, draw, 30) and len(answer.tokens) > 20
+    answer = write(make(), [prompt], draw, 30)[0]
+    assert answer.tokens == uncached(prompt, draw, 30) and len(answer.tokens) > 20
 
 
 def test_a_text_goes_on_where_the_cache_had_to_grow(make, uncached, monkeypatch):

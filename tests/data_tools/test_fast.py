@@ -89,11 +89,13 @@ def test_very_long_documents_get_the_ids_of_tiktoken(text: str):
     assert same(["before", text, "after"])
 
 
-def test_shards_are_the_same_bytes_with_and_without(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_shards_are_the_same_bytes_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr("data_tools.fineweb._BATCH_CHARACTERS", 500)  # threads that share one, and now and then a new one
+    monkeypatch.setattr("data_tools.fast._FRESH_AFTER", 20_000)
     texts = [text for text in random_strings(3_000) if text.strip()]
     source = write_texts(tmp_path, texts)
-    for name, fast in {"plain": None, "fast": FAST}.items():
-        prepare([source], tmp_path / name, val_every=7, shard_tokens=3_000, workers=2, fast=fast)
+    for name, fast in {"plain": None, "fast": FastTokenizer()}.items():
+        prepare([source], tmp_path / name, val_every=7, shard_tokens=3_000, workers=4, fast=fast)
     assert "tiktoken encodes from" not in capsys.readouterr().out  # gigatoken it was
     assert len(shards(tmp_path / "plain")) > 20 and shards(tmp_path / "fast") == shards(tmp_path / "plain")
 

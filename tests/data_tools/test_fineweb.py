@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.fineweb import prepare
+from data_tools.fineweb import _BATCH_CHARACTERS, prepare
 from minigpt_jax.errors import InputError
 from minigpt_jax.shards import read_manifest
 from minigpt_jax.tokenizer import END_OF_TEXT, load_tokenizer
 
 WORDS = ["the", "of", "light", "cell", "wave", "is", "plant", "when", "water", "café", "3", "1984", ",", ".", "(", "don't", "Ωhm", "--", "\n"]
-SHARD = 12_000
+SHARD = 48_000
 
 
 def generate(seed: int, documents: int, words: int) -> list[str]:
@@ -38,7 +38,8 @@ def write_jsonl(path: Path, rows: list) -> Path:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     """A few megabytes: several batches and more than twenty shards of SHARD tokens."""
-    texts = generate(1, documents=300, words=1_000)
+    texts = generate(1, documents=1_200, words=1_000)
+    assert sum(map(len, texts)) > 2 * _BATCH_CHARACTERS
     return write_jsonl(tmp_path_factory.mktemp("corpus") / "texts.jsonl", [{"text": text} for text in texts])
 
 
@@ -52,10 +53,10 @@ def reference(corpus: Path, tmp_path_factory) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def slow(corpus: Path, tmp_path_factory) -> Path:
-    """The corpus twice, more than a batch, and one word of 600,000 letters, which keeps a worker busy after the first shards are there."""
+    """The corpus and one word of 600,000 letters, which keeps a worker busy for a while after the first shards are there."""
     letters = "".join(random.Random(3).choices("abcdefgh", k=600_000))
     path = tmp_path_factory.mktemp("slow") / "texts.jsonl"
-    path.write_text(corpus.read_text() * 2 + json.dumps({"text": letters}) + "\n")
+    path.write_text(corpus.read_text() + json.dumps({"text": letters}) + "\n")
     return path
 
 
