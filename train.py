@@ -41,7 +41,7 @@ from minigpt_jax.compiled import keep_programs
 from minigpt_jax.evals import bits, scoring
 from minigpt_jax.failpoint import failpoint
 from minigpt_jax.metrics import Journal, read_jsonl
-from minigpt_jax.model import GPT, GPTConfig, attention_kernel, grow_vocab
+from minigpt_jax.model import GPT, GPTConfig, attention_kernel, grow_vocab, product_dtype
 from minigpt_jax.step import Batch, TrainState, abstract_state, init_state, make_eval_step, make_train_step
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
 
@@ -105,7 +105,7 @@ def train(
         if chief:
             write_json(run / "config.json", settings)
             write_json(run / "environment.json", report.environment())
-        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind} in {c.compute.dtype}"
         journal.say(f"{run}: {config.parameters:,} parameters on {devices}; {horizon} steps of {c.data.batch} x {config.context} tokens; {origin}")
         abandon = stop_requested if jax.process_count() == 1 else lambda: False  # several leave an evaluation together or not at all
         evaluate = partial(
@@ -175,11 +175,12 @@ def train(
 
 
 def prepare_jax(c) -> None:
-    """What must be settled before the first array: processes, determinism, where compiled programs are kept."""
+    """What must be settled before the first array: processes, determinism, where compiled programs are kept, and the precision of products."""
     if c.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     meshes.join_processes()
     keep_programs(Path(c.runs))
+    c.compute.dtype = product_dtype(c.compute.dtype)  # on record as what it is: a run that moves does not change it unasked
     if jax.default_backend() == "cpu" and Path("/proc/driver/nvidia/version").exists():
         print("warning: this machine has an NVIDIA GPU that JAX does not see; install its plugin with: make install CUDA=1", file=sys.stderr)
 

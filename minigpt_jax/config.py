@@ -35,7 +35,7 @@ FIELDS: dict[str, tuple] = {
     "model.heads": (1, 1000),
     "model.embed": (1, 2**17),
     "model.dropout": (0.0, 0.99),
-    "compute.dtype": ("float32", "bfloat16"),
+    "compute.dtype": ("auto", "float32", "bfloat16"),
     "compute.remat": ("none", "dots", "full"),
     "compute.unroll": (1, 1000),
     "compute.attention": ("auto", "cudnn", "xla"),

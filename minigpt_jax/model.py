@@ -24,6 +24,7 @@ INIT_STD = 0.02  # GPT-2's, for every matrix and embedding
 EPSILON = 1e-5  # GPT-2's LayerNorm; Flax's default is another
 PRODUCT = "product"  # what `remat` "dots" keeps
 SHARED = -1  # the segment that all others of its row see
+AMPERE = 8  # major compute capability of the first NVIDIA GPUs with bfloat16
 MIN_BLOCK, MAX_BLOCKS = 128, 8  # attention where cuDNN does not do it: queries a block at least, and blocks at most
 
 
@@ -188,13 +189,29 @@ class Attention(nn.Module):
         return Linear((c.heads, c.head_dim, c.embed), ("heads", None, "embed"), 2, std, self.dtype, name="out")(y), cache
 
 
+def product_dtype(name: str, platform: str | None = None) -> str:
+    """What "auto" means on a `platform` (default: this process's devices): "bfloat16" where the hardware multiplies it, else "float32"."""
+    if name != "auto":
+        return name
+    device = jax.devices()[0]
+    if (platform or device.platform) == "cpu":
+        return "bfloat16" if cpu.multiplies_bfloat16() else "float32"
+    major = _capability(device)
+    return "bfloat16" if major is None or major >= AMPERE else "float32"
+
+
+def _capability(device) -> int | None:
+    """Major compute capability of an NVIDIA GPU; None of anything else."""
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]  # "9.0" of an H100, "gfx90a" of others
+    return int(major) if major.isdecimal() else None
+
+
 def attention_kernel(implementation: str, dtype: jax.typing.DTypeLike, devices: int) -> str:
     """What "auto" means here: "cudnn" (16 bit, on Ampere and newer) and "cpu" (a mesh of one device) keep no [T, T] scores, "xla" does."""
     if implementation != "auto":
         return implementation
     device = jax.devices()[0]
-    major = str(getattr(device, "compute_capability", "")).partition(".")[0]  # "9.0" of an H100, "gfx90a" of others
-    if major.isdecimal() and int(major) >= 8 and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
+    if (_capability(device) or 0) >= AMPERE and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return "cudnn"
     return "cpu" if device.platform == "cpu" and devices <= 1 else "xla"
 

@@ -20,7 +20,7 @@ from minigpt_jax.config import horizon_steps, parse
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.mesh import mesh_sizes
 from minigpt_jax.metrics import PEAK_FLOPS
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model import GPTConfig, product_dtype
 
 REMAT = ("none", "dots", "full")
 MARGIN = 0.15  # what the estimate may be wrong by
@@ -128,10 +128,11 @@ def describe(c, device: str, devices: int) -> str:
     config = GPTConfig(**c.model)
     data, fsdp, tensor = mesh_sizes(devices, **c.mesh)
     shards = data * fsdp
-    room, peak = _device(device, c.compute.dtype, devices)
+    dtype = product_dtype(c.compute.dtype, "cpu") if device == "cpu" else c.compute.dtype.replace("auto", "bfloat16")  # all in DEVICES have it
+    room, peak = _device(device, dtype, devices)
     how = {
-        "dtype": c.compute.dtype, "cpu": device == "cpu",
-        "scores": c.compute.attention == "xla" or (devices > 1 if device == "cpu" else c.compute.dtype != "bfloat16"),
+        "dtype": dtype, "cpu": device == "cpu",
+        "scores": c.compute.attention == "xla" or (devices > 1 if device == "cpu" else dtype != "bfloat16"),
         "chunk": c.loss.chunk, "cut": fsdp * tensor, "tensor": tensor,
     }  # fmt: skip
     rows = c.data.batch // shards
@@ -147,7 +148,7 @@ def describe(c, device: str, devices: int) -> str:
     tokens_a_step = c.data.batch * config.context
     lines = [
         f"model        {config.parameters:,} parameters, {config.flops_per_token / 1e9:.2f} GFLOP a token (forward and backward)",
-        f"devices      {devices} x {device}, {_gb(room)} for a run on each; mesh data={data} fsdp={fsdp} tensor={tensor}",
+        f"devices      {devices} x {device}, {_gb(room)} for a run on each, products in {dtype}; mesh data={data} fsdp={fsdp} tensor={tensor}",
         f"batch        {c.data.batch} rows of {config.context} tokens: {rows // micro} x {micro} rows on each of {shards} devices",
         "",
         f"{'memory of a device, remat':<28}" + "".join(f"{remat:>10}" for remat in REMAT),

@@ -83,9 +83,18 @@ def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(runs, corpus, uni
     before = sorted((p, p.stat().st_mtime_ns) for p in uninterrupted.rglob("*") if p.is_file() and p.name != "lock")
     assert "all 12 steps are done" in train(runs, name="uninterrupted", data__folder=corpus)
     assert before == sorted((p, p.stat().st_mtime_ns) for p in uninterrupted.rglob("*") if p.is_file() and p.name != "lock")
-    train(runs, name="short", data__folder=corpus, horizon__steps=6, schedule__kind="constant")
-    assert "goes on from step 6" in train(runs, name="short", data__folder=corpus, horizon__steps=8, schedule__kind="constant")
+    given = {"name": "short", "data__folder": corpus, "schedule__kind": "constant", "compute__dtype": "auto"}
+    train(runs, horizon__steps=6, **given)
+    assert "goes on from step 6" in train(runs, horizon__steps=8, **given)
     assert [r["step"] for r in read_jsonl(runs / "short" / "metrics.jsonl")] == list(range(8))
+
+
+def test_automatic_precision_goes_on_record_and_does_not_change_with_the_machine(runs, corpus):
+    given = {"name": "automatic", "data__folder": corpus, "schedule__warmup": 1}
+    train(runs, horizon__steps=2, compute__dtype="auto", **given)
+    used = json.loads((runs / "automatic" / "config.json").read_text())["compute"]["dtype"]
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[used]
+    assert f"compute.dtype: '{used}' -> '{other}'" in train(runs, expect=2, horizon__steps=3, compute__dtype=other, **given)
 
 
 def test_a_resumed_run_refuses_to_become_another(runs, corpus, uninterrupted):

@@ -41,7 +41,7 @@ CONFIGS: list[tuple[dict, str]] = [
     ({"schedule__floor": 0.5}, "above schedule.peak"),
     ({"model__heads": 3}, "multiple of model.heads 3"),
     ({"model__dropout": "nan"}, "model.dropout"),
-    ({"compute__dtype": "float16"}, "float32, bfloat16"),
+    ({"compute__dtype": "float16"}, "auto, float32, bfloat16"),
     ({"loss__chunk": 0}, "loss.chunk"),
     ({"save__keep": 0}, "save.keep"),
     ({"seed": -1}, "seed"),
