@@ -37,7 +37,7 @@ def main() -> None:
     """Measure and print the table."""
     options = parse()
     with ExitStack() as stack:
-        ports = {slots: stack.enter_context(server(options.run, slots, options.clients)) for slots in options.slots}
+        ports = {slots: stack.enter_context(server(options, slots)) for slots in options.slots}
         rates: dict[int, list[float]] = {slots: [] for slots in ports}
         waits: dict[int, list[float]] = {slots: [] for slots in ports}
         differing = 0
@@ -70,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8])
     for name, value in {"clients": 64, "each": 2, "rounds": 5, "prompt": 60, "new": 120}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
+    parser.add_argument("--quantize", choices=["int8"])
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     return parser.parse_args()
@@ -120,9 +121,11 @@ async def ask(port: int, body: dict) -> Answer:
 
 
 @contextmanager
-def server(run: str, slots: int, queue: int) -> Iterator[int]:
+def server(options: argparse.Namespace, slots: int) -> Iterator[int]:
     """The port of a server that is ready."""
-    command = [sys.executable, "-m", "minigpt_jax.server", "--run", run, "--port", "0", "--slots", str(slots), "--queue", str(queue)]
+    command = [sys.executable, "-m", "minigpt_jax.server", "--port", "0"]
+    command += ["--run", options.run, "--slots", str(slots), "--queue", str(options.clients)]
+    command += ["--quantize", options.quantize] if options.quantize else []
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:

@@ -27,6 +27,7 @@ from minigpt_jax.model import GPT, GPTConfig, empty_cache
 from minigpt_jax.tokenizer import END, END_OF_TEXT, Tokenizer
 
 TOP = 20  # most likely tokens that may be asked for beside each drawn one
+SPAN = 64  # of a cache, the least that a step looks at
 PACE = 0.1  # seconds that a step should take: how long newcomers wait, and how often text moves
 _STOP_TOKENS = np.array([END, END_OF_TEXT])
 
@@ -177,7 +178,7 @@ class Engine:
         for _ in range(2):
             for width in _widths(self.config.context):
                 self._state = _enter(self._model, self._params, self._state, np.zeros((1, width), np.int32), np.int32(1), np.int32(0))
-            for span, top in itertools.product(_spans(self.config.context), (0, TOP)):
+            for span, top in [*((span, 0) for span in _spans(self.config.context)), (self.config.context, TOP)]:
                 nobody = Ticket(Job([0] * (span - 1), self._idle, 1, logprobs=top or None), lambda piece: None, TextStream(self.tokenizer))
                 self._dispatch([(0, nobody)], paced=False)
         jax.block_until_ready(self._state)
@@ -241,7 +242,8 @@ class Engine:
         top = TOP if any(ticket.job.logprobs is not None for _, ticket in riders) else 0
         started = time.monotonic()
         longest = max(len(ticket.job.prompt) + ticket.written for _, ticket in riders) + count
-        slots = next(s for s in _spans(self.config.context) if s >= min(longest, self.config.context))
+        spans = [self.config.context] if top else _spans(self.config.context)  # few ask for log-probabilities, and programs take long to compile
+        slots = next(s for s in spans if s >= min(longest, self.config.context))
         state = self._state._replace(done=done)
         enough = self.slots - len(riders) + 1 if awaited else self.slots
         self._state, tokens, likely = generate.decode(
@@ -348,7 +350,7 @@ def _widths(context: int) -> list[int]:
 
 def _spans(context: int) -> list[int]:
     """How much of the cache a step looks at: every token costs a look at all of it."""
-    return [*itertools.takewhile(lambda s: s < context, (generate.SLOTS << 2 * i for i in itertools.count())), context]
+    return [*itertools.takewhile(lambda s: s < context, (SPAN << i for i in itertools.count())), context]
 
 
 class CompilationCounter:

@@ -25,6 +25,7 @@ from minigpt_jax.tokenizer import END, END_OF_TEXT, Tokenizer
 
 Array = jax.Array | np.ndarray
 SLOTS = 256  # tokens that a cache holds at least, where the context has as many
+GROUP = 128  # tokens whose scores are compared at a time
 BLOCK = 16  # tokens per dispatch: below what a reader notices, far above what a dispatch costs
 
 
@@ -88,9 +89,11 @@ def sample_logits(scores: jax.Array, settings: Sampling, seen: jax.Array, positi
 
 
 def _first_best(scores):
-    """[B] int32, what argmax would say. A CPU has no fast argmax, and makes noise slowly inside one; a maximum and a minimum are fast."""
-    best = ~(scores < scores.max(-1, keepdims=True))
-    return jnp.where(best, jnp.arange(scores.shape[-1], dtype=jnp.int32)[None], scores.shape[-1]).min(-1)
+    """[B] int32, what argmax would say: the best group of tokens, then the best within. On a CPU one argmax of all takes five times as long."""
+    groups = jnp.pad(scores, ((0, 0), (0, -scores.shape[-1] % GROUP)), constant_values=-jnp.inf).reshape(len(scores), -1, GROUP)
+    group = jnp.argmax(groups.max(-1), axis=-1)
+    within = jnp.argmax(groups[jnp.arange(len(scores)), group], axis=-1)
+    return (group * GROUP + within).astype(jnp.int32)
 
 
 def _narrow(scores, settings):

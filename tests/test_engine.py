@@ -23,10 +23,10 @@ SLOTS, QUEUE, DEADLINE = 4, 40, 60
 
 
 @pytest.fixture(scope="module", autouse=True)
-def two_spans() -> Iterator[None]:
-    """A context of 64 is long: steps look at 16 slots, or at all."""
+def three_spans() -> Iterator[None]:
+    """A context of 64 is long: steps look at 16 slots, at 32, or at all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "SLOTS", 16)
+        patch.setattr("minigpt_jax.engine.SPAN", 16)
         yield
 
 
