@@ -22,7 +22,7 @@ test: install
 # Hundreds of kills and damaged checkpoints, the tests of the other faults, and what else is too long for every day.
 campaign: install
 	$(BIN)/python -m tests.faults.campaign --kills 50 --corruptions 200 --seed 0
-	$(BIN)/python -m pytest -m campaign tests/server tests/evals tests/test_step.py
+	$(BIN)/python -m pytest -m campaign --ignore tests/faults
 
 lint: install
 	$(BIN)/python -m ruff check .

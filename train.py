@@ -180,7 +180,7 @@ def prepare_jax(c) -> None:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     meshes.join_processes()
     keep_programs(Path(c.runs))
-    c.compute.dtype = product_dtype(c.compute.dtype)  # on record as what it is: a run that moves does not change it unasked
+    c.compute.dtype = product_dtype(c.compute.dtype)  # on record as what it is
     if jax.default_backend() == "cpu" and Path("/proc/driver/nvidia/version").exists():
         print("warning: this machine has an NVIDIA GPU that JAX does not see; install its plugin with: make install CUDA=1", file=sys.stderr)
 

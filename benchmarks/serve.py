@@ -59,7 +59,8 @@ def main() -> None:
         spread = f"{min(rates[slots]):.0f} to {max(rates[slots]):.0f}"
         rows.append([str(slots), f"{median(rates[slots]):.0f}", spread, f"{median(rates[slots]) / base:.2f}", f"{p50:.2f} s", f"{p95:.2f} s"])
     count = options.clients * options.each
-    print(f"{options.clients} clients, {count} requests a round, {options.rounds} rounds; {differing} of {count * (options.rounds + 1)} texts differ")
+    print(f"{options.run}, {options.quantize or 'not quantized'}: {options.clients} clients, {count} requests a round, {options.rounds} rounds")
+    print(f"{differing} of {count * (options.rounds + 1)} texts differ")
     print(table(["slots", "tokens/s", "rounds", "times", "first text p50", "p95"], rows))
 
 

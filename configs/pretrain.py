@@ -36,7 +36,7 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.model.dropout = 0.0  # one pass over 10 B tokens does not overfit
 
     c.compute = ConfigDict()
-    c.compute.dtype = "auto"  # of products: bfloat16 where the hardware has it, else float32; all the rest is always float32
+    c.compute.dtype = "auto"  # of products: bfloat16, float32 on a CPU; parameters, optimizer, LayerNorm and softmax stay float32
     c.compute.remat = "none"  # "dots" or "full" when memory is short
     c.compute.unroll = 1  # layers compiled as one piece; more takes more memory than the plan says
     c.compute.attention = "auto"  # cuDNN's fused kernel on a GPU, one head at a time on a CPU

@@ -73,7 +73,8 @@ FIELDS: dict[str, tuple] = {
     "save.every": (1, 2**31 - 1),
     "save.keep": (1, 2**31 - 1),
 }
-# What a resumed run may change: how far it goes, where it runs, what it says and keeps. The rest would make it another run.
+# What a resumed run may change: how far it goes, where it runs (in the precision it began with), what it says and keeps. The rest
+# would make it another run.
 # (The data themselves are compared by content, so their folder may move.)
 _FREE = (
     "name", "runs", "fresh", "accept_changes", "profile", "data.folder", "data.micro_batch", "horizon.", "mesh.", "log.", "eval.", "save.",

@@ -8,16 +8,9 @@ transposed, because most of its products are then of the kind that runs fast.
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-
-
-def multiplies_bfloat16(description: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor has instructions for it (AVX-512, AMX or ARM) by Linux's `description`; without them XLA converts, which is slow."""
-    words = set(description.read_text().split()) if description.exists() else set()
-    return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -2,8 +2,8 @@
 
 A prompt is prefilled alone, padded to a power of two, and enters its slot of the shared cache; then it is drawn from
 together with whatever else is there. Shapes are few and all compiled at the start. A row's text is a function of its
-request alone, but for ties where a long neighbour changes the order of a sum: nothing in a step mixes rows, and
-randomness belongs to (seed, position).
+request alone, but for ties where a neighbour makes steps look at more of the cache, which changes the order of a sum:
+nothing in a step mixes rows, and randomness belongs to (seed, position).
 """
 
 import itertools
@@ -178,9 +178,10 @@ class Engine:
         for _ in range(2):
             for width in _widths(self.config.context):
                 self._state = _enter(self._model, self._params, self._state, np.zeros((1, width), np.int32), np.int32(1), np.int32(0))
-            for span, top in [*((span, 0) for span in _spans(self.config.context)), (self.config.context, TOP)]:
-                nobody = Ticket(Job([0] * (span - 1), self._idle, 1, logprobs=top or None), lambda piece: None, TextStream(self.tokenizer))
-                self._dispatch([(0, nobody)], paced=False)
+            for top in (0, TOP):
+                for span in _spans(self.config.context, top):
+                    nobody = Ticket(Job([0] * (span - 1), self._idle, 1, logprobs=top or None), lambda piece: None, TextStream(self.tokenizer))
+                    self._dispatch([(0, nobody)], paced=False)
         jax.block_until_ready(self._state)
 
     def _run(self) -> None:
@@ -242,8 +243,7 @@ class Engine:
         top = TOP if any(ticket.job.logprobs is not None for _, ticket in riders) else 0
         started = time.monotonic()
         longest = max(len(ticket.job.prompt) + ticket.written for _, ticket in riders) + count
-        spans = [self.config.context] if top else _spans(self.config.context)  # few ask for log-probabilities, and programs take long to compile
-        slots = next(s for s in spans if s >= min(longest, self.config.context))
+        slots = next(s for s in _spans(self.config.context, top) if s >= min(longest, self.config.context))
         state = self._state._replace(done=done)
         enough = self.slots - len(riders) + 1 if awaited else self.slots
         self._state, tokens, likely = generate.decode(
@@ -348,8 +348,11 @@ def _widths(context: int) -> list[int]:
     return [*itertools.takewhile(lambda w: w < context, (16 << i for i in itertools.count())), context]
 
 
-def _spans(context: int) -> list[int]:
-    """How much of the cache a step looks at: every token costs a look at all of it."""
+def _spans(context: int, top: int) -> list[int]:
+    """How much of the cache a step may look at, which every token costs. All of it with log-probabilities: few ask for
+    them, and each program takes long to compile."""
+    if top:
+        return [context]
     return [*itertools.takewhile(lambda s: s < context, (SPAN << i for i in itertools.count())), context]
 
 

@@ -19,13 +19,12 @@ import numpy as np
 from minigpt_jax.errors import InputError
 from minigpt_jax.loss import live
 from minigpt_jax.loss import logits as vocabulary_logits
-from minigpt_jax.model import GPT, Cache, GPTConfig, empty_cache, unstack
+from minigpt_jax.model import GPT, LANES, Cache, GPTConfig, empty_cache, product_dtype, unstack
 from minigpt_jax.quantize import products, quantized
 from minigpt_jax.tokenizer import END, END_OF_TEXT, Tokenizer
 
 Array = jax.Array | np.ndarray
 SLOTS = 256  # tokens that a cache holds at least, where the context has as many
-GROUP = 128  # tokens whose scores are compared at a time
 BLOCK = 16  # tokens per dispatch: below what a reader notices, far above what a dispatch costs
 
 
@@ -89,11 +88,11 @@ def sample_logits(scores: jax.Array, settings: Sampling, seen: jax.Array, positi
 
 
 def _first_best(scores):
-    """[B] int32, what argmax would say: the best group of tokens, then the best within. On a CPU one argmax of all takes five times as long."""
-    groups = jnp.pad(scores, ((0, 0), (0, -scores.shape[-1] % GROUP)), constant_values=-jnp.inf).reshape(len(scores), -1, GROUP)
+    """[B] int32, argmax of numbers: the best group of tokens, then the best within. On a CPU one argmax of all takes five times as long."""
+    groups = scores.reshape(len(scores), -1, LANES)
     group = jnp.argmax(groups.max(-1), axis=-1)
     within = jnp.argmax(groups[jnp.arange(len(scores)), group], axis=-1)
-    return (group * GROUP + within).astype(jnp.int32)
+    return (group * LANES + within).astype(jnp.int32)
 
 
 def _narrow(scores, settings):
@@ -142,12 +141,12 @@ def _leading(scores, weights, goal):
 def prepare(params: dict, config: GPTConfig, dtype: jax.typing.DTypeLike | None = None, quantize: str | None = None) -> tuple[GPT, dict]:
     """The model and its parameters as `prefill` and `decode` want them.
 
-    `dtype`: bf16 on a GPU, f32 elsewhere, unless given. `quantize`: "int8" for matrices in eight bits (quantize.py).
+    `dtype`: f32 on a CPU, bf16 elsewhere, unless given. `quantize`: "int8" for matrices in eight bits (quantize.py).
     Raises InputError for another.
     """
     if quantize not in (None, "int8"):
         raise InputError(f"quantize {quantize}: expected int8")
-    model = GPT(config, dtype=dtype or (jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32), attention="xla")
+    model = GPT(config, dtype=dtype or product_dtype(), attention="xla")
 
     def held(path, a):
         # Matrices in the precision of the products: every token reads all of them, and a cast would read them in f32 each time.

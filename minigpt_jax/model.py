@@ -22,9 +22,9 @@ from minigpt_jax.errors import InputError
 
 INIT_STD = 0.02  # GPT-2's, for every matrix and embedding
 EPSILON = 1e-5  # GPT-2's LayerNorm; Flax's default is another
+LANES = 128  # rows of the vocabulary come in multiples of so many
 PRODUCT = "product"  # what `remat` "dots" keeps
 SHARED = -1  # the segment that all others of its row see
-AMPERE = 8  # major compute capability of the first NVIDIA GPUs with bfloat16
 MIN_BLOCK, MAX_BLOCKS = 128, 8  # attention where cuDNN does not do it: queries a block at least, and blocks at most
 
 
@@ -57,8 +57,8 @@ class GPTConfig:
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding: `vocab_size` rounded up to 128, which matrix units and tensor meshes divide well."""
-        return math.ceil(self.vocab_size / 128) * 128
+        """Rows of the embedding: `vocab_size` rounded up to a multiple of LANES, which matrix units and tensor meshes divide well."""
+        return math.ceil(self.vocab_size / LANES) * LANES
 
     @property
     def parameters(self) -> int:
@@ -189,21 +189,9 @@ class Attention(nn.Module):
         return Linear((c.heads, c.head_dim, c.embed), ("heads", None, "embed"), 2, std, self.dtype, name="out")(y), cache
 
 
-def product_dtype(name: str, platform: str | None = None) -> str:
-    """What "auto" means on a `platform` (default: this process's devices): "bfloat16" where the hardware multiplies it, else "float32"."""
-    if name != "auto":
-        return name
-    device = jax.devices()[0]
-    if (platform or device.platform) == "cpu":
-        return "bfloat16" if cpu.multiplies_bfloat16() else "float32"
-    major = _capability(device)
-    return "bfloat16" if major is None or major >= AMPERE else "float32"
-
-
-def _capability(device) -> int | None:
-    """Major compute capability of an NVIDIA GPU; None of anything else."""
-    major = str(getattr(device, "compute_capability", "")).partition(".")[0]  # "9.0" of an H100, "gfx90a" of others
-    return int(major) if major.isdecimal() else None
+def product_dtype(name: str = "auto") -> str:
+    """What "auto" means here: "bfloat16", but "float32" on a CPU, where XLA computes bfloat16 in float32 and converts all the time."""
+    return name if name != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def attention_kernel(implementation: str, dtype: jax.typing.DTypeLike, devices: int) -> str:
@@ -211,7 +199,8 @@ def attention_kernel(implementation: str, dtype: jax.typing.DTypeLike, devices: 
     if implementation != "auto":
         return implementation
     device = jax.devices()[0]
-    if (_capability(device) or 0) >= AMPERE and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]  # "9.0" of an H100, "gfx90a" of others
+    if major.isdecimal() and int(major) >= 8 and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return "cudnn"
     return "cpu" if device.platform == "cpu" and devices <= 1 else "xla"
 

@@ -20,7 +20,7 @@ from minigpt_jax.config import horizon_steps, parse
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.mesh import mesh_sizes
 from minigpt_jax.metrics import PEAK_FLOPS
-from minigpt_jax.model import GPTConfig, product_dtype
+from minigpt_jax.model import GPTConfig
 
 REMAT = ("none", "dots", "full")
 MARGIN = 0.15  # what the estimate may be wrong by
@@ -128,7 +128,7 @@ def describe(c, device: str, devices: int) -> str:
     config = GPTConfig(**c.model)
     data, fsdp, tensor = mesh_sizes(devices, **c.mesh)
     shards = data * fsdp
-    dtype = product_dtype(c.compute.dtype, "cpu") if device == "cpu" else c.compute.dtype.replace("auto", "bfloat16")  # all in DEVICES have it
+    dtype = c.compute.dtype.replace("auto", "float32" if device == "cpu" else "bfloat16")  # as model.product_dtype, without asking for devices
     room, peak = _device(device, dtype, devices)
     how = {
         "dtype": dtype, "cpu": device == "cpu",

@@ -89,12 +89,11 @@ def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(runs, corpus, uni
     assert [r["step"] for r in read_jsonl(runs / "short" / "metrics.jsonl")] == list(range(8))
 
 
-def test_automatic_precision_goes_on_record_and_does_not_change_with_the_machine(runs, corpus):
+def test_automatic_precision_goes_on_record(runs, corpus):
     given = {"name": "automatic", "data__folder": corpus, "schedule__warmup": 1}
-    train(runs, horizon__steps=2, compute__dtype="auto", **given)
-    used = json.loads((runs / "automatic" / "config.json").read_text())["compute"]["dtype"]
-    other = {"float32": "bfloat16", "bfloat16": "float32"}[used]
-    assert f"compute.dtype: '{used}' -> '{other}'" in train(runs, expect=2, horizon__steps=3, compute__dtype=other, **given)
+    assert "in float32" in train(runs, horizon__steps=2, compute__dtype="auto", **given)
+    assert json.loads((runs / "automatic" / "config.json").read_text())["compute"]["dtype"] == "float32"
+    assert "compute.dtype: 'float32' -> 'bfloat16'" in train(runs, expect=2, horizon__steps=3, compute__dtype="bfloat16", **given)
 
 
 def test_a_resumed_run_refuses_to_become_another(runs, corpus, uninterrupted):

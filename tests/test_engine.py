@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minigpt_jax import generate
-from minigpt_jax.engine import Busy, Closed, Engine, Job, Piece
+from minigpt_jax.engine import TOP, Busy, Closed, Engine, Job, Piece, _spans
 from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Generator, sampling
 from minigpt_jax.model import GPTConfig
@@ -93,9 +93,14 @@ def test_it_writes_what_the_generator_writes(engine, params):
         assert (text, ids, reason) == (writer.answers[0].text, writer.answers[0].tokens, writer.answers[0].reason)
 
 
+def test_a_step_looks_at_no_more_than_twice_of_what_is_there():
+    assert _spans(100, 0) == [16, 32, 64, 100] and _spans(64, 0) == [16, 32, 64] and _spans(10, 0) == [10]
+    assert _spans(100, TOP) == [100]
+
+
 def test_nothing_is_compiled_after_the_start(engine):
-    answers(engine, [job(TEXTS[i % 5], i + 1, logprobs=i if i % 2 else None, temperature=i % 3 / 2, seed=i) for i in range(12)])
     before = engine.health()["compilations"]
+    answers(engine, [job(TEXTS[i % 5], i + 1, logprobs=i if i % 2 else None, temperature=i % 3 / 2, seed=i) for i in range(12)])
     for length in range(1, CONFIG.context):
         answers(engine, [Job([5] * length, sampling(1, CONFIG), 1)])
     answers(engine, [job("a", 7, logprobs=20), job("b", 3)])

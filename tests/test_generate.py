@@ -212,6 +212,13 @@ def test_one_of_equal_scores_is_one():
     assert len(set(drawn(scores=equal, top_k=1))) == 1 and len(set(drawn(scores=equal, top_k=5))) == 5
 
 
+def test_the_best_is_the_first_of_the_best():
+    scores = np.random.default_rng(0).integers(-3, 4, (64, 384)).astype(np.float32)  # ties within 128 and across
+    scores[0], scores[1, :300], scores[2, [130, 131]] = -np.inf, -np.inf, np.inf
+    blank = jnp.zeros(scores.shape, bool), jnp.zeros(64, jnp.int32)
+    assert sample_logits(jnp.array(scores), sampling(64, CONFIG, temperature=0.0), *blank).tolist() == scores.argmax(-1).tolist()
+
+
 def test_draws_follow_the_probabilities():
     scores = jnp.log(jnp.array([[0.5, 0.3, 0.2] + [1e-12] * 381]))
     counts = np.bincount(drawn(4000, scores), minlength=3)[:3] / 4000

@@ -20,7 +20,7 @@ from minigpt_jax.checkpoint import load_params
 from minigpt_jax.compiled import keep_programs
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.evals import answers, bits, harness, hellaswag, scoring
-from minigpt_jax.model import GPT, GPTConfig, grow_vocab
+from minigpt_jax.model import GPT, GPTConfig, grow_vocab, product_dtype
 from minigpt_jax.shards import open_stream, write_json
 from minigpt_jax.step import make_eval_step
 from minigpt_jax.tokenizer import END_OF_TEXT, load_tokenizer
@@ -66,7 +66,7 @@ def run_bits(options) -> None:
     stream = open_stream(options.source, options.split, tokenizer=load_tokenizer().hash, vocab_size=model.config.vocab_size, context=context)
     trained = model.meta.get("config", {}).get("data", {})
     apart = stream.masks is not None or trained.get("isolate_documents", False)
-    how = GPT(model.config, dtype=options.dtype or scoring.best_dtype())
+    how = GPT(model.config, dtype=options.dtype or product_dtype())
     step = make_eval_step(how, model.mesh, loss_chunk=LOSS_CHUNK, separator=END_OF_TEXT if apart else None)
     rows = min(options.limit or data.row_count(stream, context), data.row_count(stream, context))
     batch = options.batch * meshes.data_shards(model.mesh)
@@ -146,7 +146,7 @@ def arguments() -> argparse.ArgumentParser:
         own.add_argument("--run", type=Path, required=True, help="folder of a run, such as runs/pretrain")
         own.add_argument("--limit", type=positive, default=limit, help=f"at most so many rows (default: {limit or 'all'})")
         own.add_argument("--batch", type=positive, default=batch, help=f"rows a device computes at once (default: {batch})")
-        own.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the products (default: bfloat16 on a GPU, else float32)")
+        own.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the products (default: float32 on a CPU, else bfloat16)")
         return own
 
     own = command("hellaswag", run_hellaswag, scoring.BATCH)

@@ -18,7 +18,7 @@ import numpy as np
 from minigpt_jax import loss
 from minigpt_jax import mesh as meshes
 from minigpt_jax.errors import InputError
-from minigpt_jax.model import GPT, SHARED, GPTConfig
+from minigpt_jax.model import GPT, SHARED, GPTConfig, product_dtype
 
 Group = tuple[Sequence[int], Sequence[Sequence[int]]]  # ids of the context, ids of each continuation
 
@@ -82,7 +82,7 @@ def score(
     A context that leaves no room is cut from the left, for each continuation by itself. None once `abandon` says so.
     Raises InputError for a continuation longer than the model's context, and where there is nothing to score.
     """
-    model = GPT(config, dtype=dtype or best_dtype(), attention="xla")
+    model = GPT(config, dtype=dtype or product_dtype(), attention="xla")
     shards = meshes.data_shards(mesh)
     sharding = meshes.batch_sharding(mesh)
     scores = [[Score(0.0, 0, False)] * len(continuations) for _, continuations in groups]
@@ -107,11 +107,6 @@ def score(
                         total = float(logprobs[shard, begin:end].sum(dtype=np.float64))
                         scores[row.group][number] = Score(total, end - begin, bool(greedy[shard, begin:end].all()))
     return scores
-
-
-def best_dtype() -> jax.typing.DTypeLike:
-    """What this machine computes products in, where nobody says otherwise."""
-    return jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
 
 
 def cut(context: Sequence[int], continuation: Sequence[int], limit: int) -> Sequence[int]:
