@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,14 +47,22 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_throughput", description="Training speed beside PyTorch.")
     for name, value in {"layers": 12, "heads": 12, "embed": 768, "context": 1024, "batch": 1, "steps": 2, "rounds": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=precisions(), help="default here: %(default)s")
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
     parser.add_argument("--unroll", type=int, default=1, help="layers that we compile as one piece")
     parser.add_argument("--loss-chunk", type=int, default=128)
     parser.add_argument("--isolate-documents", action="store_true", help="ours alone: documents of a row see only themselves, as in finetuning")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="leave out all others, such as torch's bfloat16 on a CPU that has none")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="leave out all others")
     parser.add_argument("--rival", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def precisions() -> tuple[str, ...]:
+    """Those that this machine multiplies: on a processor without bfloat16, torch takes minutes for a step of it."""
+    description = Path("/proc/cpuinfo")
+    words = set(description.read_text().split()) if description.exists() else set()
+    has_gpu = Path("/proc/driver/nvidia/version").exists()
+    return DTYPES if has_gpu or words & {"avx512_bf16", "amx_bf16", "bf16"} else DTYPES[:1]
 
 
 def shape(options: argparse.Namespace) -> GPTConfig:
@@ -139,7 +148,7 @@ def in_torch(options: argparse.Namespace, dtype: str, how: str) -> None:
 
     def prepare() -> Callable[[], None]:
         torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it, as JAX by default
-        model = fresh_gpt2(replace(shape(options), vocab_size=shape(options).padded_vocab)).to(device)  # as ours: GPUs want it even.train()
+        model = fresh_gpt2(replace(shape(options), vocab_size=shape(options).padded_vocab)).to(device).train()  # padded as ours: GPUs want it even
         forward = torch.compile(model) if how == "compile" else model
         optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         inputs = torch.tensor(random_tokens(options)[:, :-1].astype(np.int64), device=device)
