@@ -51,7 +51,7 @@ class Memory(NamedTuple):
 
 
 def step_memory(
-    config: GPTConfig, *, rows: int, accum: int, dtype: str, remat: str, scores: bool, chunk: int, cpu: bool, cut: int = 1, tensor: int = 1
+    config: GPTConfig, *, rows: int, accum: int, dtype: str, remat: str, scores: bool, chunk: int, cut: int = 1, tensor: int = 1
 ) -> Memory:
     """Estimate for a step of `accum` micro-batches of `rows` rows on each device.
 
@@ -59,8 +59,7 @@ def step_memory(
     memory at once; `cut`: devices that share one set of parameters (mesh.fsdp * mesh.tensor), `tensor` of them within a layer.
     """
     d, tokens, vocab = config.embed, rows * config.context, config.padded_vocab / tensor
-    half = dtype == "bfloat16"
-    size = 2 if half and not cpu else 4  # XLA computes bf16 in f32 on a CPU, and keeps it so
+    size = 2 if dtype == "bfloat16" else 4
     parameters = config.parameters + (config.padded_vocab - config.vocab_size) * d
     matrices = 12 * config.layers * d**2
     # A layer keeps its input, what both norms and the GELU give, q, k, v, the attended values, and what the GELU takes.
@@ -71,7 +70,7 @@ def step_memory(
     return Memory(
         state=12 * parameters / cut,
         gradients=4 * parameters / cut * (2 if accum > 1 else 1),
-        weights=(matrices / tensor * size if half and remat == "none" else 0) + vocab * d * size,
+        weights=(matrices / tensor * size if size == 2 and remat == "none" else 0) + vocab * d * size,
         kept=tokens * config.layers * elements * size,
         working=max(layer, logits) + vocab * d * 4,
     )
@@ -131,7 +130,7 @@ def describe(c, device: str, devices: int) -> str:
     dtype = c.compute.dtype.replace("auto", "float32" if device == "cpu" else "bfloat16")  # as model.product_dtype, without asking for devices
     room, peak = _device(device, dtype, devices)
     how = {
-        "dtype": dtype, "cpu": device == "cpu",
+        "dtype": dtype,
         "scores": c.compute.attention == "xla" or (devices > 1 if device == "cpu" else dtype != "bfloat16"),
         "chunk": c.loss.chunk, "cut": fsdp * tensor, "tensor": tensor,
     }  # fmt: skip

@@ -64,7 +64,7 @@ def test_the_largest_divides():
 
 
 def settings(rows: int, remat: str, dtype: str) -> dict:
-    return {"rows": rows, "accum": 1, "dtype": dtype, "remat": remat, "scores": False, "chunk": 128, "cpu": True}
+    return {"rows": rows, "accum": 1, "dtype": dtype, "remat": remat, "scores": False, "chunk": 128}
 
 
 def xla_bytes(config: GPTConfig, rows: int, remat: str, dtype: str) -> float:
@@ -84,13 +84,14 @@ MEDIUM = GPTConfig(layers=24, heads=16, embed=1024)
 
 
 @pytest.mark.parametrize(
-    ("config", "rows", "remat", "dtype"),
+    "dtype",
     [
-        (GPTConfig(), 1, "none", "bfloat16"),
-        (GPTConfig(), 8, "none", "bfloat16"),
-        (GPTConfig(), 8, "full", "bfloat16"),
-        (MEDIUM, 4, "dots", "bfloat16"),
+        "float32",
+        pytest.param("bfloat16", marks=pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA kept bfloat16 in float32 on a CPU")),
     ],
+)
+@pytest.mark.parametrize(
+    ("config", "rows", "remat"), [(GPTConfig(), 1, "none"), (GPTConfig(), 8, "none"), (GPTConfig(), 8, "full"), (MEDIUM, 4, "dots")]
 )
 def test_the_memory_is_what_xla_says(config: GPTConfig, rows: int, remat: str, dtype: str):
     estimate = step_memory(config, **settings(rows, remat, dtype)).total
