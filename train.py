@@ -193,7 +193,7 @@ def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
 
     how = {
         "dtype": c.compute.dtype, "remat": c.compute.remat, "scores": attention_kernel(c.compute.attention, c.compute.dtype, mesh.size) == "xla",
-        "chunk": c.loss.chunk, "cut": fsdp * tensor, "tensor": tensor,
+        "chunk": c.loss.chunk, "cpu": jax.default_backend() == "cpu", "cut": fsdp * tensor, "tensor": tensor,
     }  # fmt: skip
 
     def bytes_of(rows: int) -> float:

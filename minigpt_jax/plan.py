@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from minigpt_jax.config import horizon_steps, parse
@@ -26,6 +27,7 @@ REMAT = ("none", "dots", "full")
 MARGIN = 0.15  # what the estimate may be wrong by
 SHARE_OF_PEAK = 0.4  # that training reaches, where nothing was measured
 RECORD = 290  # bytes of a line of metrics.jsonl
+WIDENED = jax.__version_info__ < (0, 11)  # until then XLA kept bf16 in f32 on a CPU
 JAX_TAKES = 0.75  # of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 
 # Memory in GB, and the name in metrics.PEAK_FLOPS.
@@ -51,7 +53,7 @@ class Memory(NamedTuple):
 
 
 def step_memory(
-    config: GPTConfig, *, rows: int, accum: int, dtype: str, remat: str, scores: bool, chunk: int, cut: int = 1, tensor: int = 1
+    config: GPTConfig, *, rows: int, accum: int, dtype: str, remat: str, scores: bool, chunk: int, cpu: bool, cut: int = 1, tensor: int = 1
 ) -> Memory:
     """Estimate for a step of `accum` micro-batches of `rows` rows on each device.
 
@@ -59,7 +61,8 @@ def step_memory(
     memory at once; `cut`: devices that share one set of parameters (mesh.fsdp * mesh.tensor), `tensor` of them within a layer.
     """
     d, tokens, vocab = config.embed, rows * config.context, config.padded_vocab / tensor
-    size = 2 if dtype == "bfloat16" else 4
+    half = dtype == "bfloat16"
+    size = 2 if half and not (cpu and WIDENED) else 4
     parameters = config.parameters + (config.padded_vocab - config.vocab_size) * d
     matrices = 12 * config.layers * d**2
     # A layer keeps its input, what both norms and the GELU give, q, k, v, the attended values, and what the GELU takes.
@@ -70,7 +73,7 @@ def step_memory(
     return Memory(
         state=12 * parameters / cut,
         gradients=4 * parameters / cut * (2 if accum > 1 else 1),
-        weights=(matrices / tensor * size if size == 2 and remat == "none" else 0) + vocab * d * size,
+        weights=(matrices / tensor * size if half and remat == "none" else 0) + vocab * d * size,
         kept=tokens * config.layers * elements * size,
         working=max(layer, logits) + vocab * d * 4,
     )
@@ -130,7 +133,7 @@ def describe(c, device: str, devices: int) -> str:
     dtype = c.compute.dtype.replace("auto", "float32" if device == "cpu" else "bfloat16")  # as model.product_dtype, without asking for devices
     room, peak = _device(device, dtype, devices)
     how = {
-        "dtype": dtype,
+        "dtype": dtype, "cpu": device == "cpu",
         "scores": c.compute.attention == "xla" or (devices > 1 if device == "cpu" else dtype != "bfloat16"),
         "chunk": c.loss.chunk, "cut": fsdp * tensor, "tensor": tensor,
     }  # fmt: skip

@@ -64,7 +64,7 @@ def test_the_largest_divides():
 
 
 def settings(rows: int, remat: str, dtype: str) -> dict:
-    return {"rows": rows, "accum": 1, "dtype": dtype, "remat": remat, "scores": False, "chunk": 128}
+    return {"rows": rows, "accum": 1, "dtype": dtype, "remat": remat, "scores": False, "chunk": 128, "cpu": True}
 
 
 def xla_bytes(config: GPTConfig, rows: int, remat: str, dtype: str) -> float:
@@ -83,13 +83,7 @@ def xla_bytes(config: GPTConfig, rows: int, remat: str, dtype: str) -> float:
 MEDIUM = GPTConfig(layers=24, heads=16, embed=1024)
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        "float32",
-        pytest.param("bfloat16", marks=pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="XLA kept bfloat16 in float32 on a CPU")),
-    ],
-)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("config", "rows", "remat"), [(GPTConfig(), 1, "none"), (GPTConfig(), 8, "none"), (GPTConfig(), 8, "full"), (MEDIUM, 4, "dots")]
 )
