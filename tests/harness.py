@@ -63,6 +63,13 @@ def command(runs: Path, config: str = "configs/quickstart.py", **changes) -> lis
     return [sys.executable, "train.py", "--config", config, *(f"--config.{name}={value}" for name, value in settings.items())]
 
 
+def run_command(arguments: Sequence[str]) -> subprocess.CompletedProcess:
+    """Run a command of the project to its end; `stdout` holds all it printed."""
+    return subprocess.run(
+        arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
 def run_train(runs: Path, environment: dict | None = None, **changes) -> subprocess.CompletedProcess:
     """Run train.py to its end, whatever that is; `stdout` holds all it said."""
     return subprocess.run(
