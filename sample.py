@@ -32,12 +32,23 @@ def main() -> int:
     folder = Path(options.run) if options.run else newest_run(Path(options.runs))
     run = load_run(folder)
     keep_programs(folder.parent)
-    print(f"{folder}: {run.config.parameters:,} parameters, context {run.config.context}", file=sys.stderr)
+    print(
+        f"{folder}: {run.config.parameters:,} parameters, context {run.config.context}",
+        file=sys.stderr,
+    )
     draw = sampling(
-        options.num_samples, run.config, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
-        min_p=options.min_p, repetition_penalty=options.repetition_penalty, seed=options.seed,
-    )  # fmt: skip
-    writer = Generator(run.params, run.config, run.tokenizer, rows=options.num_samples, quantize=options.quantize)
+        options.num_samples,
+        run.config,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+    )
+    writer = Generator(
+        run.params, run.config, run.tokenizer, rows=options.num_samples, quantize=options.quantize
+    )
     if prompt is not None:
         answer_once(writer, run, prompt, draw, options)
     elif options.num_samples > 1:
@@ -49,22 +60,56 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Chat with a finetuned run, or let a pretrained one complete a text.")
+    parser = argparse.ArgumentParser(
+        description="Chat with a finetuned run, or let a pretrained one complete a text."
+    )
     parser.add_argument("--run", help="folder of a run (default: the newest one)")
     parser.add_argument("--runs", default="runs", help="where runs lie (default: runs)")
     parser.add_argument("--prompt", help="answer or continue this once, then end")
     parser.add_argument("--file", help="the same with the text of a file; '-' is standard input")
     parser.add_argument("--system", default="", help="system prompt of a conversation")
-    parser.add_argument("--num-samples", type=int, default=1, help="texts for one prompt, with seeds counting up from --seed")
+    parser.add_argument(
+        "--num-samples",
+        type=int,
+        default=1,
+        help="texts for one prompt, with seeds counting up from --seed",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the most likely token")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0: always the most likely token"
+    )
     parser.add_argument("--top-k", type=int, help="draw from the k most likely tokens only")
-    parser.add_argument("--top-p", type=float, default=0.95, help="draw from the fewest tokens whose probabilities reach p")
-    parser.add_argument("--min-p", type=float, default=0.0, help="drop tokens below this share of the most likely one's probability")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: tokens already in the text become less likely")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text (may be repeated)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=0.95,
+        help="draw from the fewest tokens whose probabilities reach p",
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        help="drop tokens below this share of the most likely one's probability",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="above 1: tokens already in the text become less likely",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text (may be repeated)",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quantize", choices=["int8"], help="weights in eight bits: faster where reading them is the work, a little less exact")
+    parser.add_argument(
+        "--quantize",
+        choices=["int8"],
+        help="weights in eight bits: faster where reading them is the work, a little less exact",
+    )
     options = parser.parse_args()
     if options.num_samples < 1:
         raise InputError(f"--num-samples {options.num_samples}: expected 1 or more")
@@ -87,16 +132,25 @@ def given_prompt(options: argparse.Namespace) -> str | None:
     return None
 
 
-def answer_once(writer: Generator, run: LoadedRun, prompt: str, draw: Sampling, options: argparse.Namespace) -> None:
+def answer_once(
+    writer: Generator, run: LoadedRun, prompt: str, draw: Sampling, options: argparse.Namespace
+) -> None:
     """Print the answer to `prompt`, or its continuation after itself; several samples one after another."""
     chats = run.config.vocab_size >= CHAT_VOCAB
     if chats:
         if not prompt:
             raise InputError("the message is empty: a conversation begins with one")
-        ids, shown = chat.prompt([*system_message(options), {"role": "user", "content": prompt}], run.tokenizer), ""
+        ids, shown = (
+            chat.prompt(
+                [*system_message(options), {"role": "user", "content": prompt}], run.tokenizer
+            ),
+            "",
+        )
     else:
         ids, shown = [END_OF_TEXT, *run.tokenizer.encode(prompt)], prompt
-    pieces = writer.stream([ids] * writer.rows, draw, max_new_tokens=options.max_new_tokens, stop=options.stop)
+    pieces = writer.stream(
+        [ids] * writer.rows, draw, max_new_tokens=options.max_new_tokens, stop=options.stop
+    )
     if writer.rows == 1:
         print(shown, end="")
         for _, piece in pieces:
@@ -109,10 +163,16 @@ def answer_once(writer: Generator, run: LoadedRun, prompt: str, draw: Sampling, 
         print(f"--- sample {number} ({answer.reason})\n{shown}{answer.text}")
 
 
-def converse(writer: Generator, run: LoadedRun, draw: Sampling, options: argparse.Namespace) -> None:
+def converse(
+    writer: Generator, run: LoadedRun, draw: Sampling, options: argparse.Namespace
+) -> None:
     """Read lines and answer until /quit or Ctrl-D."""
     chats = run.config.vocab_size >= CHAT_VOCAB
-    print("Chat; /help lists the commands." if chats else "This model was not finetuned: it continues what you type. /help lists the commands.")
+    print(
+        "Chat; /help lists the commands."
+        if chats
+        else "This model was not finetuned: it continues what you type. /help lists the commands."
+    )
     messages, turns = system_message(options), 0
     while (line := read_message()) is not None:
         command, _, argument = line.partition(" ")
@@ -130,21 +190,36 @@ def converse(writer: Generator, run: LoadedRun, draw: Sampling, options: argpars
             turn = draw._replace(seed=draw.seed + turns)
             turns += 1
             try:
-                messages = answer(writer, run, messages, line, turn, options) if chats else complete(writer, run, line, turn, options)
+                messages = (
+                    answer(writer, run, messages, line, turn, options)
+                    if chats
+                    else complete(writer, run, line, turn, options)
+                )
             except InputError as error:
                 print(f"({error})")
 
 
-def answer(writer: Generator, run: LoadedRun, messages: list, line: str, draw: Sampling, options: argparse.Namespace) -> list:
+def answer(
+    writer: Generator,
+    run: LoadedRun,
+    messages: list,
+    line: str,
+    draw: Sampling,
+    options: argparse.Namespace,
+) -> list:
     """Print the model's answer to `line`; returns the conversation with both, without turns that no longer fit."""
     messages = [*messages, chat.Message(role="user", content=line)]
     room = min(options.max_new_tokens, run.config.context // 4)
-    messages = fitting(messages, run.config.context - room, lambda m: len(chat.prompt(m, run.tokenizer)))
+    messages = fitting(
+        messages, run.config.context - room, lambda m: len(chat.prompt(m, run.tokenizer))
+    )
     text = show(writer, chat.prompt(messages, run.tokenizer), draw, options)
     return [*messages, chat.Message(role="assistant", content=text)]
 
 
-def complete(writer: Generator, run: LoadedRun, line: str, draw: Sampling, options: argparse.Namespace) -> list:
+def complete(
+    writer: Generator, run: LoadedRun, line: str, draw: Sampling, options: argparse.Namespace
+) -> list:
     """Print `line` and what the model makes of it; a text has no history."""
     print(line, end="")
     text = show(writer, [END_OF_TEXT, *run.tokenizer.encode(line)], draw, options)
@@ -155,7 +230,9 @@ def show(writer: Generator, ids: list[int], draw: Sampling, options: argparse.Na
     """Print the continuation of `ids` as it is written, until it ends or Ctrl-C; returns it."""
     written = ""
     with interruptible() as interrupted:
-        for _, piece in writer.stream([ids], draw, max_new_tokens=options.max_new_tokens, stop=options.stop):
+        for _, piece in writer.stream(
+            [ids], draw, max_new_tokens=options.max_new_tokens, stop=options.stop
+        ):
             print(piece, end="", flush=True)
             written += piece
             if interrupted():
@@ -206,7 +283,11 @@ def save(messages: list, name: str) -> None:
         print("Say where: /save conversation.txt")
         return
     try:
-        Path(name).write_text("\n\n".join(f"{m['role']}: {m['content'].strip()}" for m in messages) + "\n", encoding="utf-8", errors="replace")
+        Path(name).write_text(
+            "\n\n".join(f"{m['role']}: {m['content'].strip()}" for m in messages) + "\n",
+            encoding="utf-8",
+            errors="replace",
+        )
         print(f"Saved to {name}.")
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         print(f"Could not be saved: {error}")

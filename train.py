@@ -6,7 +6,9 @@ differ in their config alone, and the command that starts a run also continues i
 
 from minigpt_jax.interrupt import Interrupt
 
-if __name__ == "__main__":  # before JAX and everything else that takes long: a machine may be taken away at any time
+if (
+    __name__ == "__main__"
+):  # before JAX and everything else that takes long: a machine may be taken away at any time
     interrupt = Interrupt()
 
 import sys
@@ -16,11 +18,26 @@ from minigpt_jax.errors import InputError, RunError, or_exit
 from minigpt_jax.evals import hellaswag
 from minigpt_jax.shards import Stream, open_splits, write_json
 
-if __name__ == "__main__":  # still before JAX: nobody should wait for it to learn of a wrong flag or a damaged file
+if (
+    __name__ == "__main__"
+):  # still before JAX: nobody should wait for it to learn of a wrong flag or a damaged file
     asked = or_exit(lambda: parse(sys.argv))
-    given = or_exit(lambda: open_splits(asked.data.folder, asked.model.vocab_size, asked.model.context, packed=asked.data.isolate_documents))
+    given = or_exit(
+        lambda: open_splits(
+            asked.data.folder,
+            asked.model.vocab_size,
+            asked.model.context,
+            packed=asked.data.isolate_documents,
+        )
+    )
     asking = asked.eval.hellaswag and asked.eval.hellaswag_every
-    questions = or_exit(lambda: hellaswag.load(asked.eval.hellaswag, asked.model.context, asked.eval.hellaswag_rows) if asking else [])
+    questions = or_exit(
+        lambda: (
+            hellaswag.load(asked.eval.hellaswag, asked.model.context, asked.eval.hellaswag_rows)
+            if asking
+            else []
+        )
+    )
 
 import json
 import os
@@ -42,12 +59,23 @@ from minigpt_jax.evals import bits, scoring
 from minigpt_jax.failpoint import failpoint
 from minigpt_jax.metrics import Journal, read_jsonl
 from minigpt_jax.model import GPT, GPTConfig, attention_kernel, grow_vocab, product_dtype
-from minigpt_jax.step import Batch, TrainState, abstract_state, init_state, make_eval_step, make_train_step
+from minigpt_jax.step import (
+    Batch,
+    TrainState,
+    abstract_state,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
 
 
 def train(
-    c, text: Stream, held_out: Stream, questions: Sequence[hellaswag.Question] = (), stop_requested: Callable[[], bool] = lambda: False
+    c,
+    text: Stream,
+    held_out: Stream,
+    questions: Sequence[hellaswag.Question] = (),
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run the config `c` to its horizon on `text`, from wherever it stands. Raises InputError and RunError."""
     # ---- devices
@@ -59,22 +87,40 @@ def train(
     # ---- the model
     config = GPTConfig(**c.model)
     model = GPT(config, **c.compute)
-    meshes.check_divides(mesh, {"embed": config.embed, "heads": config.heads, "mlp": config.mlp, "vocab": config.padded_vocab})
+    meshes.check_divides(
+        mesh,
+        {
+            "embed": config.embed,
+            "heads": config.heads,
+            "mlp": config.mlp,
+            "vocab": config.padded_vocab,
+        },
+    )
     accum = parts_of_batch(c, config, mesh)
 
     # ---- the step
-    horizon = horizon_steps(c.data.batch, config.context, data.row_count(text, config.context), **c.horizon)
+    horizon = horizon_steps(
+        c.data.batch, config.context, data.row_count(text, config.context), **c.horizon
+    )
     if c.schedule.warmup > horizon:
-        raise InputError(f"schedule.warmup {c.schedule.warmup} is longer than the whole run of {horizon} steps")
+        raise InputError(
+            f"schedule.warmup {c.schedule.warmup} is longer than the whole run of {horizon} steps"
+        )
     optimizer = optim.make_optimizer(**c.optimizer)
     schedule = partial(optim.learning_rate, horizon=horizon, **c.schedule)
-    how = {"loss_chunk": c.loss.chunk, "separator": END_OF_TEXT if c.data.isolate_documents else None}
+    how = {
+        "loss_chunk": c.loss.chunk,
+        "separator": END_OF_TEXT if c.data.isolate_documents else None,
+    }
     train_step = make_train_step(model, optimizer, schedule, mesh, seed=c.seed, **how)
     eval_step = make_eval_step(model, mesh, **how)
 
     run = runs.run_folder(Path(c.runs), c.name)
     run.mkdir(parents=True, exist_ok=True)
-    with runs.lock(run) if chief else nullcontext(), Checkpoints(run, keep=c.save.keep) as checkpoints:
+    with (
+        runs.lock(run) if chief else nullcontext(),
+        Checkpoints(run, keep=c.save.keep) as checkpoints,
+    ):
         # ---- where to begin
         abstract = abstract_state(model, optimizer, mesh)
         accept = partial(refuse_changes, c, text=text, run=run)
@@ -86,30 +132,51 @@ def train(
             state = init_state(model, optimizer, c.seed, mesh)
             origin = "begins with fresh weights"  # 3. fresh weights
             if c.init_from:  # 2. the weights of another run
-                state = state.replace(params=weights_of(Path(c.init_from), config, abstract.params, mesh))
+                state = state.replace(
+                    params=weights_of(Path(c.init_from), config, abstract.params, mesh)
+                )
                 origin = f"begins with the weights of {c.init_from}"
             checkpoints.clear()
         begin = int(state.step)
         evaluated, reported = of_chief(on_record(run, begin) if resumed else [False, False])
         if begin >= horizon and evaluated and reported:
             if chief:
-                print(f"{run}: all {horizon} steps are done. For a longer run, raise what config.horizon gives")
+                print(
+                    f"{run}: all {horizon} steps are done. For a longer run, raise what config.horizon gives"
+                )
             return
 
         # ---- what is written down
         journal = Journal(
-            run, start=begin, horizon=horizon, every=c.log.every, tensorboard=c.log.tensorboard, chief=chief,
-            tokens_per_step=c.data.batch * config.context, flops_per_step=c.data.batch * config.context * config.flops_per_token,
-        )  # fmt: skip
+            run,
+            start=begin,
+            horizon=horizon,
+            every=c.log.every,
+            tensorboard=c.log.tensorboard,
+            chief=chief,
+            tokens_per_step=c.data.batch * config.context,
+            flops_per_step=c.data.batch * config.context * config.flops_per_token,
+        )
         settings = json.loads(to_json(c))
         if chief:
             write_json(run / "config.json", settings)
             write_json(run / "environment.json", report.environment())
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind} in {c.compute.dtype}"
-        journal.say(f"{run}: {config.parameters:,} parameters on {devices}; {horizon} steps of {c.data.batch} x {config.context} tokens; {origin}")
-        abandon = stop_requested if jax.process_count() == 1 else lambda: False  # several leave an evaluation together or not at all
+        journal.say(
+            f"{run}: {config.parameters:,} parameters on {devices}; {horizon} steps of {c.data.batch} x {config.context} tokens; {origin}"
+        )
+        abandon = (
+            stop_requested if jax.process_count() == 1 else lambda: False
+        )  # several leave an evaluation together or not at all
         evaluate = partial(
-            evaluation, eval_step=eval_step, streams=(text, held_out), questions=questions, horizon=horizon, c=c, config=config, mesh=mesh
+            evaluation,
+            eval_step=eval_step,
+            streams=(text, held_out),
+            questions=questions,
+            horizon=horizon,
+            c=c,
+            config=config,
+            mesh=mesh,
         )
         stop = stop_everywhere(stop_requested, begin)
         if not (evaluated or stop) and (begin % c.eval.every == 0 or begin >= horizon):
@@ -120,7 +187,13 @@ def train(
 
         # ---- the fold: state, metrics = step(state, batch_at(step))
         batches = data.device_batches(
-            text, seed=c.seed, steps=range(begin, horizon), batch=c.data.batch, context=config.context, accum=accum, sharding=sharding
+            text,
+            seed=c.seed,
+            steps=range(begin, horizon),
+            batch=c.data.batch,
+            context=config.context,
+            accum=accum,
+            sharding=sharding,
         )
         unread, done = None, begin
         journal.start_clock()
@@ -151,7 +224,14 @@ def train(
                     stop = save_now = True
             if save_now:
                 checkpoints.save(
-                    state, done, {"model": asdict(config), "config": settings, "data": text.identity, "validation_loss": validation_loss}
+                    state,
+                    done,
+                    {
+                        "model": asdict(config),
+                        "config": settings,
+                        "data": text.identity,
+                        "validation_loss": validation_loss,
+                    },
                 )
             if evaluate_now or save_now:
                 journal.start_clock()
@@ -169,20 +249,29 @@ def train(
             journal.say(f"report: {page}")
         if done < horizon:
             again = "the same command, without --config.fresh," if c.fresh else "the same command"
-            journal.say(f"stopped after step {done} of {horizon}; everything is saved. To go on, run {again} again")
+            journal.say(
+                f"stopped after step {done} of {horizon}; everything is saved. To go on, run {again} again"
+            )
         else:
-            journal.say(f"all {horizon} steps are done. Try the model: python sample.py --run {run}")
+            journal.say(
+                f"all {horizon} steps are done. Try the model: python sample.py --run {run}"
+            )
 
 
 def prepare_jax(c) -> None:
     """What must be settled before the first array: processes, determinism, where compiled programs are kept, and the precision of products."""
     if c.deterministic:
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+        os.environ["XLA_FLAGS"] = (
+            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+        )
     meshes.join_processes()
     keep_programs(Path(c.runs))
     c.compute.dtype = product_dtype(c.compute.dtype)  # on record as what it is
     if jax.default_backend() == "cpu" and Path("/proc/driver/nvidia/version").exists():
-        print("warning: this machine has an NVIDIA GPU that JAX does not see; install its plugin with: make install CUDA=1", file=sys.stderr)
+        print(
+            "warning: this machine has an NVIDIA GPU that JAX does not see; install its plugin with: make install CUDA=1",
+            file=sys.stderr,
+        )
 
 
 def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
@@ -192,22 +281,35 @@ def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
     known = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
     how = {
-        "dtype": c.compute.dtype, "remat": c.compute.remat, "scores": attention_kernel(c.compute.attention, c.compute.dtype, mesh.size) == "xla",
-        "chunk": c.loss.chunk, "cpu": jax.default_backend() == "cpu", "cut": fsdp * tensor, "tensor": tensor,
-    }  # fmt: skip
+        "dtype": c.compute.dtype,
+        "remat": c.compute.remat,
+        "scores": attention_kernel(c.compute.attention, c.compute.dtype, mesh.size) == "xla",
+        "chunk": c.loss.chunk,
+        "cpu": jax.default_backend() == "cpu",
+        "cut": fsdp * tensor,
+        "tensor": tensor,
+    }
 
     def bytes_of(rows: int) -> float:
-        return plan.step_memory(config, rows=rows, accum=c.data.batch // shards // rows, **how).total
+        return plan.step_memory(
+            config, rows=rows, accum=c.data.batch // shards // rows, **how
+        ).total
 
-    room = meshes.least(known or plan.host_bytes() / jax.local_device_count())  # all processes must decide the same
-    return plan.accumulation(c.data.batch, shards, micro_batch=c.data.micro_batch, device_bytes=room, bytes_of=bytes_of)
+    room = meshes.least(
+        known or plan.host_bytes() / jax.local_device_count()
+    )  # all processes must decide the same
+    return plan.accumulation(
+        c.data.batch, shards, micro_batch=c.data.micro_batch, device_bytes=room, bytes_of=bytes_of
+    )
 
 
 def refuse_changes(c, meta: dict, *, text: Stream, run: Path) -> None:
     """A resumed run is the same run: what shapes its mathematics may change only when the user says so."""
     differing = changes(meta["config"], c)
     if meta["data"] != text.identity:
-        differing.append(f"the data: {c.data.folder} does not hold the training tokens that the run began with")
+        differing.append(
+            f"the data: {c.data.folder} does not hold the training tokens that the run began with"
+        )
     if differing and not c.accept_changes:
         raise InputError(
             f"{run} was begun with other settings ({'; '.join(differing)}). Set them back, choose another --config.name, "
@@ -226,14 +328,32 @@ def weights_of(source: Path, config: GPTConfig, target, mesh: jax.sharding.Mesh)
     """The weights of another run as the start of this one, with rows for new vocabulary, placed like `target`."""
     params, theirs, _ = load_params(source, meshes.replicated(mesh))
     free = ("vocab_size", "dropout")
-    differing = [f"{k} {v} -> {asdict(config)[k]}" for k, v in asdict(theirs).items() if k not in free and v != asdict(config)[k]]
+    differing = [
+        f"{k} {v} -> {asdict(config)[k]}"
+        for k, v in asdict(theirs).items()
+        if k not in free and v != asdict(config)[k]
+    ]
     if differing or config.vocab_size < theirs.vocab_size:
-        raise InputError(f"init_from {source}: another model ({', '.join(differing) or 'a larger vocabulary'}): set config.model to match it")
-    return jax.device_put(grow_vocab(params, theirs.vocab_size, config), jax.tree.map(lambda a: a.sharding, target))
+        raise InputError(
+            f"init_from {source}: another model ({', '.join(differing) or 'a larger vocabulary'}): set config.model to match it"
+        )
+    return jax.device_put(
+        grow_vocab(params, theirs.vocab_size, config), jax.tree.map(lambda a: a.sharding, target)
+    )
 
 
 def evaluation(
-    done: int, state: TrainState, abandon: Callable[[], bool], *, eval_step, streams: tuple[Stream, Stream], questions, horizon: int, c, config, mesh
+    done: int,
+    state: TrainState,
+    abandon: Callable[[], bool],
+    *,
+    eval_step,
+    streams: tuple[Stream, Stream],
+    questions,
+    horizon: int,
+    c,
+    config,
+    mesh,
 ) -> dict | None:
     """Record of an evaluation: mean loss on fixed rows of the training and the held-out text, HellaSwag where it is due, and samples.
 
@@ -242,23 +362,36 @@ def evaluation(
     """
     failpoint("during_evaluation", done)
     shards = meshes.data_shards(mesh)
-    how = {"rows": c.eval.rows, "batch": (c.data.micro_batch or min(c.data.batch // shards, 8)) * shards, "context": config.context}
+    how = {
+        "rows": c.eval.rows,
+        "batch": (c.data.micro_batch or min(c.data.batch // shards, 8)) * shards,
+        "context": config.context,
+    }
     record: dict = {"step": done}
     for name, stream in zip(("train_loss", "validation_loss"), streams, strict=True):
         found = bits.measure(state.params, stream, eval_step, mesh, abandon=abandon, **how)
         if found is None:
             return None
         record |= {name: found.loss, "bits_per_byte": found.bits_per_byte}
-    every = c.eval.hellaswag_every  # the first evaluation after each of its multiples, and the last of the run
+    every = (
+        c.eval.hellaswag_every
+    )  # the first evaluation after each of its multiples, and the last of the run
     if questions and every and (done % every < c.eval.every or done == horizon):
         record["hellaswag"] = hellaswag.accuracy(
-            questions, partial(scoring.score, state.params, config, mesh, dtype=c.compute.dtype, abandon=abandon)
-        )  # fmt: skip
-    record["samples"] = [] if abandon() else write_samples(state.params, c.eval, config, mesh, abandon)
+            questions,
+            partial(
+                scoring.score, state.params, config, mesh, dtype=c.compute.dtype, abandon=abandon
+            ),
+        )
+    record["samples"] = (
+        [] if abandon() else write_samples(state.params, c.eval, config, mesh, abandon)
+    )
     return None if abandon() else record
 
 
-def write_samples(params, settings, config: GPTConfig, mesh, abandon: Callable[[], bool]) -> list[dict]:
+def write_samples(
+    params, settings, config: GPTConfig, mesh, abandon: Callable[[], bool]
+) -> list[dict]:
     """What the model makes of the first `settings.samples` prompts, with fixed seeds: [{"prompt", "text"}]."""
     prompts = list(settings.prompts)[: settings.samples]
     if not prompts:
@@ -271,7 +404,11 @@ def write_samples(params, settings, config: GPTConfig, mesh, abandon: Callable[[
     else:
         ids = [[END_OF_TEXT, *tokenizer.encode(p)] for p in prompts]
     ids = [i[: config.context] for i in ids]
-    for _ in writer.stream(ids, generate.sampling(len(ids), config, temperature=0.7, top_p=0.9), max_new_tokens=settings.sample_tokens):
+    for _ in writer.stream(
+        ids,
+        generate.sampling(len(ids), config, temperature=0.7, top_p=0.9),
+        max_new_tokens=settings.sample_tokens,
+    ):
         if abandon():
             break
     return [{"prompt": p, "text": a.text} for p, a in zip(prompts, writer.answers, strict=True)]
@@ -301,7 +438,9 @@ def main() -> None:
     except jax.errors.JaxRuntimeError as error:
         if not jax.distributed.is_initialized():
             raise
-        raise RunError(f"another process of this run has gone, or cannot be reached ({str(error).splitlines()[0]})") from error
+        raise RunError(
+            f"another process of this run has gone, or cannot be reached ({str(error).splitlines()[0]})"
+        ) from error
 
 
 if __name__ == "__main__":

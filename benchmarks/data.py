@@ -30,18 +30,29 @@ from minigpt_jax.shards import Stream, open_stream, read_manifest
 from minigpt_jax.tokenizer import TEXT_VOCAB, load_tokenizer
 
 ROWS, CONTEXT = 32, 1024  # the batch that is loaded
-STEP_ROWS, STEP_CONTEXT, LAYERS, EMBED = 16, 256, 6, 384  # the small model whose step it is compared with
+STEP_ROWS, STEP_CONTEXT, LAYERS, EMBED = (
+    16,
+    256,
+    6,
+    384,
+)  # the small model whose step it is compared with
 
 
 def tiktoken_alone(sources: Sequence[str], workers: int) -> float:
     """Tokens a second of `workers` processes together."""
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        return sum(pool.map(_encode_share, [sources] * workers, range(workers), [workers] * workers))
+        return sum(
+            pool.map(_encode_share, [sources] * workers, range(workers), [workers] * workers)
+        )
 
 
 def data_tool(sources: Sequence[str], workers: int, *, fast: bool) -> float:
     """Tokens a second of the whole tool with `workers` processes, or threads when it is `fast`."""
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()) as said, redirect_stderr(StringIO()):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        redirect_stdout(StringIO()) as said,
+        redirect_stderr(StringIO()),
+    ):
         out, started = Path(folder) / "out", time.perf_counter()
         prepare(sources, out, workers=workers, fast=FastTokenizer() if fast else None)
         seconds = time.perf_counter() - started
@@ -83,10 +94,28 @@ def step_seconds(stream: Stream, steps: int = 5) -> float:
 
     c: Any = get_config()
     mesh = meshes.make_mesh()
-    model = GPT(GPTConfig(vocab_size=TEXT_VOCAB, context=STEP_CONTEXT, layers=LAYERS, heads=EMBED // 64, embed=EMBED), dtype="float32")
+    model = GPT(
+        GPTConfig(
+            vocab_size=TEXT_VOCAB,
+            context=STEP_CONTEXT,
+            layers=LAYERS,
+            heads=EMBED // 64,
+            embed=EMBED,
+        ),
+        dtype="float32",
+    )
     optimizer = optim.make_optimizer(**c.optimizer)
-    step = make_train_step(model, optimizer, partial(optim.learning_rate, horizon=10_000, **c.schedule), mesh, seed=0, loss_chunk=32)
-    batch = Batch(*batch_at(stream, np.arange(STEP_ROWS), STEP_CONTEXT, 1, meshes.batch_sharding(mesh)))
+    step = make_train_step(
+        model,
+        optimizer,
+        partial(optim.learning_rate, horizon=10_000, **c.schedule),
+        mesh,
+        seed=0,
+        loss_chunk=32,
+    )
+    batch = Batch(
+        *batch_at(stream, np.arange(STEP_ROWS), STEP_CONTEXT, 1, meshes.batch_sharding(mesh))
+    )
     state = init_state(model, optimizer, 0, mesh)
 
     def work() -> None:
@@ -106,10 +135,26 @@ def _seconds(work: Callable[[], None]) -> float:
 
 def main() -> None:
     """Alternate all, so that a slow minute of the machine meets all, and print the medians."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description="The data tool beside tiktoken alone, the loader beside a step.")
-    parser.add_argument("--source", dest="sources", action="append", required=True, help="as of data_tools.fineweb; may be repeated")
-    parser.add_argument("--workers", type=int, default=cores(), help="processes or threads of every side (default: one per core)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of every side (default: 3)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.data",
+        description="The data tool beside tiktoken alone, the loader beside a step.",
+    )
+    parser.add_argument(
+        "--source",
+        dest="sources",
+        action="append",
+        required=True,
+        help="as of data_tools.fineweb; may be repeated",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=cores(),
+        help="processes or threads of every side (default: one per core)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="measurements of every side (default: 3)"
+    )
     args = parser.parse_args()
     sides: dict[str, Callable[[], float]] = {
         "tiktoken alone": partial(tiktoken_alone, args.sources, args.workers),
@@ -122,13 +167,27 @@ def main() -> None:
         for label, measure in sides.items():
             speeds[label].append(measure())
     alone = statistics.median(speeds["tiktoken alone"])
-    print(f"{'':<16} {'tokens/s':>12} {'ratio':>7}   each of {args.rounds} rounds, {args.workers} workers")
+    print(
+        f"{'':<16} {'tokens/s':>12} {'ratio':>7}   each of {args.rounds} rounds, {args.workers} workers"
+    )
     for label, each in speeds.items():
         middle = statistics.median(each)
-        print(f"{label:<16} {middle:>12,.0f} {middle / alone:>7.2f}   {' '.join(f'{speed:,.0f}' for speed in each)}")
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        print(
+            f"{label:<16} {middle:>12,.0f} {middle / alone:>7.2f}   {' '.join(f'{speed:,.0f}' for speed in each)}"
+        )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        redirect_stdout(StringIO()),
+        redirect_stderr(StringIO()),
+    ):
         prepare(args.sources, Path(folder) / "out", workers=args.workers, fast=FastTokenizer())
-        stream = open_stream(Path(folder) / "out", "train", tokenizer=load_tokenizer().hash, vocab_size=TEXT_VOCAB, context=CONTEXT)
+        stream = open_stream(
+            Path(folder) / "out",
+            "train",
+            tokenizer=load_tokenizer().hash,
+            vocab_size=TEXT_VOCAB,
+            context=CONTEXT,
+        )
         load, step = loader_seconds(stream), step_seconds(stream)
     print(f"loader: {load * 1e3:.2f} ms for a batch of {ROWS} x {CONTEXT} tokens")
     shape = f"{STEP_ROWS} x {STEP_CONTEXT} tokens, {LAYERS} layers of {EMBED}"

@@ -30,14 +30,27 @@ def main() -> None:
         kind, _, dtype = options.rival.partition("-")
         {"ours": ours, "torch": in_torch, "memory": memory}[kind](options, dtype)
         return
-    rivals = dict.fromkeys(name for dtype in options.dtypes for name in (f"ours-{dtype}", PEER[dtype]))
+    rivals = dict.fromkeys(
+        name for dtype in options.dtypes for name in (f"ours-{dtype}", PEER[dtype])
+    )
     report(options, compete("benchmarks.decode", [*rivals, "memory"], sys.argv[1:], options.rounds))
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description="Writing speed beside transformers.")
-    for name, value in {"layers": 12, "heads": 12, "embed": 768, "context": 1024, "rows": 1, "prompt": 64, "new": 128, "rounds": 5}.items():
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.decode", description="Writing speed beside transformers."
+    )
+    for name, value in {
+        "layers": 12,
+        "heads": 12,
+        "embed": 768,
+        "context": 1024,
+        "rows": 1,
+        "prompt": 64,
+        "new": 128,
+        "rounds": 5,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
     parser.add_argument("--dtypes", nargs="+", choices=list(BYTES), default=["float32", "bfloat16"])
     parser.add_argument("--rival", help=argparse.SUPPRESS)
@@ -46,7 +59,9 @@ def parse() -> argparse.Namespace:
 
 def shape(options: argparse.Namespace) -> GPTConfig:
     """The model that all of them ask."""
-    return GPTConfig(layers=options.layers, heads=options.heads, embed=options.embed, context=options.context)
+    return GPTConfig(
+        layers=options.layers, heads=options.heads, embed=options.embed, context=options.context
+    )
 
 
 def report(options: argparse.Namespace, results: dict[str, Measured]) -> None:
@@ -64,7 +79,14 @@ def report(options: argparse.Namespace, results: dict[str, Measured]) -> None:
         peer = speeds.get(PEER[dtype], float("nan"))
         share = config.parameters * BYTES[dtype] * speeds[name] / options.rows / bandwidth
         rows.append(
-            [name, f"{speeds[name]:.1f}", f"{speeds[name] / peer:.2f} {PEER[dtype]}", f"{m.peak / 1e9:.2f} GB", f"{m.first:.1f} s", f"{share:.0%}"]
+            [
+                name,
+                f"{speeds[name]:.1f}",
+                f"{speeds[name] / peer:.2f} {PEER[dtype]}",
+                f"{m.peak / 1e9:.2f} GB",
+                f"{m.first:.1f} s",
+                f"{share:.0%}",
+            ]
         )
     print(table(["", "tokens/s", "times", "peak memory", "first text", "of memory"], rows))
 
@@ -84,7 +106,9 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
     def prepare() -> Callable[[], None]:
         config = shape(options)
         mesh = meshes.make_mesh()
-        params = jax.device_put(init_state(GPT(config), optim.make_optimizer(), 0, mesh).params, meshes.replicated(mesh))
+        params = jax.device_put(
+            init_state(GPT(config), optim.make_optimizer(), 0, mesh).params, meshes.replicated(mesh)
+        )
         how = {"quantize": dtype} if dtype == "int8" else {"dtype": jnp.dtype(dtype)}
         writer = Generator(params, config, load_tokenizer(), rows=options.rows, **how)
         prompts, calls = random_prompts(options), iter(range(10**9))
@@ -93,7 +117,9 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
             # Another first token each time: nothing of the last text may be used again.
             first = next(calls)
             asked = [[first, *prompt[1:]] for prompt in prompts.tolist()]
-            for _ in writer.stream(asked, sampling(options.rows, config, temperature=0.0), max_new_tokens=options.new):
+            for _ in writer.stream(
+                asked, sampling(options.rows, config, temperature=0.0), max_new_tokens=options.new
+            ):
                 pass
             written = {len(answer.tokens) for answer in writer.answers}
             if written != {options.new}:
@@ -101,7 +127,9 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
 
         return work
 
-    serve(prepare, peak=lambda: (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"))
+    serve(
+        prepare, peak=lambda: (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    )
 
 
 def in_torch(options: argparse.Namespace, dtype: str) -> None:
@@ -119,9 +147,14 @@ def in_torch(options: argparse.Namespace, dtype: str) -> None:
 
         def work() -> None:
             ids = model.generate(
-                prompts, attention_mask=torch.ones_like(prompts), do_sample=False, use_cache=True, pad_token_id=50256,
-                max_new_tokens=options.new, min_new_tokens=options.new,
-            )  # fmt: skip
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=50256,
+                max_new_tokens=options.new,
+                min_new_tokens=options.new,
+            )
             ids[0, -1].item()
 
         return work
@@ -134,11 +167,15 @@ def memory(options: argparse.Namespace, dtype: str) -> None:
     import jax
     import jax.numpy as jnp
 
-    reads = 100 if jax.default_backend() == "gpu" else 1  # a GPU does one in less time than it takes to ask for it
+    reads = (
+        100 if jax.default_backend() == "gpu" else 1
+    )  # a GPU does one in less time than it takes to ask for it
 
     def prepare() -> Callable[[], None]:
         large = jnp.ones(READ // 4, jnp.float32)
-        total = jax.jit(lambda a: a.reshape(1024, -1).sum(-1))  # many rows: every core has its share
+        total = jax.jit(
+            lambda a: a.reshape(1024, -1).sum(-1)
+        )  # many rows: every core has its share
 
         def work() -> None:
             for _ in range(reads):

@@ -54,8 +54,17 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description="How the cost of a step grows.")
-    for name, value in {"layers": 6, "heads": 6, "embed": 384, "context": 256, "batch": 4, "rounds": 5}.items():
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.growth", description="How the cost of a step grows."
+    )
+    for name, value in {
+        "layers": 6,
+        "heads": 6,
+        "embed": 384,
+        "context": 256,
+        "batch": 4,
+        "rounds": 5,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--loss-chunk", type=int, default=128)
@@ -66,7 +75,9 @@ def parse() -> argparse.Namespace:
 
 def measure(axis: str, options: argparse.Namespace) -> list[Cost]:
     """The costs along an axis, printed as a table."""
-    made = [prepare(argparse.Namespace(**vars(options) | {NAMES[axis]: size})) for size in AXES[axis]]
+    made = [
+        prepare(argparse.Namespace(**vars(options) | {NAMES[axis]: size})) for size in AXES[axis]
+    ]
     seconds = [[] for _ in made]
     for _ in range(options.rounds):
         for own, (_, _, work) in zip(seconds, made, strict=True):
@@ -90,14 +101,25 @@ def measure(axis: str, options: argparse.Namespace) -> list[Cost]:
 def row(before: Cost | None, cost: Cost) -> list[str]:
     """Cells of a table."""
     own = [
-        str(cost.size), f"{cost.seconds * 1e3:,.0f}", f"{cost.seconds / cost.tokens * 1e6:,.0f}", f"{cost.flops / cost.seconds / 1e9:,.0f}",
+        str(cost.size),
+        f"{cost.seconds * 1e3:,.0f}",
+        f"{cost.seconds / cost.tokens * 1e6:,.0f}",
+        f"{cost.flops / cost.seconds / 1e9:,.0f}",
         f"{cost.memory / 1e9:.2f} GB",
-    ]  # fmt: skip
+    ]
     if before is None:
         return [*own, "", ""]
-    time_ratio, flops_ratio, memory_ratio = cost.seconds / before.seconds, cost.flops / before.flops, cost.memory / before.memory
+    time_ratio, flops_ratio, memory_ratio = (
+        cost.seconds / before.seconds,
+        cost.flops / before.flops,
+        cost.memory / before.memory,
+    )
     excess = (time_ratio / flops_ratio) ** (1 / np.log2(cost.size / before.size))
-    return [*own, f"{time_ratio:.2f}, {flops_ratio:.2f}, {memory_ratio:.2f}", f"{excess:.2f}" + (" !" if excess > ALLOWED else "")]
+    return [
+        *own,
+        f"{time_ratio:.2f}, {flops_ratio:.2f}, {memory_ratio:.2f}",
+        f"{excess:.2f}" + (" !" if excess > ALLOWED else ""),
+    ]
 
 
 class Step:
@@ -106,11 +128,23 @@ class Step:
     def __init__(self, config: GPTConfig, options: argparse.Namespace):
         c: Any = get_config()
         model = GPT(config, dtype=jnp.dtype(options.dtype))
-        mesh, optimizer = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), meshes.AXES), optim.make_optimizer(**c.optimizer)
+        mesh, optimizer = (
+            jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), meshes.AXES),
+            optim.make_optimizer(**c.optimizer),
+        )
         schedule = partial(optim.learning_rate, horizon=HORIZON, **c.schedule)
-        step = make_train_step(model, optimizer, schedule, mesh, seed=0, loss_chunk=options.loss_chunk)
-        tokens = np.random.default_rng(0).integers(0, 50256, (1, options.batch, config.context + 1)).astype(np.uint16)
-        self._batch = jax.device_put(Batch(tokens, np.ones((1, options.batch, config.context), np.uint8)), meshes.batch_sharding(mesh))
+        step = make_train_step(
+            model, optimizer, schedule, mesh, seed=0, loss_chunk=options.loss_chunk
+        )
+        tokens = (
+            np.random.default_rng(0)
+            .integers(0, 50256, (1, options.batch, config.context + 1))
+            .astype(np.uint16)
+        )
+        self._batch = jax.device_put(
+            Batch(tokens, np.ones((1, options.batch, config.context), np.uint8)),
+            meshes.batch_sharding(mesh),
+        )
         self._state = init_state(model, optimizer, 0, mesh)
         self._step = step.lower(self._state, self._batch).compile()
         account = self._step.memory_analysis()
@@ -125,7 +159,9 @@ class Step:
 
 def prepare(options: argparse.Namespace) -> tuple[int, float, Step]:
     """Tokens and FLOPs of a step, and the step."""
-    config = GPTConfig(layers=options.layers, heads=options.heads, embed=options.embed, context=options.context)
+    config = GPTConfig(
+        layers=options.layers, heads=options.heads, embed=options.embed, context=options.context
+    )
     tokens = options.batch * options.context
     return tokens, tokens * config.flops_per_token, Step(config, options)
 
@@ -141,7 +177,9 @@ def draw(costs: dict[str, list[Cost]], path: Path) -> None:
         per_token = np.array([c.seconds / c.tokens * 1e6 for c in own])
         floor = np.array([c.flops / c.tokens for c in own])
         above.plot(sizes, per_token, "o-", label="measured")
-        above.plot(sizes, floor * (per_token[0] / floor[0]), "--", color="gray", label="as its FLOPs grow")
+        above.plot(
+            sizes, floor * (per_token[0] / floor[0]), "--", color="gray", label="as its FLOPs grow"
+        )
         below.plot(sizes, [c.memory / 1e9 for c in own], "o-")
         for axes, label in ((above, "microseconds a token"), (below, "memory, GB")):
             axes.set_xscale("log", base=2)

@@ -10,9 +10,17 @@ def fresh_gpt2(config: GPTConfig):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     shape = GPT2Config(
-        vocab_size=config.vocab_size, n_positions=config.context, n_embd=config.embed, n_layer=config.layers, n_head=config.heads,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=config.vocab_size,
+        n_positions=config.context,
+        n_embd=config.embed,
+        n_layer=config.layers,
+        n_head=config.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     shape._attn_implementation = "sdpa"
     torch.manual_seed(0)
     return GPT2LMHeadModel(shape)

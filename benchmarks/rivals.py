@@ -33,7 +33,9 @@ class Measured(NamedTuple):
         return statistics.median(self.seconds)
 
 
-def compete(module: str, rivals: Sequence[str], options: Sequence[str], rounds: int) -> dict[str, Measured]:
+def compete(
+    module: str, rivals: Sequence[str], options: Sequence[str], rounds: int
+) -> dict[str, Measured]:
     """Let the `rivals` of a benchmark run `rounds` rounds in turn; one that cannot start is left out and says why on stderr."""
     running, ready = {}, {}
     for name in rivals:  # one after the other: compilation is timed too
@@ -53,12 +55,22 @@ def compete(module: str, rivals: Sequence[str], options: Sequence[str], rounds: 
     for process in running.values():
         process.communicate()
     return {
-        name: Measured(ready[name]["first"], [r["seconds"] for r in own], max(r["peak"] for r in own), ready[name]["notes"])
+        name: Measured(
+            ready[name]["first"],
+            [r["seconds"] for r in own],
+            max(r["peak"] for r in own),
+            ready[name]["notes"],
+        )
         for name, own in replies.items()
     }
 
 
-def serve(prepare: Callable[[], Callable[[], None]], *, peak: Callable[[], int | None] = lambda: None, notes: Callable[[], dict] = dict) -> None:
+def serve(
+    prepare: Callable[[], Callable[[], None]],
+    *,
+    peak: Callable[[], int | None] = lambda: None,
+    notes: Callable[[], dict] = dict,
+) -> None:
     """Be a rival: make the piece of work, do it twice, then once whenever the other end asks."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not look like an answer
@@ -73,25 +85,41 @@ def serve(prepare: Callable[[], Callable[[], None]], *, peak: Callable[[], int |
         began = time.perf_counter()
         work()
         seconds = time.perf_counter() - began
-        print(json.dumps({"seconds": seconds, "peak": peak() or _peak_of_process()}), file=answers, flush=True)
+        print(
+            json.dumps({"seconds": seconds, "peak": peak() or _peak_of_process()}),
+            file=answers,
+            flush=True,
+        )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as they need to be, the first to the left and numbers to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = ((cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in (head, *rows))
+    lines = (
+        (
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (head, *rows)
+    )
     return "\n".join("  ".join(line) for line in lines)
 
 
 def _missing(name: str) -> bool:
-    return name.startswith("torch") and (find_spec("torch") is None or find_spec("transformers") is None)
+    return name.startswith("torch") and (
+        find_spec("torch") is None or find_spec("transformers") is None
+    )
 
 
 def _start(module: str, name: str, options: Sequence[str]) -> subprocess.Popen:
     command = [sys.executable, "-m", module, "--rival", name, *options]
     # All of them have the same one GPU, and share its memory.
-    environment = {"CUDA_VISIBLE_DEVICES": "0"} | os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    environment = (
+        {"CUDA_VISIBLE_DEVICES": "0"} | os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    )
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def _read(process: subprocess.Popen) -> dict | None:

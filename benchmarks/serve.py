@@ -57,16 +57,29 @@ def main() -> None:
     for slots in options.slots:
         p50, p95 = np.quantile(waits[slots], (0.5, 0.95))
         spread = f"{min(rates[slots]):.0f} to {max(rates[slots]):.0f}"
-        rows.append([str(slots), f"{median(rates[slots]):.0f}", spread, f"{median(rates[slots]) / base:.2f}", f"{p50:.2f} s", f"{p95:.2f} s"])
+        rows.append(
+            [
+                str(slots),
+                f"{median(rates[slots]):.0f}",
+                spread,
+                f"{median(rates[slots]) / base:.2f}",
+                f"{p50:.2f} s",
+                f"{p95:.2f} s",
+            ]
+        )
     count = options.clients * options.each
-    print(f"{options.run}, {options.quantize or 'not quantized'}: {options.clients} clients, {count} requests a round, {options.rounds} rounds")
+    print(
+        f"{options.run}, {options.quantize or 'not quantized'}: {options.clients} clients, {count} requests a round, {options.rounds} rounds"
+    )
     print(f"{differing} of {count * (options.rounds + 1)} texts differ")
     print(table(["slots", "tokens/s", "rounds", "times", "first text p50", "p95"], rows))
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description="Throughput and waiting, by slots.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serve", description="Throughput and waiting, by slots."
+    )
     parser.add_argument("--run", required=True, help="folder of a run")
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8])
     for name, value in {"clients": 64, "each": 2, "rounds": 5, "prompt": 60, "new": 120}.items():
@@ -82,11 +95,16 @@ def requests(options: argparse.Namespace, number: int) -> list[dict]:
     draw = random.Random(number)
     return [
         {
-            "prompt": [50256, *draw.choices(range(50256), k=draw.randint(1, options.prompt - 1))], "max_tokens": draw.randint(1, options.new),
-            "temperature": options.temperature, "top_p": options.top_p, "seed": i, "stream": True, "stream_options": {"include_usage": True},
+            "prompt": [50256, *draw.choices(range(50256), k=draw.randint(1, options.prompt - 1))],
+            "max_tokens": draw.randint(1, options.new),
+            "temperature": options.temperature,
+            "top_p": options.top_p,
+            "seed": i,
+            "stream": True,
+            "stream_options": {"include_usage": True},
         }
         for i in range(options.clients * options.each)
-    ]  # fmt: skip
+    ]
 
 
 async def together(port: int, asked: list[dict], clients: int) -> list[Answer]:
@@ -130,7 +148,14 @@ def server(options: argparse.Namespace, slots: int) -> Iterator[int]:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
-        port = next((found[1] for line in process.stderr if (found := re.search(r"ready: http://\S+:(\d+)", line))), None)
+        port = next(
+            (
+                found[1]
+                for line in process.stderr
+                if (found := re.search(r"ready: http://\S+:(\d+)", line))
+            ),
+            None,
+        )
         if port is None:
             raise RuntimeError("the server did not start")
         yield int(port)

@@ -34,7 +34,9 @@ class Start(NamedTuple):
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description="How long a start takes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.startup", description="How long a start takes."
+    )
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--rounds", type=int, default=3)
     options, overrides = parser.parse_known_args()
@@ -44,9 +46,14 @@ def main() -> None:
         for number in range(options.rounds):
             imports.append(importing())
             for name, results in (("cold", cold), ("warm", warm)):
-                results.append(start(options.config, overrides, Path(folder, f"runs{number}"), name, data))
+                results.append(
+                    start(options.config, overrides, Path(folder, f"runs{number}"), name, data)
+                )
     rows = [["imports", f"{statistics.median(imports):.1f} s", "", ""]]
-    for name, results in (("first step, nothing compiled", cold), ("first step, all compiled", warm)):
+    for name, results in (
+        ("first step, nothing compiled", cold),
+        ("first step, all compiled", warm),
+    ):
         seconds = statistics.median(r.first_step for r in results)
         rows.append([name, f"{seconds:.1f} s", str(results[0].hits), str(results[0].misses)])
     print(table([f"{options.config}, median of {options.rounds}", "", "found", "compiled"], rows))
@@ -61,11 +68,36 @@ def importing() -> float:
 
 def start(config: str, overrides: list[str], runs: Path, name: str, data: Path) -> Start:
     """Start a run and stop it after its first step."""
-    settings = {"runs": runs, "name": name, "data.folder": data, "horizon.steps": 2, "horizon.tokens": 0, "horizon.epochs": 0, "schedule.warmup": 1}
-    command = [sys.executable, "-u", "train.py", "--config", config, *(f"--config.{k}={v}" for k, v in settings.items()), *overrides]
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {"JAX_DEBUG_LOG_MODULES": "jax._src.compiler"}
+    settings = {
+        "runs": runs,
+        "name": name,
+        "data.folder": data,
+        "horizon.steps": 2,
+        "horizon.tokens": 0,
+        "horizon.epochs": 0,
+        "schedule.warmup": 1,
+    }
+    command = [
+        sys.executable,
+        "-u",
+        "train.py",
+        "--config",
+        config,
+        *(f"--config.{k}={v}" for k, v in settings.items()),
+        *overrides,
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {
+        "JAX_DEBUG_LOG_MODULES": "jax._src.compiler"
+    }
     began, log = time.perf_counter(), ""
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
         assert process.stdout
         for line in process.stdout:
             log += line
@@ -75,7 +107,11 @@ def start(config: str, overrides: list[str], runs: Path, name: str, data: Path) 
             raise RuntimeError(f"no first step:\n{log}")
         seconds = time.perf_counter() - began
         process.stdout.read()
-    return Start(seconds, log.count("Persistent compilation cache hit"), log.count("PERSISTENT COMPILATION CACHE MISS"))
+    return Start(
+        seconds,
+        log.count("Persistent compilation cache hit"),
+        log.count("PERSISTENT COMPILATION CACHE MISS"),
+    )
 
 
 def write_random(folder: Path) -> Path:
@@ -86,7 +122,14 @@ def write_random(folder: Path) -> Path:
         writer = ShardWriter(folder, split, shard_tokens=10**6)
         writer.append(draw.integers(0, TEXT_VOCAB - 1, 10**6).astype(np.uint16))
         splits[split] = (writer.close(), 1)
-    write_manifest(folder, splits, tokenizer=load_tokenizer().hash, vocab_size=TEXT_VOCAB, context=None, source="random")
+    write_manifest(
+        folder,
+        splits,
+        tokenizer=load_tokenizer().hash,
+        vocab_size=TEXT_VOCAB,
+        context=None,
+        source="random",
+    )
     return folder
 
 

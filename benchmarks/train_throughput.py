@@ -32,10 +32,17 @@ def main() -> None:
     options = parse()
     if options.rival:
         kind, dtype, *how = options.rival.split("-")
-        prepare = {"ours": ours, "torch": in_torch, "matmul": matmul, "torchmatmul": matmul_in_torch}[kind]
+        prepare = {
+            "ours": ours,
+            "torch": in_torch,
+            "matmul": matmul,
+            "torchmatmul": matmul_in_torch,
+        }[kind]
         prepare(options, dtype, *how)
         return
-    rivals = [f"ours-{d}" for d in options.dtypes] + [f"torch-{d}-{how}" for d in options.dtypes for how in ("eager", "compile")]
+    rivals = [f"ours-{d}" for d in options.dtypes] + [
+        f"torch-{d}-{how}" for d in options.dtypes for how in ("eager", "compile")
+    ]
     limits = [f"{kind}-{d}" for d in options.dtypes for kind in ("matmul", "torchmatmul")]
     rivals = [name for name in rivals + limits if not options.only or name in options.only]
     arguments = sys.argv[1:]
@@ -44,14 +51,34 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_throughput", description="Training speed beside PyTorch.")
-    for name, value in {"layers": 12, "heads": 12, "embed": 768, "context": 1024, "batch": 1, "steps": 2, "rounds": 5}.items():
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_throughput", description="Training speed beside PyTorch."
+    )
+    for name, value in {
+        "layers": 12,
+        "heads": 12,
+        "embed": 768,
+        "context": 1024,
+        "batch": 1,
+        "steps": 2,
+        "rounds": 5,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=precisions(), help="default here: %(default)s")
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        default=precisions(),
+        help="default here: %(default)s",
+    )
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
     parser.add_argument("--unroll", type=int, default=1, help="layers that we compile as one piece")
     parser.add_argument("--loss-chunk", type=int, default=128)
-    parser.add_argument("--isolate-documents", action="store_true", help="ours alone: documents of a row see only themselves, as in finetuning")
+    parser.add_argument(
+        "--isolate-documents",
+        action="store_true",
+        help="ours alone: documents of a row see only themselves, as in finetuning",
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="leave out all others")
     parser.add_argument("--rival", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -67,7 +94,9 @@ def precisions() -> tuple[str, ...]:
 
 def shape(options: argparse.Namespace) -> GPTConfig:
     """The model that all of them train."""
-    return GPTConfig(layers=options.layers, heads=options.heads, embed=options.embed, context=options.context)
+    return GPTConfig(
+        layers=options.layers, heads=options.heads, embed=options.embed, context=options.context
+    )
 
 
 def report(options: argparse.Namespace, results: dict[str, Measured]) -> None:
@@ -75,25 +104,58 @@ def report(options: argparse.Namespace, results: dict[str, Measured]) -> None:
     config = shape(options)
     tokens, flops = options.steps * options.batch * config.context, config.flops_per_token
     rates = {
-        dtype: max((m.notes["flops"] / m.median for name, m in results.items() if "matmul" in name and name.endswith(dtype)), default=float("nan"))
+        dtype: max(
+            (
+                m.notes["flops"] / m.median
+                for name, m in results.items()
+                if "matmul" in name and name.endswith(dtype)
+            ),
+            default=float("nan"),
+        )
         for dtype in options.dtypes
     }
     speeds = {name: tokens / m.median for name, m in results.items() if "matmul" not in name}
     peers = {name: speed for name, speed in speeds.items() if name.startswith("torch")}
     best = max(peers.values(), default=float("nan"))
-    peak = next((m.notes["peak_flops"] for m in results.values() if m.notes.get("peak_flops")), None)
-    print(f"{config.parameters:,} parameters, {options.batch} x {config.context} tokens a step, {options.rounds} rounds of {options.steps} steps")
+    peak = next(
+        (m.notes["peak_flops"] for m in results.values() if m.notes.get("peak_flops")), None
+    )
+    print(
+        f"{config.parameters:,} parameters, {options.batch} x {config.context} tokens a step, {options.rounds} rounds of {options.steps} steps"
+    )
     rows = []
     for name, m in results.items():
         if "matmul" in name:
             continue
         share = f"{speeds[name] * flops / rates[name.split('-')[1]]:.0%}"
         mfu = f"{speeds[name] * flops / peak:.1%}" if peak else "n/a"
-        rows.append([
-            name, f"{speeds[name]:,.0f}", f"{tokens / max(m.seconds):,.0f} to {tokens / min(m.seconds):,.0f}", f"{speeds[name] / best:.2f}",
-            f"{m.peak / 1e9:.2f} GB", f"{m.first:.1f} s", share, mfu,
-        ])  # fmt: skip
-    print(table(["", "tokens/s", "slowest to fastest", "of best torch", "peak memory", "first round", "of matmul", "MFU"], rows))
+        rows.append(
+            [
+                name,
+                f"{speeds[name]:,.0f}",
+                f"{tokens / max(m.seconds):,.0f} to {tokens / min(m.seconds):,.0f}",
+                f"{speeds[name] / best:.2f}",
+                f"{m.peak / 1e9:.2f} GB",
+                f"{m.first:.1f} s",
+                share,
+                mfu,
+            ]
+        )
+    print(
+        table(
+            [
+                "",
+                "tokens/s",
+                "slowest to fastest",
+                "of best torch",
+                "peak memory",
+                "first round",
+                "of matmul",
+                "MFU",
+            ],
+            rows,
+        )
+    )
     for dtype, rate in rates.items():
         print(f"{dtype} product of {MATMUL} x {MATMUL}: {rate / 1e9:,.0f} GFLOP/s")
 
@@ -115,14 +177,26 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
 
     def prepare() -> Callable[[], None]:
         c: Any = get_config()
-        model = GPT(shape(options), dtype=jnp.dtype(dtype), remat=options.remat, unroll=options.unroll)
+        model = GPT(
+            shape(options), dtype=jnp.dtype(dtype), remat=options.remat, unroll=options.unroll
+        )
         mesh, optimizer = meshes.make_mesh(), optim.make_optimizer(**c.optimizer)
         schedule = partial(optim.learning_rate, horizon=HORIZON, **c.schedule)
         separator = END_OF_TEXT if options.isolate_documents else None
-        step = make_train_step(model, optimizer, schedule, mesh, seed=0, loss_chunk=options.loss_chunk, separator=separator)
+        step = make_train_step(
+            model,
+            optimizer,
+            schedule,
+            mesh,
+            seed=0,
+            loss_chunk=options.loss_chunk,
+            separator=separator,
+        )
         tokens = random_tokens(options)
         weights = np.ones((options.batch, options.context), np.uint8)
-        batch = jax.device_put(Batch(tokens[None].astype(np.uint16), weights[None]), meshes.batch_sharding(mesh))
+        batch = jax.device_put(
+            Batch(tokens[None].astype(np.uint16), weights[None]), meshes.batch_sharding(mesh)
+        )
         state = [init_state(model, optimizer, 0, mesh)]
 
         def work() -> None:
@@ -135,7 +209,9 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
     def peak() -> int | None:
         return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
-    serve(prepare, peak=peak, notes=lambda: {"peak_flops": peak_flops(jax.devices()[0].device_kind)})
+    serve(
+        prepare, peak=peak, notes=lambda: {"peak_flops": peak_flops(jax.devices()[0].device_kind)}
+    )
 
 
 def in_torch(options: argparse.Namespace, dtype: str, how: str) -> None:
@@ -148,9 +224,15 @@ def in_torch(options: argparse.Namespace, dtype: str, how: str) -> None:
 
     def prepare() -> Callable[[], None]:
         torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it, as JAX by default
-        model = fresh_gpt2(replace(shape(options), vocab_size=shape(options).padded_vocab)).to(device).train()  # padded as ours: GPUs want it even
+        model = (
+            fresh_gpt2(replace(shape(options), vocab_size=shape(options).padded_vocab))
+            .to(device)
+            .train()
+        )  # padded as ours: GPUs want it even
         forward = torch.compile(model) if how == "compile" else model
-        optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        )
         inputs = torch.tensor(random_tokens(options)[:, :-1].astype(np.int64), device=device)
 
         def work() -> None:
@@ -175,7 +257,10 @@ def matmul(options: argparse.Namespace, dtype: str) -> None:
 
     def prepare() -> Callable[[], None]:
         on_gpu = jax.default_backend() == "gpu"
-        a, b = (jax.random.normal(jax.random.key(i), (MATMUL, MATMUL), jnp.dtype(dtype)) for i in range(2))
+        a, b = (
+            jax.random.normal(jax.random.key(i), (MATMUL, MATMUL), jnp.dtype(dtype))
+            for i in range(2)
+        )
         product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
 
         def work() -> None:
@@ -185,7 +270,9 @@ def matmul(options: argparse.Namespace, dtype: str) -> None:
 
         return work
 
-    serve(prepare, notes=lambda: {"flops": 2 * MATMUL**3 * products(jax.default_backend() == "gpu")})
+    serve(
+        prepare, notes=lambda: {"flops": 2 * MATMUL**3 * products(jax.default_backend() == "gpu")}
+    )
 
 
 def matmul_in_torch(options: argparse.Namespace, dtype: str) -> None:
@@ -196,7 +283,9 @@ def matmul_in_torch(options: argparse.Namespace, dtype: str) -> None:
 
     def prepare() -> Callable[[], None]:
         torch.set_float32_matmul_precision("high")
-        a, b = (torch.randn(MATMUL, MATMUL, device=device).to(getattr(torch, dtype)) for _ in range(2))
+        a, b = (
+            torch.randn(MATMUL, MATMUL, device=device).to(getattr(torch, dtype)) for _ in range(2)
+        )
 
         def work() -> None:
             for _ in range(products(device == "cuda")):

@@ -28,7 +28,9 @@ from minigpt_jax.tokenizer import load_tokenizer
 
 def main() -> int:
     """Run both and print the table; exit code 1 where they disagree."""
-    parser = argparse.ArgumentParser(description="Our training curve beside that of PyTorch and transformers.")
+    parser = argparse.ArgumentParser(
+        description="Our training curve beside that of PyTorch and transformers."
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of token shards")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=8)
@@ -40,9 +42,23 @@ def main() -> int:
     parser.add_argument("--warmup", type=int, default=50)
     options = parser.parse_args()
 
-    config = GPTConfig(context=options.context, layers=options.layers, heads=options.heads, embed=options.embed)
-    stream = open_stream(options.data, "train", tokenizer=load_tokenizer().hash, vocab_size=config.vocab_size, context=config.context)
-    schedule = partial(optim.learning_rate, horizon=options.steps, peak=options.peak, warmup=options.warmup, floor=options.peak / 10)
+    config = GPTConfig(
+        context=options.context, layers=options.layers, heads=options.heads, embed=options.embed
+    )
+    stream = open_stream(
+        options.data,
+        "train",
+        tokenizer=load_tokenizer().hash,
+        vocab_size=config.vocab_size,
+        context=config.context,
+    )
+    schedule = partial(
+        optim.learning_rate,
+        horizon=options.steps,
+        peak=options.peak,
+        warmup=options.warmup,
+        floor=options.peak / 10,
+    )
     mesh, model, optimizer = meshes.make_mesh(), GPT(config), optim.make_optimizer()
     state = init_state(model, optimizer, 0, mesh)
     step = make_train_step(model, optimizer, schedule, mesh, seed=0, loss_chunk=32)
@@ -64,19 +80,26 @@ def main() -> int:
         curves.append((ours, theirs))
         if i % 20 == 0 or i == options.steps - 1:
             a, b = np.median(seconds, axis=0)
-            print(f"{i:>5} {ours:>9.4f} {theirs:>9.4f} {ours - theirs:>+11.5f}   {a:.2f} and {b:.2f}", flush=True)
+            print(
+                f"{i:>5} {ours:>9.4f} {theirs:>9.4f} {ours - theirs:>+11.5f}   {a:.2f} and {b:.2f}",
+                flush=True,
+            )
     last = np.mean(curves[options.steps * 2 // 3 :], axis=0)
     agree = abs(last[0] - last[1]) < 0.02 and abs(curves[0][0] - expected) < 0.05
     print(
         f"mean over steps {options.steps * 2 // 3} to {options.steps}: ours {last[0]:.4f}, torch {last[1]:.4f}, difference {last[0] - last[1]:+.5f}"
     )
-    print(f"initial loss {curves[0][0]:.4f}, expected {expected:.4f}; the curves {'agree' if agree else 'DISAGREE'}")
+    print(
+        f"initial loss {curves[0][0]:.4f}, expected {expected:.4f}; the curves {'agree' if agree else 'DISAGREE'}"
+    )
     return 0 if agree else 1
 
 
 def torch_step(model, schedule):
     """A plain PyTorch training step: `step(i, tokens [B, T+1]) -> loss`."""
-    decayed = [p for name, p in model.named_parameters() if name.endswith("weight") and "ln_" not in name]
+    decayed = [
+        p for name, p in model.named_parameters() if name.endswith("weight") and "ln_" not in name
+    ]
     plain = [p for name, p in model.named_parameters() if name.endswith("bias") or "ln_" in name]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-8)

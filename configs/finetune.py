@@ -20,7 +20,9 @@ def get_config() -> ConfigDict:
     c.model.vocab_size = 50261  # four role markers; their rows begin as the mean of all others
     c.data.folder = "data/instruct"
     c.data.batch = 32  # packed rows of many conversations each
-    c.data.isolate_documents = True  # several conversations share a row: each sees what it will see when sampled
+    c.data.isolate_documents = (
+        True  # several conversations share a row: each sees what it will see when sampled
+    )
     c.horizon.steps, c.horizon.epochs = 0, 3.0
     c.schedule.peak, c.schedule.floor = 5e-5, 0.0  # far below pretraining: adapt, do not forget
     c.schedule.warmup = 50

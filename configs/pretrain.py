@@ -26,7 +26,9 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.seed = 1337  # initial weights, order of rows, dropout
     c.init_from = ""  # a run whose newest weights to start from
     c.fresh = False  # start anew where a run exists: removes its checkpoints
-    c.accept_changes = False  # go on although the config or the data differ from those of the checkpoint
+    c.accept_changes = (
+        False  # go on although the config or the data differ from those of the checkpoint
+    )
     c.deterministic = False  # bit-for-bit repeatable on a GPU too; a CPU always is
     c.profile = False  # write a profiler trace of ten steps to <run>/profile
 
@@ -75,7 +77,9 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.mesh.tensor = 1
 
     c.log = ConfigDict()
-    c.log.every = 10  # steps between lines on a terminal that is none, and between TensorBoard points
+    c.log.every = (
+        10  # steps between lines on a terminal that is none, and between TensorBoard points
+    )
     c.log.tensorboard = True
 
     c.eval = ConfigDict()
@@ -85,7 +89,9 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.eval.sample_tokens = 48
     c.eval.prompts = ("The mitochondria", "Long ago,")
     c.eval.hellaswag = ""  # a .parquet or .jsonl file of HellaSwag's validation split, or "Rowan/hellaswag"; "": off
-    c.eval.hellaswag_every = 1000  # steps from one to the next, always as part of an evaluation; 0: never
+    c.eval.hellaswag_every = (
+        1000  # steps from one to the next, always as part of an evaluation; 0: never
+    )
     c.eval.hellaswag_rows = 1000  # of 10,042: enough for a standard error of 1.4%
 
     c.save = ConfigDict()

@@ -22,7 +22,11 @@ def get_config() -> ConfigDict:
     c.data.folder = "data/python_docs"
     c.data.batch = 4
     c.horizon.steps = 240
-    c.schedule.peak, c.schedule.floor, c.schedule.warmup = 3e-3, 3e-4, 30  # small models bear a higher rate
+    c.schedule.peak, c.schedule.floor, c.schedule.warmup = (
+        3e-3,
+        3e-4,
+        30,
+    )  # small models bear a higher rate
     c.eval.every, c.save.every = 60, 120
     c.eval.rows = 24
     c.eval.prompts = ("Return a new", "The shape of the array")

@@ -20,7 +20,11 @@ def get_config() -> ConfigDict:
     c.data.folder = "data/python_chat"
     c.data.isolate_documents = True
     c.horizon.steps = 130
-    c.schedule.peak, c.schedule.floor, c.schedule.warmup = 3e-3, 1e-4, 10  # as high as before: it has minutes, not days
+    c.schedule.peak, c.schedule.floor, c.schedule.warmup = (
+        3e-3,
+        1e-4,
+        10,
+    )  # as high as before: it has minutes, not days
     c.optimizer.weight_decay = 0.0
     c.eval.every = c.save.every = 65
     c.eval.prompts = ("What does len do?", "What does os.path.join do?")

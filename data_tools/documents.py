@@ -30,7 +30,9 @@ class BadRow(NamedTuple):
     where: str
 
 
-def documents(source: str, *, name: str | None = None, column: str = "text") -> Iterator[str | BadRow]:
+def documents(
+    source: str, *, name: str | None = None, column: str = "text"
+) -> Iterator[str | BadRow]:
     """The text in `column` of every row of `source`; a row without letters there is a BadRow. Raises as `rows` does."""
     for row in rows(source, name=name, columns=(column,)):
         if isinstance(row, BadRow):
@@ -45,7 +47,13 @@ def documents(source: str, *, name: str | None = None, column: str = "text") -> 
             yield text
 
 
-def rows(source: str, *, name: str | None = None, split: str = "train", columns: Sequence[str] | None = None) -> Iterator[dict[str, Any] | BadRow]:
+def rows(
+    source: str,
+    *,
+    name: str | None = None,
+    split: str = "train",
+    columns: Sequence[str] | None = None,
+) -> Iterator[dict[str, Any] | BadRow]:
     """Every row of `source` in order; a text file is one row with the field "text".
 
     `name` and `split` choose within a hub data set; one that has a single split is used whole. `columns` are the
@@ -60,20 +68,28 @@ def rows(source: str, *, name: str | None = None, split: str = "train", columns:
         try:
             yield from _file_rows(path, columns)
         except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise InputError(f"{path}: cannot be read to its end ({error}): fetch or write this file again") from None
+            raise InputError(
+                f"{path}: cannot be read to its end ({error}): fetch or write this file again"
+            ) from None
 
 
 def local_files(source: str) -> list[Path] | None:
     """The files of a local source, by name; None where `source` can only be a hub id. Raises InputError when there is nothing to read."""
     path = Path(source)
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file() and not _hidden(p.relative_to(path))]
+        found = [
+            p
+            for p in path.rglob("*")
+            if p.name.endswith(SUFFIXES) and p.is_file() and not _hidden(p.relative_to(path))
+        ]
         if not found:
             raise InputError(f"{source}: no file in this folder ends in {', '.join(SUFFIXES)}")
         return sorted(found, key=lambda p: p.relative_to(path).as_posix())
     if path.is_file():
         if not source.endswith(SUFFIXES):
-            raise InputError(f"{source}: unknown kind of file, expected one that ends in {', '.join(SUFFIXES)}")
+            raise InputError(
+                f"{source}: unknown kind of file, expected one that ends in {', '.join(SUFFIXES)}"
+            )
         return [path]
     if source.endswith(SUFFIXES) or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise InputError(f"{source}: no such file or folder")
@@ -84,14 +100,18 @@ def identity(source: str, *, name: str | None = None) -> str:
     """One line that changes with the rows of `source`: names and sizes of local files, the revision of a hub data set."""
     files = local_files(source)
     if files is None:
-        return f"{source.partition('@')[0]}@{_hub_builder(source, name).hash}" + (f" {name}" if name else "")
+        return f"{source.partition('@')[0]}@{_hub_builder(source, name).hash}" + (
+            f" {name}" if name else ""
+        )
     root, sizes = Path(source), [path.stat().st_size for path in files]
     names = [path.relative_to(root).as_posix() for path in files]
     digest = hashlib.sha256(json.dumps([names, sizes]).encode()).hexdigest()
     return f"{root.resolve().name} ({len(files)} files, {sum(sizes)} bytes, {digest[:12]})"
 
 
-def text_bytes(source: str, *, name: str | None = None, split: str = "train", column: str = "text") -> int | None:
+def text_bytes(
+    source: str, *, name: str | None = None, split: str = "train", column: str = "text"
+) -> int | None:
     """About how many bytes of text `source` holds, found without reading it; None where only reading would tell."""
     files = local_files(source)
     paths = [str(path) for path in files] if files else _hub_files(source, name, split)
@@ -99,7 +119,11 @@ def text_bytes(source: str, *, name: str | None = None, split: str = "train", co
         # The footers say it. Those of thousands of remote files would take minutes: a few stand for all.
         measured = paths if files else paths[:: max(1, len(paths) // 4)]
         try:
-            return sum(_parquet_text_bytes(path, column) for path in measured) * len(paths) // len(measured)
+            return (
+                sum(_parquet_text_bytes(path, column) for path in measured)
+                * len(paths)
+                // len(measured)
+            )
         except (OSError, ValueError):
             return None  # reading the rows will say what is wrong
     if not files or any(path.suffix in (".gz", ".parquet") for path in files):
@@ -107,15 +131,21 @@ def text_bytes(source: str, *, name: str | None = None, split: str = "train", co
     return sum(path.stat().st_size for path in files)
 
 
-def hub_rows(source: str, *, name: str | None, split: str, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+def hub_rows(
+    source: str, *, name: str | None, split: str, columns: Sequence[str] | None
+) -> Iterator[dict[str, Any]]:
     """The rows of a hub data set (or of a folder in the hub's layout), streamed. Raises InputError and RunError as `rows` does."""
     streams = _hub_builder(source, name).as_streaming_dataset()
     stream = streams[_choose(split, streams, source)]
     try:
         for table in stream.with_format("arrow").iter(_BATCH_ROWS):
-            yield from (table.select(_present(columns, table.column_names, source)) if columns else table).to_pylist()
+            yield from (
+                table.select(_present(columns, table.column_names, source)) if columns else table
+            ).to_pylist()
     except OSError as error:
-        raise RunError(f"{source}: the hub stopped answering ({error}): run the same command again to continue") from None
+        raise RunError(
+            f"{source}: the hub stopped answering ({error}): run the same command again to continue"
+        ) from None
     except ValueError as error:
         raise InputError(f"{source}: damaged ({error})") from None
 
@@ -198,7 +228,9 @@ def _parquet_text_bytes(path: str, column: str) -> int:
     with fsspec.open(path) as file, pq.ParquetFile(file) as parquet:
         groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
         chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-        return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
+        return sum(
+            chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column
+        )
 
 
 def _hidden(path: Path) -> bool:

@@ -41,9 +41,14 @@ class FastTokenizer:
             try:
                 rows = tokenizer.encode_batch(texts, parallel=False)
             except TypeError:  # its way to refuse lone surrogates; tiktoken replaces them, thus
-                valid = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+                valid = [
+                    text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                    for text in texts
+                ]
                 rows = tokenizer.encode_batch(valid, parallel=False)
-            return np.asarray(awkward.num(rows)), np.asarray(awkward.flatten(rows)).astype(np.uint16)
+            return np.asarray(awkward.num(rows)), np.asarray(awkward.flatten(rows)).astype(
+                np.uint16
+            )
 
     def _loaded(self, characters: int = 0):
         """A tokenizer that will be given so many `characters`."""
@@ -52,17 +57,29 @@ class FastTokenizer:
         with self._loading:
             if self._tokenizer is None or self._characters >= _FRESH_AFTER:
                 # No special tokens: what looks like one in a text is text.
-                self._tokenizer, self._characters = gigatoken.Tokenizer.from_tiktoken(self._ranks, "gpt2", {}), 0
+                self._tokenizer, self._characters = (
+                    gigatoken.Tokenizer.from_tiktoken(self._ranks, "gpt2", {}),
+                    0,
+                )
             self._characters += characters
             return self._tokenizer
 
 
-def expect_equal(numbered: Sequence[tuple[int, str]], lengths: np.ndarray, ids: np.ndarray, numbers: Container[int]) -> None:
+def expect_equal(
+    numbered: Sequence[tuple[int, str]],
+    lengths: np.ndarray,
+    ids: np.ndarray,
+    numbers: Container[int],
+) -> None:
     """Raises Unusable unless `ids`, of `lengths`, are tiktoken's for those of the numbered texts whose numbers are given."""
     tokenizer = load_tokenizer()
     for (number, text), length, end in zip(numbered, lengths, np.cumsum(lengths), strict=True):
-        if number in numbers and not np.array_equal(ids[end - length : end], tokenizer.encode_array(text)):
-            raise Unusable(f"warning: gigatoken and tiktoken differ in document {number}, which begins {text[:40]!r}")
+        if number in numbers and not np.array_equal(
+            ids[end - length : end], tokenizer.encode_array(text)
+        ):
+            raise Unusable(
+                f"warning: gigatoken and tiktoken differ in document {number}, which begins {text[:40]!r}"
+            )
 
 
 @contextmanager
@@ -70,6 +87,8 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except ImportError:
-        raise Unusable("gigatoken is not installed (`pip install gigatoken` makes this several times faster)") from None
+        raise Unusable(
+            "gigatoken is not installed (`pip install gigatoken` makes this several times faster)"
+        ) from None
     except BaseException as error:  # a panic of its Rust code is no Exception
         raise Unusable(f"warning: gigatoken failed ({error!r})") from error

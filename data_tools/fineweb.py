@@ -36,14 +36,26 @@ from data_tools.documents import BadRow, documents, identity, local_files, text_
 from data_tools.fast import FastTokenizer, Unusable, expect_equal
 from minigpt_jax.errors import InputError, RunError, exit_cleanly
 from minigpt_jax.failpoint import failpoint
-from minigpt_jax.shards import MANIFEST, SHARD_TOKENS, Shard, ShardWriter, file_sha256, read_manifest, write_json, write_manifest
+from minigpt_jax.shards import (
+    MANIFEST,
+    SHARD_TOKENS,
+    Shard,
+    ShardWriter,
+    file_sha256,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 
 JOURNAL = "progress.json"
 SPLITS = ("train", "val")
 SAFE = "complete shards are safe, and the same command goes on from them"
 _BATCH_CHARACTERS = 2_000_000  # a fraction of a second of work: far more than it costs to hand it over, and to wait for Python meanwhile
-_COMPARED_FIRST, _COMPARED_EVERY = 20, 1_000  # documents that both tokenizers encode: the first of a run, then one in so many
+_COMPARED_FIRST, _COMPARED_EVERY = (
+    20,
+    1_000,
+)  # documents that both tokenizers encode: the first of a run, then one in so many
 _LINE_SECONDS = 10  # between two lines of progress where there is no terminal
 
 
@@ -92,23 +104,38 @@ def prepare(
     if (out / MANIFEST).exists():
         _expect_same(out, read_manifest(out).get("source"), recipe)
         (out / JOURNAL).unlink(missing_ok=True)
-        print(f"{out}: done before, from the same text; to check its files: python -m data_tools.index {out}")
+        print(
+            f"{out}: done before, from the same text; to check its files: python -m data_tools.index {out}"
+        )
         return
     places = _resume(out, recipe)
-    writers = {split: ShardWriter(out, split, shard_tokens, shards=place.shards) for split, place in places.items()}
+    writers = {
+        split: ShardWriter(out, split, shard_tokens, shards=place.shards)
+        for split, place in places.items()
+    }
     already = sum(shard.tokens for place in places.values() for shard in place.shards)
     if already:
-        print(f"{out}: going on after {already:,} tokens that are safe in complete shards", flush=True)
+        print(
+            f"{out}: going on after {already:,} tokens that are safe in complete shards", flush=True
+        )
     started, counts = time.monotonic(), Counter[str]()
     texts = chain.from_iterable(documents(source, name=name, column=column) for source in sources)
     batches = _batches(_todo(texts, places, val_every, limit, counts))
-    sizes = [None] if limit else [text_bytes(source, name=name, column=column) for source in sources]
+    sizes = (
+        [None] if limit else [text_bytes(source, name=name, column=column) for source in sources]
+    )
     size = None if None in sizes else sum(filter(None, sizes))
     try:
         with closing(_encode_all(batches, workers, fast)) as all_encoded:
             for encoded in _progress(all_encoded, size, already, workers, out):
                 with _storage(out):
-                    _store(encoded, writers, places, val_every, journal=partial(_save_journal, out, recipe, places))
+                    _store(
+                        encoded,
+                        writers,
+                        places,
+                        val_every,
+                        journal=partial(_save_journal, out, recipe, places),
+                    )
     except BrokenProcessPool:
         raise RunError(f"{out}: a worker process was killed (out of memory?): {SAFE}") from None
     except KeyboardInterrupt:
@@ -117,12 +144,24 @@ def prepare(
     total = counts.pop("documents", 0)
     if total < len(SPLITS):
         found = f"{total} usable documents in column {column!r} (skipped: {_skipped(counts)})"
-        raise InputError(f"{', '.join(sources)}: {found}, expected one for each split at least; a text file is one document")
+        raise InputError(
+            f"{', '.join(sources)}: {found}, expected one for each split at least; a text file is one document"
+        )
     val = math.ceil(total / val_every)
     with _storage(out):
-        splits = {"train": (writers["train"].close(), total - val), "val": (writers["val"].close(), val)}
+        splits = {
+            "train": (writers["train"].close(), total - val),
+            "val": (writers["val"].close(), val),
+        }
         failpoint("before_manifest")
-        write_manifest(out, splits, tokenizer=load_tokenizer().hash, vocab_size=TEXT_VOCAB, context=None, source=recipe)
+        write_manifest(
+            out,
+            splits,
+            tokenizer=load_tokenizer().hash,
+            vocab_size=TEXT_VOCAB,
+            context=None,
+            source=recipe,
+        )
         failpoint("after_manifest")
         (out / JOURNAL).unlink()
     _summarise(out, splits, counts, already, time.monotonic() - started)
@@ -133,13 +172,26 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _recipe(sources: Sequence[str], out: Path, name: str | None, column: str, val_every: int, shard_tokens: int, limit: int | None) -> str:
+def _recipe(
+    sources: Sequence[str],
+    out: Path,
+    name: str | None,
+    column: str,
+    val_every: int,
+    shard_tokens: int,
+    limit: int | None,
+) -> str:
     """All that decides the bytes of the shards, in one line: a folder that was made by another recipe is left alone."""
     for source in sources:
         if local_files(source) and out.resolve().is_relative_to(Path(source).resolve()):
             raise InputError(f"--out {out} lies within --source {source}: choose another folder")
     parts = [identity(source, name=name) for source in sources]
-    parts += [f"column {column}", f"1 document in {val_every} to val", f"{shard_tokens} tokens a shard", f"tokenizer {load_tokenizer().hash[:12]}"]
+    parts += [
+        f"column {column}",
+        f"1 document in {val_every} to val",
+        f"{shard_tokens} tokens a shard",
+        f"tokenizer {load_tokenizer().hash[:12]}",
+    ]
     return "; ".join(parts + ([f"the first {limit} documents"] if limit else []))
 
 
@@ -151,10 +203,14 @@ def _resume(out: Path, recipe: str) -> dict[str, Place]:
         if any(place.shards for place in places.values()):
             _expect_same(out, found, recipe)
     elif any(out.glob("*.npy")):
-        raise InputError(f"{out}: holds .npy files of unknown origin: choose another --out, or adopt them: python -m data_tools.index {out}")
+        raise InputError(
+            f"{out}: holds .npy files of unknown origin: choose another --out, or adopt them: python -m data_tools.index {out}"
+        )
     for shard in (shard for place in places.values() for shard in place.shards):
         if not (out / shard.file).is_file() or file_sha256(out / shard.file) != shard.sha256:
-            raise InputError(f"{out / shard.file}: missing or changed since it was written: delete {out} and run again")
+            raise InputError(
+                f"{out / shard.file}: missing or changed since it was written: delete {out} and run again"
+            )
     with _storage(out):
         out.mkdir(parents=True, exist_ok=True)
         for leftover in out.glob("*.tmp"):
@@ -165,20 +221,30 @@ def _resume(out: Path, recipe: str) -> dict[str, Place]:
 
 def _expect_same(out: Path, found: str | None, recipe: str) -> None:
     if found != recipe:
-        raise InputError(f"{out}: holds data made from [{found}], now asked for [{recipe}]: choose another --out, or delete it")
+        raise InputError(
+            f"{out}: holds data made from [{found}], now asked for [{recipe}]: choose another --out, or delete it"
+        )
 
 
 def _save_journal(out: Path, recipe: str, places: dict[str, Place]) -> None:
-    write_json(out / JOURNAL, {"source": recipe, "splits": {split: asdict(place) for split, place in places.items()}})
+    write_json(
+        out / JOURNAL,
+        {"source": recipe, "splits": {split: asdict(place) for split, place in places.items()}},
+    )
 
 
 def _load_journal(path: Path) -> tuple[str, dict[str, Place]]:
     try:
         journal = json.loads(path.read_text())
         places = {s: journal["splits"][s] for s in SPLITS}
-        return journal["source"], {s: Place(tuple(Shard(**f) for f in p["shards"]), p["document"], p["offset"]) for s, p in places.items()}
+        return journal["source"], {
+            s: Place(tuple(Shard(**f) for f in p["shards"]), p["document"], p["offset"])
+            for s, p in places.items()
+        }
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a journal of ours ({error!r}): delete {path.parent} and run again") from None
+        raise InputError(
+            f"{path}: not a journal of ours ({error!r}): delete {path.parent} and run again"
+        ) from None
 
 
 def _split_of(ordinal: int, val_every: int) -> str:
@@ -186,7 +252,11 @@ def _split_of(ordinal: int, val_every: int) -> str:
 
 
 def _todo(
-    texts: Iterable[str | BadRow], places: dict[str, Place], val_every: int, limit: int | None, counts: Counter[str]
+    texts: Iterable[str | BadRow],
+    places: dict[str, Place],
+    val_every: int,
+    limit: int | None,
+    counts: Counter[str],
 ) -> Iterator[tuple[int, str]]:
     """(ordinal, text) of every document that complete shards do not cover; `counts` gets all documents, and bad rows by reason."""
     for text in texts:
@@ -213,24 +283,38 @@ def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[Batch]:
         yield batch
 
 
-def _encode_all(batches: Iterator[Batch], workers: int, fast: FastTokenizer | None) -> Generator[Encoded]:
+def _encode_all(
+    batches: Iterator[Batch], workers: int, fast: FastTokenizer | None
+) -> Generator[Encoded]:
     """Tokenise in order: by `fast` in threads, which share all memory; when it fails or there is none, by processes with tiktoken."""
     flying: deque[tuple[Batch, Future[Encoded]]] = deque()
     if fast is not None and (first := next(batches, None)):
         start = first[0][0]
         try:
             with _shut_down(ThreadPoolExecutor(workers)) as pool:
-                yield from _in_order(pool, partial(_encode_fast, fast, start), chain([first], batches), 3 * workers, flying)
+                yield from _in_order(
+                    pool,
+                    partial(_encode_fast, fast, start),
+                    chain([first], batches),
+                    3 * workers,
+                    flying,
+                )
         except Unusable as reason:
             print(_farewell(reason, start, flying[0][0][0][0]), flush=True)
-    with _shut_down(ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)) as pool:
+    with _shut_down(
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    ) as pool:
         undone = [batch for batch, _ in flying]
         yield from _in_order(pool, _encode, chain(undone, batches), 3 * workers, deque())
 
 
 def _farewell(reason: Unusable, start: int, place: int) -> str:
     """The line that says why tiktoken takes over at document `place` of a run that began with document `start`."""
-    doubt = f"; only samples of the {place - start:,} before it were compared: to be sure, start over with --no-fast" if place > start else ""
+    doubt = (
+        f"; only samples of the {place - start:,} before it were compared: to be sure, start over with --no-fast"
+        if place > start
+        else ""
+    )
     return f"{reason}: tiktoken encodes from document {place} on{doubt}"
 
 
@@ -243,7 +327,11 @@ def _shut_down(pool: Executor) -> Iterator[Executor]:
 
 
 def _in_order(
-    pool: Executor, encode: Callable[[Batch], Encoded], batches: Iterable[Batch], ahead: int, flying: deque[tuple[Batch, Future[Encoded]]]
+    pool: Executor,
+    encode: Callable[[Batch], Encoded],
+    batches: Iterable[Batch],
+    ahead: int,
+    flying: deque[tuple[Batch, Future[Encoded]]],
 ) -> Iterator[Encoded]:
     """Results in the order of the batches, of which at most `ahead` wait in memory; `flying` holds those not yet given out."""
     for batch in batches:
@@ -285,16 +373,36 @@ def _encode_fast(fast: FastTokenizer, start: int, batch: Batch) -> Encoded:
     started = time.perf_counter()
     lengths, ids = fast.encode([text for _, text in batch])
     encoded = _encoded(batch, lengths, ids, started)
-    expect_equal(batch, lengths, ids, {n for n, _ in batch if n < start + _COMPARED_FIRST or n % _COMPARED_EVERY == _COMPARED_EVERY - 1})
+    expect_equal(
+        batch,
+        lengths,
+        ids,
+        {
+            n
+            for n, _ in batch
+            if n < start + _COMPARED_FIRST or n % _COMPARED_EVERY == _COMPARED_EVERY - 1
+        },
+    )
     return encoded
 
 
 def _encoded(batch: Batch, lengths: np.ndarray, ids: np.ndarray, started: float) -> Encoded:
     tokens = np.insert(ids, np.cumsum(lengths) - lengths, END_OF_TEXT)
-    return Encoded(np.array([ordinal for ordinal, _ in batch]), lengths + 1, tokens, time.perf_counter() - started)
+    return Encoded(
+        np.array([ordinal for ordinal, _ in batch]),
+        lengths + 1,
+        tokens,
+        time.perf_counter() - started,
+    )
 
 
-def _store(encoded: Encoded, writers: dict[str, ShardWriter], places: dict[str, Place], val_every: int, journal: Callable[[], None]) -> None:
+def _store(
+    encoded: Encoded,
+    writers: dict[str, ShardWriter],
+    places: dict[str, Place],
+    val_every: int,
+    journal: Callable[[], None],
+) -> None:
     """Append a batch, each document to its split; whenever that completes a shard, `places` moves and `journal` saves it.
 
     Neighbours of the same split are appended together, up to the end of a shard.
@@ -305,7 +413,9 @@ def _store(encoded: Encoded, writers: dict[str, ShardWriter], places: dict[str, 
     for first, last in pairwise(borders):
         split = _split_of(int(encoded.ordinals[first]), val_every)
         writer, place = writers[split], places[split]
-        position = int(ends[first] - encoded.lengths[first]) + (place.offset if encoded.ordinals[first] == place.document else 0)
+        position = int(ends[first] - encoded.lengths[first]) + (
+            place.offset if encoded.ordinals[first] == place.document else 0
+        )
         stop = int(ends[last - 1])
         while position < stop:
             complete = len(writer.shards)
@@ -313,8 +423,14 @@ def _store(encoded: Encoded, writers: dict[str, ShardWriter], places: dict[str, 
             writer.append(encoded.tokens[position:upto])
             position = upto
             if len(writer.shards) > complete:
-                cut = int(np.searchsorted(ends, position))  # the document that the end of the shard lies in
-                places[split] = Place(tuple(writer.shards), int(encoded.ordinals[cut]), int(position - ends[cut] + encoded.lengths[cut]))
+                cut = int(
+                    np.searchsorted(ends, position)
+                )  # the document that the end of the shard lies in
+                places[split] = Place(
+                    tuple(writer.shards),
+                    int(encoded.ordinals[cut]),
+                    int(position - ends[cut] + encoded.lengths[cut]),
+                )
                 failpoint("before_journal", len(writer.shards))
                 journal()
 
@@ -325,17 +441,28 @@ def _storage(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         # numpy reports a short write without an error number.
-        raise RunError(f"{out}: {error.strerror or f'disk full? ({error})'}: once there is room, {SAFE}") from None
+        raise RunError(
+            f"{out}: {error.strerror or f'disk full? ({error})'}: once there is room, {SAFE}"
+        ) from None
 
 
-def _progress(batches: Iterator[Encoded], size: int | None, already: int, workers: int, out: Path) -> Iterator[Encoded]:
+def _progress(
+    batches: Iterator[Encoded], size: int | None, already: int, workers: int, out: Path
+) -> Iterator[Encoded]:
     """Pass `batches` on, with an estimate from the first and a bar on a terminal; elsewhere with a line now and then."""
     live, bar, spoken = sys.stderr.isatty(), None, time.monotonic()
     with Path(os.devnull).open("w") as nowhere:
         for encoded in batches:
             if bar is None:
                 total, width = _estimate(encoded, size, workers, out), None if live else 80
-                bar = tqdm(total=total, initial=already, unit="tok", unit_scale=True, file=sys.stderr if live else nowhere, ncols=width)
+                bar = tqdm(
+                    total=total,
+                    initial=already,
+                    unit="tok",
+                    unit_scale=True,
+                    file=sys.stderr if live else nowhere,
+                    ncols=width,
+                )
             yield encoded
             bar.update(len(encoded.tokens))
             if not live and time.monotonic() - spoken > _LINE_SECONDS:
@@ -347,13 +474,21 @@ def _progress(batches: Iterator[Encoded], size: int | None, already: int, worker
 
 def _estimate(first: Encoded, size: int | None, workers: int, out: Path) -> int | None:
     """Print what the whole will cost, judged by the first batch; returns the number of tokens to expect, if it is known."""
-    speed, free = len(first.tokens) / first.seconds * min(workers, cores()), shutil.disk_usage(out).free
+    speed, free = (
+        len(first.tokens) / first.seconds * min(workers, cores()),
+        shutil.disk_usage(out).free,
+    )
     rate = f"{speed / 1e6:.2f}M tokens/s with {workers} workers, {free / 1e9:.1f} GB of disk free"
     if size is None:
         print(f"estimate: unknown size, 2 bytes of disk a token; {rate}", flush=True)
         return None
-    tokens = int(size * len(first.tokens) / max(1, load_tokenizer().byte_lengths()[first.tokens].sum()))
-    print(f"estimate: {tokens / 1e6:.1f}M tokens, {tokens * 2 / 1e6:.1f} MB of disk, {tokens / speed:.0f} s; {rate}", flush=True)
+    tokens = int(
+        size * len(first.tokens) / max(1, load_tokenizer().byte_lengths()[first.tokens].sum())
+    )
+    print(
+        f"estimate: {tokens / 1e6:.1f}M tokens, {tokens * 2 / 1e6:.1f} MB of disk, {tokens / speed:.0f} s; {rate}",
+        flush=True,
+    )
     if tokens * 2 > free:
         print(f"warning: {out} has too little room for that", file=sys.stderr)
     return tokens
@@ -363,13 +498,28 @@ def _skipped(counts: Counter[str]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())) or "0"
 
 
-def _summarise(out: Path, splits: dict[str, tuple[list[Shard], int]], skipped: Counter[str], already: int, seconds: float) -> None:
+def _summarise(
+    out: Path,
+    splits: dict[str, tuple[list[Shard], int]],
+    skipped: Counter[str],
+    already: int,
+    seconds: float,
+) -> None:
     tokens = {split: sum(shard.tokens for shard in shards) for split, (shards, _) in splits.items()}
     separators = sum(count for _, count in splits.values())
     table = [("documents", f"{separators:,}"), ("skipped", _skipped(skipped))]
-    table += [("text tokens", f"{sum(tokens.values()) - separators:,}"), ("separators", f"{separators:,}")]
-    table += [(split, f"{tokens[split]:,} tokens of {count:,} documents in {len(shards)} shards") for split, (shards, count) in splits.items()]
-    table += [("time", f"{seconds:.1f} s, {(sum(tokens.values()) - already) / seconds:,.0f} tokens/s"), ("written to", str(out))]
+    table += [
+        ("text tokens", f"{sum(tokens.values()) - separators:,}"),
+        ("separators", f"{separators:,}"),
+    ]
+    table += [
+        (split, f"{tokens[split]:,} tokens of {count:,} documents in {len(shards)} shards")
+        for split, (shards, count) in splits.items()
+    ]
+    table += [
+        ("time", f"{seconds:.1f} s, {(sum(tokens.values()) - already) / seconds:,.0f} tokens/s"),
+        ("written to", str(out)),
+    ]
     for label, value in table:
         print(f"{label:<12} {value}")
 
@@ -385,16 +535,45 @@ def _at_least(smallest: int):
 
 def main() -> None:
     """The command line of `prepare`."""
-    parser = argparse.ArgumentParser(prog="python -m data_tools.fineweb", description="Turn documents into token shards.")
-    source_help = "hub data set (owner/name or owner/name@revision), file or folder; may be repeated"
-    parser.add_argument("--source", dest="sources", action="append", required=True, help=source_help)
+    parser = argparse.ArgumentParser(
+        prog="python -m data_tools.fineweb", description="Turn documents into token shards."
+    )
+    source_help = (
+        "hub data set (owner/name or owner/name@revision), file or folder; may be repeated"
+    )
+    parser.add_argument(
+        "--source", dest="sources", action="append", required=True, help=source_help
+    )
     parser.add_argument("--name", help="configuration of the hub data set, e.g. sample-10BT")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--text-column", dest="column", default="text", help="field that holds the text (default: text)")
-    parser.add_argument("--val-every", type=_at_least(2), default=100, help="one document in so many is for validation (default: 100)")
-    parser.add_argument("--shard-tokens", type=_at_least(1), default=SHARD_TOKENS, help=f"tokens a shard (default: {SHARD_TOKENS})")
-    parser.add_argument("--workers", type=_at_least(1), help="processes or threads that tokenise (default: one per core)")
-    parser.add_argument("--no-fast", action="store_true", help="encode with tiktoken even where gigatoken is installed: the same ids, slower")
+    parser.add_argument(
+        "--text-column",
+        dest="column",
+        default="text",
+        help="field that holds the text (default: text)",
+    )
+    parser.add_argument(
+        "--val-every",
+        type=_at_least(2),
+        default=100,
+        help="one document in so many is for validation (default: 100)",
+    )
+    parser.add_argument(
+        "--shard-tokens",
+        type=_at_least(1),
+        default=SHARD_TOKENS,
+        help=f"tokens a shard (default: {SHARD_TOKENS})",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_at_least(1),
+        help="processes or threads that tokenise (default: one per core)",
+    )
+    parser.add_argument(
+        "--no-fast",
+        action="store_true",
+        help="encode with tiktoken even where gigatoken is installed: the same ids, slower",
+    )
     parser.add_argument("--limit", type=_at_least(1), help="stop after so many documents")
     options = vars(parser.parse_args())
     fast = None if options.pop("no_fast") else FastTokenizer()

@@ -17,7 +17,17 @@ import numpy as np
 from tqdm import tqdm
 
 from minigpt_jax.errors import InputError, exit_cleanly
-from minigpt_jax.shards import MANIFEST, Shard, expect_sha256, file_sha256, load_tokens, mask_file, open_stream, read_manifest, write_manifest
+from minigpt_jax.shards import (
+    MANIFEST,
+    Shard,
+    expect_sha256,
+    file_sha256,
+    load_tokens,
+    mask_file,
+    open_stream,
+    read_manifest,
+    write_manifest,
+)
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 
 _SPLIT_IN_NAME = re.compile(r"(?:^|_)(train|val)_")
@@ -35,16 +45,27 @@ def adopt(folder: Path) -> dict[str, tuple[list[Shard], int]]:
     for path in _progress(paths):
         match = _SPLIT_IN_NAME.search(path.name)
         if match is None or path.name.endswith(".mask.npy"):
-            raise InputError(f"{path}: expected a token file with train_ or val_ in its name: rename it or move it away")
+            raise InputError(
+                f"{path}: expected a token file with train_ or val_ in its name: rename it or move it away"
+            )
         tokens = load_tokens(path, expected=None, vocab_size=TEXT_VOCAB)
         shards, documents = splits[match[1]]
         shards.append(Shard(path.name, len(tokens), file_sha256(path)))
         splits[match[1]] = shards, documents + int(np.count_nonzero(tokens == END_OF_TEXT))
     for split, (shards, _) in splits.items():
         if not shards:
-            raise InputError(f"{folder}: no file of the {split} split: rename one to {split}_000000.npy")
+            raise InputError(
+                f"{folder}: no file of the {split} split: rename one to {split}_000000.npy"
+            )
     source = f"{len(paths)} token files made elsewhere"
-    write_manifest(folder, splits, tokenizer=load_tokenizer().hash, vocab_size=TEXT_VOCAB, context=None, source=source)
+    write_manifest(
+        folder,
+        splits,
+        tokenizer=load_tokenizer().hash,
+        vocab_size=TEXT_VOCAB,
+        context=None,
+        source=source,
+    )
     return splits
 
 
@@ -55,14 +76,25 @@ def verify(folder: Path) -> dict[str, tuple[list[Shard], int]]:
     """
     manifest = read_manifest(folder)
     try:
-        splits = {split: ([Shard(**shard) for shard in entry["shards"]], entry["documents"]) for split, entry in manifest["splits"].items()}
+        splits = {
+            split: ([Shard(**shard) for shard in entry["shards"]], entry["documents"])
+            for split, entry in manifest["splits"].items()
+        }
         vocab_size, context = manifest["vocab_size"], manifest["context"] or 1
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder / MANIFEST}: not a manifest of ours ({error!r}): prepare the data again") from None
+        raise InputError(
+            f"{folder / MANIFEST}: not a manifest of ours ({error!r}): prepare the data again"
+        ) from None
     for split, (shards, _) in splits.items():
-        open_stream(folder, split, tokenizer=load_tokenizer().hash, vocab_size=vocab_size, context=context)
+        open_stream(
+            folder, split, tokenizer=load_tokenizer().hash, vocab_size=vocab_size, context=context
+        )
         expected = {folder / shard.file: shard.sha256 for shard in shards}
-        expected |= {folder / mask_file(shard.file): shard.mask_sha256 for shard in shards if shard.mask_sha256 is not None}
+        expected |= {
+            folder / mask_file(shard.file): shard.mask_sha256
+            for shard in shards
+            if shard.mask_sha256 is not None
+        }
         for path in _progress(list(expected)):
             expect_sha256(path, expected[path])
     return splits
@@ -75,7 +107,9 @@ def _progress(paths: list[Path]) -> Iterator[Path]:
     began = time.monotonic()
     hashlib.sha256(sample)
     seconds = (time.monotonic() - began) * 2 * total / len(sample)
-    print(f"{len(paths)} files of {2 * total / 1e6:,.1f} MB to read: about {seconds:.0f} s and what the disk takes")
+    print(
+        f"{len(paths)} files of {2 * total / 1e6:,.1f} MB to read: about {seconds:.0f} s and what the disk takes"
+    )
     with tqdm(total=total, unit="tok", unit_scale=True, disable=None) as bar:
         for path in paths:
             yield path
@@ -84,18 +118,29 @@ def _progress(paths: list[Path]) -> Iterator[Path]:
 
 def main() -> None:
     """The command line: verify where there is a manifest, adopt where there is none."""
-    parser = argparse.ArgumentParser(prog="python -m data_tools.index", description="Verify a folder of token shards, or adopt one made elsewhere.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_tools.index",
+        description="Verify a folder of token shards, or adopt one made elsewhere.",
+    )
     parser.add_argument("folder", type=Path, help="folder of .npy token files")
     folder = parser.parse_args().folder
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     if (folder / "progress.json").exists() and not (folder / MANIFEST).exists():
-        raise InputError(f"{folder}: its preparation was interrupted: run the command that began it again")
+        raise InputError(
+            f"{folder}: its preparation was interrupted: run the command that began it again"
+        )
     known = (folder / MANIFEST).exists()
     splits = verify(folder) if known else adopt(folder)
     for split, (shards, documents) in splits.items():
-        print(f"{split:<6} {sum(s.tokens for s in shards):>15,} tokens of {documents:,} documents in {len(shards)} shards")
-    print(f"{folder}: every file is as {MANIFEST} says" if known else f"{folder}: adopted, {MANIFEST} written")
+        print(
+            f"{split:<6} {sum(s.tokens for s in shards):>15,} tokens of {documents:,} documents in {len(shards)} shards"
+        )
+    print(
+        f"{folder}: every file is as {MANIFEST} says"
+        if known
+        else f"{folder}: adopted, {MANIFEST} written"
+    )
 
 
 if __name__ == "__main__":

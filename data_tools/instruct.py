@@ -34,7 +34,10 @@ _LINE_SECONDS = 10  # between two lines of progress where there is no terminal
 # Question and answer columns of a pair, in the order they are looked for, after the two kinds of dialogue.
 _PAIRS = (("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
 _DIALOGUES = ("messages", "conversations")
-_ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's names; others are checked by the template
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+}  # ShareGPT's names; others are checked by the template
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,10 @@ def messages_of(row: dict[str, Any]) -> list[Message]:
         if question in fields or answer in fields:
             return _pair(fields, question, answer)
     known = [*_DIALOGUES, *("/".join(pair) for pair in _PAIRS)]
-    raise BadConversation("field missing", f"found {', '.join(map(str, fields)) or 'nothing'}, expected one of {', '.join(known)}")
+    raise BadConversation(
+        "field missing",
+        f"found {', '.join(map(str, fields)) or 'nothing'}, expected one of {', '.join(known)}",
+    )
 
 
 def conversation_of(row: dict[str, Any], context: int, tokenizer: Tokenizer) -> Conversation:
@@ -77,7 +83,9 @@ def pack(lengths: Sequence[int], context: int) -> list[list[int]]:
     Rows stand in the order of their longest conversation in the source, so that no part of the stream is all short ones.
     """
     rows: list[list[int]] = []
-    spaces: list[tuple[int, int]] = []  # (tokens free, row), sorted: the first one that is large enough fits best
+    spaces: list[
+        tuple[int, int]
+    ] = []  # (tokens free, row), sorted: the first one that is large enough fits best
     for number in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
         best = bisect_left(spaces, (lengths[number], 0))
         if best == len(spaces):
@@ -91,7 +99,13 @@ def pack(lengths: Sequence[int], context: int) -> list[list[int]]:
     return sorted(rows)
 
 
-def write_packed(folder: Path, splits: dict[str, list[Conversation]], context: int, tokenizer: Tokenizer, source: str) -> dict[str, int]:
+def write_packed(
+    folder: Path,
+    splits: dict[str, list[Conversation]],
+    context: int,
+    tokenizer: Tokenizer,
+    source: str,
+) -> dict[str, int]:
     """Replace what `folder` holds by masked shards of rows of `context` tokens; returns the number of rows of every split.
 
     Rows are padded, and a stream is closed, with <|endoftext|> of weight 0. The manifest goes first and comes back last: a folder
@@ -108,20 +122,33 @@ def write_packed(folder: Path, splits: dict[str, list[Conversation]], context: i
                 writer.append(*_padded([conversations[number] for number in row], context))
             writer.append(*_padded([], 1))  # what the last token of the last row is followed by
             shards[split], counts[split] = (writer.close(), len(conversations)), len(packed)
-        write_manifest(folder, shards, tokenizer=tokenizer.hash, vocab_size=CHAT_VOCAB, context=context, source=source)
+        write_manifest(
+            folder,
+            shards,
+            tokenizer=tokenizer.hash,
+            vocab_size=CHAT_VOCAB,
+            context=context,
+            source=source,
+        )
     except OSError as error:
-        raise RunError(f"{folder}: {error.strerror or error}: make room and run the same command again") from None
+        raise RunError(
+            f"{folder}: {error.strerror or error}: make room and run the same command again"
+        ) from None
     return counts
 
 
 def expect_free(folder: Path, overwrite: bool) -> None:
     """Raise InputError where writing to `folder` would destroy what somebody may need; what a killed run of ours left is free to go."""
     if (folder / MANIFEST).exists() and not overwrite:
-        raise InputError(f"{folder}: holds prepared data: choose another folder, or replace it with --overwrite")
+        raise InputError(
+            f"{folder}: holds prepared data: choose another folder, or replace it with --overwrite"
+        )
     for path in folder.glob("*.npy"):
         # We write the mask of a shard before its tokens, so tokens alone are never ours.
         if not path.name.endswith(".mask.npy") and not (folder / mask_file(path.name)).exists():
-            raise InputError(f"{path}: a token file without a mask, not from this tool: choose another folder")
+            raise InputError(
+                f"{path}: a token file without a mask, not from this tool: choose another folder"
+            )
 
 
 def _clear(folder: Path) -> None:
@@ -146,16 +173,25 @@ def _dialogue(name: str, turns: object) -> list[Message]:
     messages: list[Message] = []
     for turn in turns:
         if not isinstance(turn, dict):
-            raise BadConversation("not a list", f"found {_brief(turn)} in {name}, expected a list of turns with names")
+            raise BadConversation(
+                "not a list", f"found {_brief(turn)} in {name}, expected a list of turns with names"
+            )
         role = turn.get("role", turn.get("from"))
-        messages.append(_message(_ROLES.get(role, role) if isinstance(role, str) else _brief(role), turn.get("content", turn.get("value"))))
+        messages.append(
+            _message(
+                _ROLES.get(role, role) if isinstance(role, str) else _brief(role),
+                turn.get("content", turn.get("value")),
+            )
+        )
     return messages
 
 
 def _pair(fields: dict[str, Any], question: str, answer: str) -> list[Message]:
     for field in (question, answer):
         if field not in fields:
-            raise BadConversation("field missing", f"found {', '.join(map(str, fields))}, expected {field} too")
+            raise BadConversation(
+                "field missing", f"found {', '.join(map(str, fields))}, expected {field} too"
+            )
     answered = _message("assistant", fields[answer])
     asked = _message("user", fields[question])
     if question == "instruction" and fields.get("input"):
@@ -168,7 +204,9 @@ def _message(role: str, content: object) -> Message:
     if not isinstance(content, str):
         raise BadConversation("not a text", f"found {_brief(content)} as what the {role} says")
     if not content.strip():
-        raise BadConversation("empty answer" if role == "assistant" else "empty message", f"the {role} says nothing")
+        raise BadConversation(
+            "empty answer" if role == "assistant" else "empty message", f"the {role} says nothing"
+        )
     return {"role": role, "content": content.strip()}
 
 
@@ -176,7 +214,9 @@ def _brief(value: object) -> str:
     return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
 
 
-def render_rows(sources: Sequence[str], *, name: str | None, context: int, strict: bool, out: Path) -> tuple[list[Conversation], Counter[str]]:
+def render_rows(
+    sources: Sequence[str], *, name: str | None, context: int, strict: bool, out: Path
+) -> tuple[list[Conversation], Counter[str]]:
     """The conversations of all sources in order, and how many rows were skipped, by reason. With `strict`, the first of those raises InputError."""
     tokenizer, conversations, skipped = load_tokenizer(), list[Conversation](), Counter[str]()
     numbered = []
@@ -191,23 +231,41 @@ def render_rows(sources: Sequence[str], *, name: str | None, context: int, stric
             conversations.append(conversation_of(row, context, tokenizer))
         except BadConversation as bad:
             if strict:
-                raise InputError(f"{source}: row {number}: {bad} (without --strict it would be skipped and counted)") from None
+                raise InputError(
+                    f"{source}: row {number}: {bad} (without --strict it would be skipped and counted)"
+                ) from None
             skipped[bad.reason] += 1
         if done == sample:
             share = len(numbered) / sample
-            _print_estimate(share * sum(len(c.tokens) for c in conversations), share * (time.monotonic() - started), out)
+            _print_estimate(
+                share * sum(len(c.tokens) for c in conversations),
+                share * (time.monotonic() - started),
+                out,
+            )
     return conversations, skipped
 
 
-def _progress(numbered: Sequence[tuple[str, int, Any]], kept: Sequence[Conversation]) -> Iterator[tuple[str, int, Any]]:
+def _progress(
+    numbered: Sequence[tuple[str, int, Any]], kept: Sequence[Conversation]
+) -> Iterator[tuple[str, int, Any]]:
     """Pass the rows on, with a bar on a terminal that counts the tokens `kept` too; elsewhere with a line now and then."""
-    live, spoken, began, counted, tokens = sys.stderr.isatty(), time.monotonic(), time.monotonic(), 0, 0
+    live, spoken, began, counted, tokens = (
+        sys.stderr.isatty(),
+        time.monotonic(),
+        time.monotonic(),
+        0,
+        0,
+    )
     with Path(os.devnull).open("w") as nowhere:
-        bar = tqdm(numbered, unit=" rows", file=sys.stderr if live else nowhere, ncols=None if live else 80)
+        bar = tqdm(
+            numbered, unit=" rows", file=sys.stderr if live else nowhere, ncols=None if live else 80
+        )
         for item in bar:
             yield item
             tokens, counted = tokens + sum(len(c.tokens) for c in kept[counted:]), len(kept)
-            bar.set_postfix_str(f"{tokens / (time.monotonic() - began):,.0f} tokens/s", refresh=False)
+            bar.set_postfix_str(
+                f"{tokens / (time.monotonic() - began):,.0f} tokens/s", refresh=False
+            )
             if not live and time.monotonic() - spoken > _LINE_SECONDS:
                 spoken = time.monotonic()
                 print(bar, file=sys.stderr, flush=True)
@@ -215,14 +273,31 @@ def _progress(numbered: Sequence[tuple[str, int, Any]], kept: Sequence[Conversat
 
 
 def _print_estimate(tokens: float, seconds: float, out: Path) -> None:
-    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    existing = next(
+        folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists()
+    )
     free = shutil.disk_usage(existing).free
-    print(f"estimate: {tokens / 1e6:.1f}M tokens, {tokens * 3 / 1e6:.0f} MB of disk ({free / 1e9:.1f} GB free), {seconds:.0f} s", flush=True)
+    print(
+        f"estimate: {tokens / 1e6:.1f}M tokens, {tokens * 3 / 1e6:.0f} MB of disk ({free / 1e9:.1f} GB free), {seconds:.0f} s",
+        flush=True,
+    )
 
 
-def _print_summary(conversations: Sequence[Conversation], skipped: Counter[str], lengths: dict[str, int], context: int) -> None:
-    tokens, supervised = sum(len(c.tokens) for c in conversations), sum(int(c.mask.sum()) for c in conversations)
-    table = [("rows read", len(conversations) + skipped.total()), ("kept", len(conversations)), ("skipped", skipped.total())]
+def _print_summary(
+    conversations: Sequence[Conversation],
+    skipped: Counter[str],
+    lengths: dict[str, int],
+    context: int,
+) -> None:
+    tokens, supervised = (
+        sum(len(c.tokens) for c in conversations),
+        sum(int(c.mask.sum()) for c in conversations),
+    )
+    table = [
+        ("rows read", len(conversations) + skipped.total()),
+        ("kept", len(conversations)),
+        ("skipped", skipped.total()),
+    ]
     table += [(f"  {reason}", count) for reason, count in skipped.most_common()]
     table += [("tokens", tokens), ("supervised", supervised)]
     table += [(f"{split} rows", count) for split, count in lengths.items()]
@@ -243,25 +318,67 @@ def marked(conversation: Conversation, tokenizer: Tokenizer, before: str, after:
 
 def main() -> None:
     """Read the command line, prepare the folder, print what became of every row."""
-    parser = argparse.ArgumentParser(prog="python -m data_tools.instruct", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", action="append", required=True, help="hub data set, file or folder; may be repeated")
-    parser.add_argument("--name", help="configuration of the hub data sets, where they have several")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_tools.instruct",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--source",
+        action="append",
+        required=True,
+        help="hub data set, file or folder; may be repeated",
+    )
+    parser.add_argument(
+        "--name", help="configuration of the hub data sets, where they have several"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for shards and manifest")
-    parser.add_argument("--context", type=int, default=1024, help="row length in tokens: model.context of the run to come (default %(default)s)")
-    parser.add_argument("--val-every", type=int, default=100, help="hold out every n-th conversation for validation (default %(default)s)")
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N conversations, what is trained on in colour")
-    parser.add_argument("--strict", action="store_true", help="stop at the first row that would be skipped")
-    parser.add_argument("--overwrite", action="store_true", help="replace the prepared data in --out")
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=1024,
+        help="row length in tokens: model.context of the run to come (default %(default)s)",
+    )
+    parser.add_argument(
+        "--val-every",
+        type=int,
+        default=100,
+        help="hold out every n-th conversation for validation (default %(default)s)",
+    )
+    parser.add_argument(
+        "--show",
+        type=int,
+        default=0,
+        metavar="N",
+        help="print the first N conversations, what is trained on in colour",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="stop at the first row that would be skipped"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the prepared data in --out"
+    )
     args = parser.parse_args()
     if args.context < 2 or args.val_every < 2:
-        raise InputError(f"--context {args.context} --val-every {args.val_every}: both must be at least 2")
+        raise InputError(
+            f"--context {args.context} --val-every {args.val_every}: both must be at least 2"
+        )
     tokenizer = load_tokenizer()
     expect_free(args.out, args.overwrite)
-    conversations, skipped = render_rows(args.source, name=args.name, context=args.context, strict=args.strict, out=args.out)
+    conversations, skipped = render_rows(
+        args.source, name=args.name, context=args.context, strict=args.strict, out=args.out
+    )
     if len(conversations) < 2:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common()) or "nothing"
-        raise InputError(f"{', '.join(args.source)}: found {len(conversations)} conversations, expected at least one a split (skipped: {reasons})")
-    splits = {"train": [c for n, c in enumerate(conversations) if n % args.val_every], "val": conversations[:: args.val_every]}
+        reasons = (
+            ", ".join(f"{count} {reason}" for reason, count in skipped.most_common()) or "nothing"
+        )
+        raise InputError(
+            f"{', '.join(args.source)}: found {len(conversations)} conversations, expected at least one a split (skipped: {reasons})"
+        )
+    splits = {
+        "train": [c for n, c in enumerate(conversations) if n % args.val_every],
+        "val": conversations[:: args.val_every],
+    }
     lengths = write_packed(args.out, splits, args.context, tokenizer, source=", ".join(args.source))
     before, after = ("\x1b[32m", "\x1b[0m") if sys.stdout.isatty() else ("[[", "]]")
     for conversation in conversations[: args.show]:

@@ -44,33 +44,73 @@ Document = tuple[str, str]  # what a topic, a module, a class or a function says
 # few words of each of forty; NumPy is always there and speaks evenly.
 _FIRST = "numpy"
 # Tests, vendored copies and demos: little prose, and much of it twice.
-_SKIPPED = {"test", "tests", "testing", "_vendor", "idlelib", "idle_test", "lib2to3", "turtledemo", "site-packages", "dist-packages"}
+_SKIPPED = {
+    "test",
+    "tests",
+    "testing",
+    "_vendor",
+    "idlelib",
+    "idle_test",
+    "lib2to3",
+    "turtledemo",
+    "site-packages",
+    "dist-packages",
+}
 # Documents. Few and long ones would make the validation loss a matter of luck; even NumPy's are far over a thousand.
 _VAL_EVERY = 20
 
 _ASKED_TYPES = (str, list, dict, set, tuple, int, float)
-_ASKED_MODULES = ("collections", "functools", "itertools", "json", "math", "os.path", "pathlib", "random", "re", "shutil", "time")
-_PHRASINGS = ("What does {} do?", "What is {} for?", "Explain {}.", "How do I use {}?", "Describe {} in one sentence.")
-_ANSWER_TOKENS = 40  # longer first sentences are not asked for: an answer of the demo has to end soon
-_SIGNATURE = re.compile(r"[\w.]+\(.*\)( *-+> .*)?")  # the old habit of C modules: `join(iterable) -> str`
+_ASKED_MODULES = (
+    "collections",
+    "functools",
+    "itertools",
+    "json",
+    "math",
+    "os.path",
+    "pathlib",
+    "random",
+    "re",
+    "shutil",
+    "time",
+)
+_PHRASINGS = (
+    "What does {} do?",
+    "What is {} for?",
+    "Explain {}.",
+    "How do I use {}?",
+    "Describe {} in one sentence.",
+)
+_ANSWER_TOKENS = (
+    40  # longer first sentences are not asked for: an answer of the demo has to end soon
+)
+_SIGNATURE = re.compile(
+    r"[\w.]+\(.*\)( *-+> .*)?"
+)  # the old habit of C modules: `join(iterable) -> str`
 _PROSE = re.compile(r"[A-Za-z][A-Za-z'-]*[ ,;]")  # begins with a word, not with code
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)\s+(?=[A-Z(\"'`])")
 
 
 def corpus() -> Iterator[str]:
     """Every document, those of NumPy first; otherwise in an order that looks random but is fixed by the modules' names. No text twice."""
-    sources: dict[str, Callable[[], list[Document]]] = {f"topic {name}": partial(_topic, name) for name in topics}
+    sources: dict[str, Callable[[], list[Document]]] = {
+        f"topic {name}": partial(_topic, name) for name in topics
+    }
     for name in sorted(sys.stdlib_module_names):
         if not name.startswith("_") and _is_extension(name):
             sources[name] = partial(imported_documents, name)
-    for folder in dict.fromkeys(sysconfig.get_path(key) for key in ("stdlib", "purelib", "platlib")):
+    for folder in dict.fromkeys(
+        sysconfig.get_path(key) for key in ("stdlib", "purelib", "platlib")
+    ):
         for path in sorted(Path(folder).rglob("*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
             if _SKIPPED.isdisjoint(parts):
                 name = ".".join(parts).removesuffix(".__init__")
                 sources[name] = partial(parsed_documents, name, path)
     said: set[str] = set()
-    for name in sorted(sources, key=lambda name: (name.split(".")[0] != _FIRST, hashlib.sha256(name.encode()).digest())):
+    for name in sorted(
+        sources,
+        key=lambda name: (name.split(".")[0] != _FIRST, hashlib.sha256(name.encode()).digest()),
+    ):
         for heading, text in sources[name]():
             if text not in said:
                 said.add(text)
@@ -109,14 +149,21 @@ def _parsed(heading: str, name: str, node: ast.Module | ast.ClassDef) -> list[Do
     found = [(heading, ast.get_docstring(node))]
     for child in node.body:
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            arguments = [argument.arg for argument in (*child.args.posonlyargs, *child.args.args, *child.args.kwonlyargs)]
+            arguments = [
+                argument.arg
+                for argument in (*child.args.posonlyargs, *child.args.args, *child.args.kwonlyargs)
+            ]
             found.append((f"{name}.{child.name}({', '.join(arguments)})", ast.get_docstring(child)))
     return [(heading, text) for heading, text in found if text]
 
 
 def _imported(heading: str, name: str, value: object) -> list[Document]:
     found = [(heading, inspect.getdoc(value))]
-    found += [(f"{name}.{key}()", inspect.getdoc(child)) for key, child in vars(value).items() if inspect.isroutine(child)]
+    found += [
+        (f"{name}.{key}()", inspect.getdoc(child))
+        for key, child in vars(value).items()
+        if inspect.isroutine(child)
+    ]
     return [(heading, text) for heading, text in found if text]
 
 
@@ -126,7 +173,9 @@ def _topic(name: str) -> list[Document]:
 
 def _is_extension(name: str) -> bool:
     spec = importlib.util.find_spec(name)
-    return spec is not None and (spec.origin == "built-in" or not (spec.origin or ".py").endswith((".py", "frozen")))
+    return spec is not None and (
+        spec.origin == "built-in" or not (spec.origin or ".py").endswith((".py", "frozen"))
+    )
 
 
 def answers() -> dict[str, str]:
@@ -146,14 +195,23 @@ def first_sentence(docstring: str) -> str | None:
         lines = lines[1:]
     paragraph = " ".join("\n".join(lines).split("\n\n")[0].split())
     sentence = _SENTENCE_END.split(paragraph)[0].rstrip(".")
-    if len(sentence.split()) < 3 or not _PROSE.match(sentence) or sentence.endswith(":") or " - " in sentence:
+    if (
+        len(sentence.split()) < 3
+        or not _PROSE.match(sentence)
+        or sentence.endswith(":")
+        or " - " in sentence
+    ):
         return None
     return sentence[0].upper() + sentence[1:] + "."
 
 
 def questions(tokenizer: Tokenizer) -> dict[str, list[dict[str, str]]]:
     """Split -> prompt/completion pairs. A function is in "train" or in "val" in all its phrasings; every tenth or so is held out."""
-    short = {name: answer for name, answer in answers().items() if len(tokenizer.encode(answer)) <= _ANSWER_TOKENS}
+    short = {
+        name: answer
+        for name, answer in answers().items()
+        if len(tokenizer.encode(answer)) <= _ANSWER_TOKENS
+    }
     pairs: dict[str, list[dict[str, str]]] = {"train": [], "val": []}
     # Phrasing by phrasing, so that conversations of equal length, which are packed together, are about different functions.
     for phrasing in _PHRASINGS:
@@ -176,7 +234,12 @@ def _public(prefix: str, owner: object, names: Iterable[str]) -> Iterator[tuple[
     for name in names:
         value = getattr(owner, name)
         exception = inspect.isclass(value) and issubclass(value, BaseException)
-        if not name.startswith("_") and not name.isupper() and not exception and (inspect.isclass(value) or inspect.isroutine(value)):
+        if (
+            not name.startswith("_")
+            and not name.isupper()
+            and not exception
+            and (inspect.isclass(value) or inspect.isroutine(value))
+        ):
             yield prefix + name, value
 
 
@@ -185,7 +248,10 @@ def write_documents(folder: Path, megabytes: float) -> Path:
     path, size = folder / DOCUMENTS, 0
     temporary = path.with_name(path.name + ".tmp")
     folder.mkdir(parents=True, exist_ok=True)
-    with temporary.open("w", encoding="utf-8") as file, tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+    with (
+        temporary.open("w", encoding="utf-8") as file,
+        tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar,
+    ):
         for document in corpus():
             written = file.write(json.dumps({"text": document}) + "\n")
             size += written
@@ -207,20 +273,38 @@ def prepare_chat(folder: Path, context: int) -> None:
     expect_free(folder, overwrite=False)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / QUESTIONS, pairs)
-    splits = {split: [conversation_of(pair, context, tokenizer) for pair in pairs[split]] for split in pairs}
+    splits = {
+        split: [conversation_of(pair, context, tokenizer) for pair in pairs[split]]
+        for split in pairs
+    }
     rows = write_packed(folder, splits, context, tokenizer, source)
     for split, count in rows.items():
         functions = len(splits[split]) // len(_PHRASINGS)
-        print(f"{split:<12} {len(splits[split]):,} questions about {functions:,} functions in {count:,} rows of {context} tokens")
+        print(
+            f"{split:<12} {len(splits[split]):,} questions about {functions:,} functions in {count:,} rows of {context} tokens"
+        )
 
 
 def main() -> None:
     """The command line: text, conversations or both."""
-    parser = argparse.ArgumentParser(prog="python -m data_tools.python_docs", description="Make training data out of this installation's docstrings.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_tools.python_docs",
+        description="Make training data out of this installation's docstrings.",
+    )
     parser.add_argument("--out", type=Path, help="folder for the text")
-    parser.add_argument("--megabytes", type=float, default=math.inf, help="text to take, NumPy's first (default: all there is)")
+    parser.add_argument(
+        "--megabytes",
+        type=float,
+        default=math.inf,
+        help="text to take, NumPy's first (default: all there is)",
+    )
     parser.add_argument("--chat-out", type=Path, help="folder for the questions and answers")
-    parser.add_argument("--context", type=int, default=256, help="row length of the questions and answers in tokens (default: 256)")
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=256,
+        help="row length of the questions and answers in tokens (default: 256)",
+    )
     args = parser.parse_args()
     if not (args.out or args.chat_out):
         raise InputError("nothing to do: give --out, --chat-out or both")
@@ -229,7 +313,9 @@ def main() -> None:
     try:
         if args.out:
             print(f"collecting docstrings into {args.out / DOCUMENTS}", flush=True)
-            prepare([str(write_documents(args.out, args.megabytes))], args.out, val_every=_VAL_EVERY)
+            prepare(
+                [str(write_documents(args.out, args.megabytes))], args.out, val_every=_VAL_EVERY
+            )
         if args.chat_out:
             prepare_chat(args.chat_out, args.context)
     except OSError as error:

@@ -16,13 +16,19 @@ class Board:
     def __init__(self, folder: Path, start: int):
         folder.mkdir(exist_ok=True)
         self._file = EventsWriter(str(folder / "events"))
-        self._file.write_event(Event(wall_time=time.time(), step=start, session_log=SessionLog(status=SessionLog.START)))
+        self._file.write_event(
+            Event(
+                wall_time=time.time(), step=start, session_log=SessionLog(status=SessionLog.START)
+            )
+        )
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add a point to each curve; TensorBoard cannot draw what is not finite."""
         for name, value in values.items():
             if math.isfinite(value):
-                self._file.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+                self._file.write_event(
+                    Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+                )
         self._file.flush()
 
     def close(self) -> None:

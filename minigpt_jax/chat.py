@@ -56,8 +56,13 @@ def _check(messages: Sequence[Message]) -> None:
     roles = [message["role"] for message in messages]
     for role in roles:
         if role not in _MARKERS:
-            raise BadConversation("unknown role", f"found {role!r}, expected one of {', '.join(_MARKERS)}")
+            raise BadConversation(
+                "unknown role", f"found {role!r}, expected one of {', '.join(_MARKERS)}"
+            )
     turns = roles[1:] if roles[:1] == ["system"] else roles
     expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]
     if not turns or turns != expected:
-        raise BadConversation("role order", f"found {' '.join(roles) or 'nothing'}, expected an optional system, then user and assistant in turn")
+        raise BadConversation(
+            "role order",
+            f"found {' '.join(roles) or 'nothing'}, expected an optional system, then user and assistant in turn",
+        )

@@ -74,9 +74,21 @@ class Checkpoints:
         self.wait()
         failpoint("before_save", step)
         self._delete_old()
-        meta = sealed({"format": FORMAT, "step": step, "tokenizer": load_tokenizer().hash, "arrays": describe(state)} | meta)
+        meta = sealed(
+            {
+                "format": FORMAT,
+                "step": step,
+                "tokenizer": load_tokenizer().hash,
+                "arrays": describe(state),
+            }
+            | meta
+        )
         rest = {"step": state.step, "opt_state": state.opt_state}
-        items = _Items(params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta))
+        items = _Items(
+            params=ocp.args.StandardSave(state.params),
+            rest=ocp.args.StandardSave(rest),
+            meta=ocp.args.JsonSave(meta),
+        )
         try:
             # A checkpoint of this very step can exist and be damaged: what is being written is known to be good.
             self._writer.save(self.folder / str(step), args=items, force=True)
@@ -92,7 +104,9 @@ class Checkpoints:
         except Exception as error:  # whatever the writing thread met
             raise self._failed(error) from error
 
-    def restore(self, abstract: TrainState, config: GPTConfig, accept: Callable[[dict], None]) -> tuple[TrainState, dict] | None:
+    def restore(
+        self, abstract: TrainState, config: GPTConfig, accept: Callable[[dict], None]
+    ) -> tuple[TrainState, dict] | None:
         """Newest checkpoint that verifies on every process, and its meta; None for a run without any.
 
         Damaged ones are named on stderr and passed over. `accept` sees the meta before any array is read and may raise
@@ -108,13 +122,18 @@ class Checkpoints:
                 _check_arrays(self.run, meta, abstract)
                 params, rest = (
                     _read(self.run, step, item, target)
-                    for item, target in (("params", abstract.params), ("rest", {"step": abstract.step, "opt_state": abstract.opt_state}))
+                    for item, target in (
+                        ("params", abstract.params),
+                        ("rest", {"step": abstract.step, "opt_state": abstract.opt_state}),
+                    )
                 )
                 state = TrainState(rest["step"], params, rest["opt_state"])
                 failpoint("during_restore", step)
             except InputError:
                 raise
-            except Exception as found:  # Orbax and its storage layers raise dozens of types for a damaged file
+            except (
+                Exception
+            ) as found:  # Orbax and its storage layers raise dozens of types for a damaged file
                 error = found
             if not _all_agree(error is None):
                 _warn(self.run, step, error or "another process could not read it")
@@ -131,7 +150,9 @@ class Checkpoints:
             self._set_newer_aside(step)
             return state, meta
         if steps:
-            raise RunError(f"{self.run}: none of {len(steps)} checkpoints can be used; nothing was changed. To start anew: --config.fresh=True")
+            raise RunError(
+                f"{self.run}: none of {len(steps)} checkpoints can be used; nothing was changed. To start anew: --config.fresh=True"
+            )
         return None
 
     def close(self) -> None:
@@ -164,19 +185,27 @@ class Checkpoints:
         doomed = self.folder / f"deleting-{step}"
         (self.folder / str(step)).rename(doomed)
         failpoint("during_delete", step)
-        shutil.rmtree(doomed, ignore_errors=True)  # somebody may be reading it; the next start removes the rest
+        shutil.rmtree(
+            doomed, ignore_errors=True
+        )  # somebody may be reading it; the next start removes the rest
 
     def _failed(self, error: Exception) -> RunError:
         steps = checkpoint_steps(self.run)
-        for _ in range(10):  # other threads of Orbax may still be writing there: gone once is not gone
+        for _ in range(
+            10
+        ):  # other threads of Orbax may still be writing there: gone once is not gone
             for entry in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(entry, ignore_errors=True)
             time.sleep(0.05)
         newest = f"step {steps[-1]} stands" if steps else "no checkpoint stands"
-        return RunError(f"{self.folder}: a checkpoint could not be written ({_brief(error)}); {newest}. Free space, then run the same command again")
+        return RunError(
+            f"{self.folder}: a checkpoint could not be written ({_brief(error)}); {newest}. Free space, then run the same command again"
+        )
 
 
-def load_params(run: Path, sharding: jax.sharding.Sharding | None = None) -> tuple[dict, GPTConfig, dict]:
+def load_params(
+    run: Path, sharding: jax.sharding.Sharding | None = None
+) -> tuple[dict, GPTConfig, dict]:
     """Weights, their config and the checkpoint's meta from the newest checkpoint of `run` that verifies.
 
     `sharding` is that of every array; default: all on the first device.
@@ -186,20 +215,35 @@ def load_params(run: Path, sharding: jax.sharding.Sharding | None = None) -> tup
         try:
             meta = read_meta(run, step)
             config = GPTConfig(**meta["model"])
-            params = _read(run, step, "params", abstract_params(config, sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])))
+            params = _read(
+                run,
+                step,
+                "params",
+                abstract_params(
+                    config, sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+                ),
+            )
             verify(meta, {"params": params})
         except InputError:
             raise
-        except Exception as error:  # Orbax and its storage layers raise dozens of types for a damaged file
+        except (
+            Exception
+        ) as error:  # Orbax and its storage layers raise dozens of types for a damaged file
             _warn(run, step, error)
             continue
         return params, config, meta
-    raise InputError(f"{run}: no usable checkpoint in {run / 'checkpoints'}: train a run first, or name another folder")
+    raise InputError(
+        f"{run}: no usable checkpoint in {run / 'checkpoints'}: train a run first, or name another folder"
+    )
 
 
 def abstract_params(config: GPTConfig, sharding: jax.sharding.Sharding) -> dict:
     """Shapes and dtypes of the weights of `config`, all with the same sharding."""
-    shapes = nn.unbox(jax.eval_shape(lambda: GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]))
+    shapes = nn.unbox(
+        jax.eval_shape(
+            lambda: GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        )
+    )
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
 
 
@@ -212,12 +256,19 @@ def read_meta(run: Path, step: int) -> dict:
     """The JSON of a checkpoint. Raises ValueError where it changed since, InputError if another version wrote it."""
     # Read by hand: Orbax would wait for all processes, and one alone may want to know.
     meta = json.loads((run / "checkpoints" / str(step) / "meta" / "metadata").read_text())
-    if meta["seal"] != sealed({name: value for name, value in meta.items() if name != "seal"})["seal"]:
+    if (
+        meta["seal"]
+        != sealed({name: value for name, value in meta.items() if name != "seal"})["seal"]
+    ):
         raise ValueError("its meta data changed after they were written")
     if meta["format"] != FORMAT:
-        raise InputError(f"{run}: checkpoint {step} has format {meta['format']}, expected {FORMAT}: use the version that wrote it")
+        raise InputError(
+            f"{run}: checkpoint {step} has format {meta['format']}, expected {FORMAT}: use the version that wrote it"
+        )
     if meta["tokenizer"] != load_tokenizer().hash:
-        raise InputError(f"{run}: checkpoint {step} was trained with another tokenizer ({meta['tokenizer'][:12]})")
+        raise InputError(
+            f"{run}: checkpoint {step} was trained with another tokenizer ({meta['tokenizer'][:12]})"
+        )
     return meta
 
 
@@ -228,7 +279,10 @@ def describe(tree) -> dict[str, dict]:
     2^32: any single flipped bit changes it, and neither sharding nor process count does.
     """
     sums = jax.device_get(_checksums(jax.tree.leaves(tree)))
-    return {path: entry | {"checksum": int(s)} for (path, entry), s in zip(_forms(tree).items(), sums, strict=True)}
+    return {
+        path: entry | {"checksum": int(s)}
+        for (path, entry), s in zip(_forms(tree).items(), sums, strict=True)
+    }
 
 
 def verify(meta: dict, tree) -> None:
@@ -246,7 +300,13 @@ def verify(meta: dict, tree) -> None:
 def _forms(tree) -> dict[str, dict]:
     """Shape and dtype of every array, by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): {"shape": list(a.shape), "dtype": a.dtype.name} for path, a in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): {
+            "shape": list(a.shape),
+            "dtype": a.dtype.name,
+        }
+        for path, a in leaves
+    }
 
 
 @jax.jit
@@ -264,7 +324,9 @@ def _checksum(array: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(array, width).astype(jnp.uint32)
     position, stride = jnp.zeros((), jnp.uint32), 1
     for axis in reversed(range(array.ndim)):
-        position = position + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(stride % 2**32)
+        position = position + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(
+            stride % 2**32
+        )
         stride *= array.shape[axis]
     return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
 
@@ -288,11 +350,17 @@ def of_chief(numbers: Sequence[int]) -> list[int]:
     if jax.process_count() == 1:
         return list(numbers)
     count = int(multihost_utils.broadcast_one_to_all(np.array(len(numbers), np.int32)))
-    return multihost_utils.broadcast_one_to_all(np.resize(np.array([*numbers, 0], np.int32), count)).tolist()
+    return multihost_utils.broadcast_one_to_all(
+        np.resize(np.array([*numbers, 0], np.int32), count)
+    ).tolist()
 
 
 def _all_agree(good: bool) -> bool:
-    return bool(np.all(multihost_utils.process_allgather(np.array(good)))) if jax.process_count() > 1 else good
+    return (
+        bool(np.all(multihost_utils.process_allgather(np.array(good))))
+        if jax.process_count() > 1
+        else good
+    )
 
 
 def _read(run: Path, step: int, item: str, target):
@@ -309,9 +377,15 @@ def _read(run: Path, step: int, item: str, target):
 
 def _check_architecture(run: Path, meta: dict, config: GPTConfig) -> None:
     wanted = asdict(config)
-    differing = [f"{f.name} {meta['model'].get(f.name)} -> {wanted[f.name]}" for f in fields(config) if meta["model"].get(f.name) != wanted[f.name]]
+    differing = [
+        f"{f.name} {meta['model'].get(f.name)} -> {wanted[f.name]}"
+        for f in fields(config)
+        if meta["model"].get(f.name) != wanted[f.name]
+    ]
     if differing:
-        raise InputError(f"{run}: its checkpoints hold another model ({', '.join(differing)}): choose another name, or set these back")
+        raise InputError(
+            f"{run}: its checkpoints hold another model ({', '.join(differing)}): choose another name, or set these back"
+        )
 
 
 def _be_quiet() -> None:
@@ -331,14 +405,21 @@ def _but_orbax(unraisable) -> None:
 
 
 def _check_arrays(run: Path, meta: dict, abstract: TrainState) -> None:
-    saved = {path: {"shape": entry["shape"], "dtype": entry["dtype"]} for path, entry in meta["arrays"].items()}
+    saved = {
+        path: {"shape": entry["shape"], "dtype": entry["dtype"]}
+        for path, entry in meta["arrays"].items()
+    }
     wanted = _forms(abstract)
     differing = [
-        f"{path}: {_in_words(saved.get(path))} -> {_in_words(wanted.get(path))}" for path in wanted | saved if saved.get(path) != wanted.get(path)
+        f"{path}: {_in_words(saved.get(path))} -> {_in_words(wanted.get(path))}"
+        for path in wanted | saved
+        if saved.get(path) != wanted.get(path)
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise InputError(f"{run}: its checkpoints hold other arrays ({'; '.join(differing[:3])}{more}): choose another name, or set them back")
+        raise InputError(
+            f"{run}: its checkpoints hold other arrays ({'; '.join(differing[:3])}{more}): choose another name, or set them back"
+        )
 
 
 def _in_words(entry: dict | None) -> str:
@@ -365,12 +446,19 @@ def _orbax() -> ocp.AsyncCheckpointer:
     # Folders made in the background would leave threads waiting for them for minutes where a full disk forbids them.
     options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
     # OCDBT, Orbax's default, packs arrays into few files and leaks 16 KB with each (docs/log.md); fifty folders need no packing.
-    handlers: Any = {item: ocp.StandardCheckpointHandler(use_ocdbt=False) for item in ("params", "rest")}
-    return ocp.AsyncCheckpointer(_Handler(**handlers, meta=ocp.JsonCheckpointHandler()), async_options=options)
+    handlers: Any = {
+        item: ocp.StandardCheckpointHandler(use_ocdbt=False) for item in ("params", "rest")
+    }
+    return ocp.AsyncCheckpointer(
+        _Handler(**handlers, meta=ocp.JsonCheckpointHandler()), async_options=options
+    )
 
 
 def _warn(run: Path, step: int, error: object) -> None:
-    print(f"warning: {run}: checkpoint {step} is damaged ({_brief(error)}); trying the one before", file=sys.stderr)
+    print(
+        f"warning: {run}: checkpoint {step} is damaged ({_brief(error)}); trying the one before",
+        file=sys.stderr,
+    )
 
 
 def _brief(error: object) -> str:

@@ -16,4 +16,6 @@ def keep_programs(runs: Path) -> None:
         if not os.access(folder, os.W_OK):  # JAX would complain about every program
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the many small programs count too
+    jax.config.update(
+        "jax_persistent_cache_min_compile_time_secs", 0.0
+    )  # the many small programs count too

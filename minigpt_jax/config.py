@@ -77,33 +77,61 @@ FIELDS: dict[str, tuple] = {
 # would make it another run.
 # (The data themselves are compared by content, so their folder may move.)
 _FREE = (
-    "name", "runs", "fresh", "accept_changes", "profile", "data.folder", "data.micro_batch", "horizon.", "mesh.", "log.", "eval.", "save.",
-)  # fmt: skip
+    "name",
+    "runs",
+    "fresh",
+    "accept_changes",
+    "profile",
+    "data.folder",
+    "data.micro_batch",
+    "horizon.",
+    "mesh.",
+    "log.",
+    "eval.",
+    "save.",
+)
 
 
 def parse(argv: Sequence[str]) -> Config:
     """The config that `train.py --config FILE --config.section.field=value ...` asks for. Raises InputError."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv), help_string="a file of configs/, with `get_config()`")
+    config_flags.DEFINE_config_file(
+        "config",
+        flag_values=values,
+        sys_argv=list(argv),
+        help_string="a file of configs/, with `get_config()`",
+    )
     if any(argument in ("-h", "--help") for argument in argv[1:]):
-        print("usage: python train.py --config configs/pretrain.py [--config.section.field=value ...]; the file explains every field")
+        print(
+            "usage: python train.py --config configs/pretrain.py [--config.section.field=value ...]; the file explains every field"
+        )
         sys.exit(0)
     for name in (match[1] for match in map(_OVERRIDE.match, argv[1:]) if match):
         if name not in FIELDS:
-            raise InputError(f"config field {name}: unknown (configs/pretrain.py explains every field)")
+            raise InputError(
+                f"config field {name}: unknown (configs/pretrain.py explains every field)"
+            )
     try:
         rest = values(list(argv))[1:]
         config = values["config"].value
         if not isinstance(config, ConfigDict | None):
-            getattr(config, "name", None)  # where a file could not be loaded, ml_collections says so only when it is used
+            getattr(
+                config, "name", None
+            )  # where a file could not be loaded, ml_collections says so only when it is used
     except Exception as error:  # a config file is a program, and may raise what it likes
         raise InputError(_first_line(error, _config_file(argv))) from None
     if rest:
-        raise InputError(f"unexpected argument {rest[0]!r}: overrides look like --config.data.batch=64")
+        raise InputError(
+            f"unexpected argument {rest[0]!r}: overrides look like --config.data.batch=64"
+        )
     if config is None:
-        raise InputError("say what to train: python train.py --config configs/pretrain.py (or quickstart.py, on a CPU)")
+        raise InputError(
+            "say what to train: python train.py --config configs/pretrain.py (or quickstart.py, on a CPU)"
+        )
     if not isinstance(config, ConfigDict):
-        raise InputError(f"get_config() of the config file must return a ConfigDict, found {type(config).__name__}")
+        raise InputError(
+            f"get_config() of the config file must return a ConfigDict, found {type(config).__name__}"
+        )
     check(config)
     return config
 
@@ -113,15 +141,23 @@ def check(config: Config) -> None:
     found = flatten(config)
     for name in FIELDS.keys() | found.keys():
         if name not in found or name not in FIELDS:
-            raise InputError(f"config field {name}: {'missing' if name in FIELDS else 'unknown'} (start from configs/pretrain.py)")
+            raise InputError(
+                f"config field {name}: {'missing' if name in FIELDS else 'unknown'} (start from configs/pretrain.py)"
+            )
         _check_field(name, found[name], FIELDS[name])
     given = [name for name in ("steps", "tokens", "epochs") if config.horizon[name]]
     if len(given) != 1:
-        raise InputError(f"config.horizon: give exactly one of steps, tokens and epochs, found {' and '.join(given) or 'none'}")
+        raise InputError(
+            f"config.horizon: give exactly one of steps, tokens and epochs, found {' and '.join(given) or 'none'}"
+        )
     if config.model.embed % config.model.heads:
-        raise InputError(f"model.embed {config.model.embed} must be a multiple of model.heads {config.model.heads}")
+        raise InputError(
+            f"model.embed {config.model.embed} must be a multiple of model.heads {config.model.heads}"
+        )
     if config.schedule.floor > config.schedule.peak:
-        raise InputError(f"schedule.floor {config.schedule.floor} is above schedule.peak {config.schedule.peak}")
+        raise InputError(
+            f"schedule.floor {config.schedule.floor} is above schedule.peak {config.schedule.peak}"
+        )
 
 
 def _check_field(name: str, value, allowed: tuple) -> None:
@@ -132,7 +168,9 @@ def _check_field(name: str, value, allowed: tuple) -> None:
         good, expected = value in allowed, "one of " + ", ".join(allowed)
     else:
         kind = (int,) if isinstance(first, int) else (int, float)
-        good = isinstance(value, kind) and not isinstance(value, bool) and first <= value <= allowed[1]
+        good = (
+            isinstance(value, kind) and not isinstance(value, bool) and first <= value <= allowed[1]
+        )
         expected = f"{'a whole number' if kind == (int,) else 'a number'} from {_plain(first)} to {_plain(allowed[1])}"
     if not good:
         raise InputError(f"config field {name}: found {value!r}, expected {expected}")
@@ -142,7 +180,9 @@ def _plain(number: float) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"
 
 
-def horizon_steps(batch: int, context: int, rows: int, *, steps: int, tokens: int, epochs: float) -> int:
+def horizon_steps(
+    batch: int, context: int, rows: int, *, steps: int, tokens: int, epochs: float
+) -> int:
     """Steps of the whole run, given in steps, tokens or epochs of `rows` rows; always at least one."""
     if tokens:
         steps = tokens // (batch * context)
@@ -171,7 +211,9 @@ def to_json(config: Config) -> str:
 def changes(before: dict, now: Config) -> list[str]:
     """Lines "field: old -> new" for what a resumed run must not change; `before` is the JSON a checkpoint kept."""
     old, new = flatten(ConfigDict(before)), flatten(now)
-    names = [name for name in FIELDS if not name.startswith(_FREE) and old.get(name) != new.get(name)]
+    names = [
+        name for name in FIELDS if not name.startswith(_FREE) and old.get(name) != new.get(name)
+    ]
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names]
 
 

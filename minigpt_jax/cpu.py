@@ -14,7 +14,9 @@ import jax.numpy as jnp
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(block: int, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
+def attend(
+    block: int, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None
+) -> jax.Array:
     """softmax(q k^T / sqrt(K)) v of all positions up to each query's own, the softmax in f32 at least.
 
     `q`, `k`, `v` [B, T, H, K]; `visible` [B, T, T] or None: what each query may see of them, itself always included;
@@ -31,7 +33,9 @@ def _forward(block, q, k, v, visible):
 def _backward(block, kept, d_y):
     q, k, v, visible, y, norm = kept
     wide = norm.dtype
-    share = (y.astype(wide) * d_y.astype(wide)).sum(-1, keepdims=True)  # of every query: what its softmax takes back
+    share = (y.astype(wide) * d_y.astype(wide)).sum(
+        -1, keepdims=True
+    )  # of every query: what its softmax takes back
     return *_by_head(partial(_gradient_of_head, block), visible, q, k, v, norm, d_y, share), None
 
 
@@ -43,7 +47,9 @@ def _by_head(function: Callable, visible, *arrays):
 
     def row(parts):
         own, arrays = parts
-        results = jax.lax.map(lambda head: function(own, *head), [jnp.swapaxes(a, 0, 1) for a in arrays])
+        results = jax.lax.map(
+            lambda head: function(own, *head), [jnp.swapaxes(a, 0, 1) for a in arrays]
+        )
         return [jnp.swapaxes(a, 0, 1) for a in results]
 
     return jax.lax.map(row, (visible, arrays))
@@ -61,7 +67,9 @@ def _attend_head(block, visible, q, k, v):
         top = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(-1, keepdims=True)
-        parts.append((_product("ts,sk->tk", weights.astype(v.dtype), v[:end]) / total).astype(v.dtype))
+        parts.append(
+            (_product("ts,sk->tk", weights.astype(v.dtype), v[:end]) / total).astype(v.dtype)
+        )
         norms.append(top + jnp.log(total))
     return jnp.concatenate(parts), jnp.concatenate(norms)
 
@@ -70,7 +78,9 @@ def _gradient_of_head(block, visible, q, k, v, norm, d_y, share):
     """Gradients [T, K] by q, k and v."""
     norm, share, root = norm.T, share.T, math.sqrt(q.shape[-1])
     q, d_q, d_k, d_v = q / root, jnp.zeros(q.shape, norm.dtype), [], []
-    for start, end in _blocks(block, len(q)):  # of keys, with all queries that see them: everything here is [S, T]
+    for start, end in _blocks(
+        block, len(q)
+    ):  # of keys, with all queries that see them: everything here is [S, T]
         scores = _product("sk,tk->st", k[start:end], q[start:])
         seen = jnp.tri(len(q) - start, end - start, dtype=bool).T
         if visible is not None:
@@ -81,7 +91,11 @@ def _gradient_of_head(block, visible, q, k, v, norm, d_y, share):
         d_scores = (weights * (d_weights - share[:, start:])).astype(q.dtype)
         d_k.append(_product("st,tk->sk", d_scores, q[start:]))
         d_q = d_q.at[start:].add(_product("st,sk->tk", d_scores, k[start:end]))
-    return (d_q / root).astype(q.dtype), jnp.concatenate(d_k).astype(k.dtype), jnp.concatenate(d_v).astype(v.dtype)
+    return (
+        (d_q / root).astype(q.dtype),
+        jnp.concatenate(d_k).astype(k.dtype),
+        jnp.concatenate(d_v).astype(v.dtype),
+    )
 
 
 def _blocks(block: int, length: int) -> list[tuple[int, int]]:
@@ -89,4 +103,6 @@ def _blocks(block: int, length: int) -> list[tuple[int, int]]:
 
 
 def _product(dimensions: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(dimensions, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+    return jnp.einsum(
+        dimensions, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32)
+    )

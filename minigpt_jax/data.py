@@ -20,7 +20,9 @@ def row_count(stream: Stream, context: int) -> int:
     return (stream.length - 1) // context
 
 
-@lru_cache(maxsize=2)  # a batch at the end of an epoch needs two orders; 10 B tokens make 80 MB each
+@lru_cache(
+    maxsize=2
+)  # a batch at the end of an epoch needs two orders; 10 B tokens make 80 MB each
 def row_order(seed: int, epoch: int, rows: int) -> np.ndarray:
     """[rows] permutation of row numbers for one epoch.
 
@@ -34,7 +36,12 @@ def rows_at(seed: int, step: int, batch: int, rows: int) -> np.ndarray:
     """[batch] row numbers of 0-based `step`, running on into the next epoch where one ends."""
     positions = np.arange(step * batch, (step + 1) * batch)
     epochs, places = np.divmod(positions, rows)
-    return np.array([row_order(seed, int(epoch), rows)[place] for epoch, place in zip(epochs, places, strict=True)])
+    return np.array(
+        [
+            row_order(seed, int(epoch), rows)[place]
+            for epoch, place in zip(epochs, places, strict=True)
+        ]
+    )
 
 
 def batch_hash(stream: Stream, rows: np.ndarray) -> str:
@@ -50,7 +57,9 @@ def read_rows(stream: Stream, rows: np.ndarray, context: int) -> tuple[np.ndarra
     return tokens.reshape(*rows.shape, -1), weights.reshape(*rows.shape, -1)
 
 
-def batch_at(stream: Stream, rows: np.ndarray, context: int, accum: int, sharding: jax.sharding.Sharding) -> tuple[jax.Array, jax.Array]:
+def batch_at(
+    stream: Stream, rows: np.ndarray, context: int, accum: int, sharding: jax.sharding.Sharding
+) -> tuple[jax.Array, jax.Array]:
     """Global arrays, tokens [A, B/A, T+1] and weights [A, B/A, T], of which this host reads only the rows it needs."""
     grid = rows.reshape(accum, -1)
     pieces = {}
@@ -62,13 +71,24 @@ def batch_at(stream: Stream, rows: np.ndarray, context: int, accum: int, shardin
             pieces[key] = read_rows(stream, grid[micro, row], context)
         return pieces[key]
 
-    tokens = jax.make_array_from_callback((*grid.shape, context + 1), sharding, lambda index: read(index)[0])
-    weights = jax.make_array_from_callback((*grid.shape, context), sharding, lambda index: read(index)[1])
+    tokens = jax.make_array_from_callback(
+        (*grid.shape, context + 1), sharding, lambda index: read(index)[0]
+    )
+    weights = jax.make_array_from_callback(
+        (*grid.shape, context), sharding, lambda index: read(index)[1]
+    )
     return tokens, weights
 
 
 def device_batches(
-    stream: Stream, *, seed: int, steps: range, batch: int, context: int, accum: int, sharding: jax.sharding.Sharding
+    stream: Stream,
+    *,
+    seed: int,
+    steps: range,
+    batch: int,
+    context: int,
+    accum: int,
+    sharding: jax.sharding.Sharding,
 ) -> Generator[tuple[np.ndarray, tuple[jax.Array, jax.Array]]]:
     """(row numbers, arrays) of every step of `steps`, read one step ahead by a thread while the device works."""
     total = row_count(stream, context)

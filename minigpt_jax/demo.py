@@ -27,18 +27,30 @@ def main() -> int:
 
     evaluations = read_jsonl(options.run / "evaluations.jsonl")
     print(f"\nLoss per supervised token{'before':>18}{'after':>8}")
-    for label, key in (("functions it was trained on", "train_loss"), ("functions it never saw", "validation_loss")):
+    for label, key in (
+        ("functions it was trained on", "train_loss"),
+        ("functions it never saw", "validation_loss"),
+    ):
         print(f"  {label:<32}{evaluations[0][key]:>9.3f}{evaluations[-1][key]:>8.3f}")
 
-    trained, unseen = (ask(options.run, [p["prompt"] for p in pairs[split][:ASKED]]) for split in ("train", "val"))
+    trained, unseen = (
+        ask(options.run, [p["prompt"] for p in pairs[split][:ASKED]]) for split in ("train", "val")
+    )
     for label, answers in (("trained", trained), ("unseen", unseen)):
         ended = sum(answer.reason == "stop" for answer in answers)
         different = len({answer.text for answer in answers})
-        print(f"{len(answers)} {label} questions, answered greedily: {ended} answers end by themselves within {TOKENS} tokens, {different} differ")
+        print(
+            f"{len(answers)} {label} questions, answered greedily: {ended} answers end by themselves within {TOKENS} tokens, {different} differ"
+        )
 
     print("\nA short conversation:")
-    for pair, answer in list(zip(pairs["train"], trained, strict=False))[:3] + list(zip(pairs["val"], unseen, strict=False))[:1]:
-        print(f"  > {pair['prompt']}\n    {answer.text}\n    (the documentation: {pair['completion']})")
+    for pair, answer in (
+        list(zip(pairs["train"], trained, strict=False))[:3]
+        + list(zip(pairs["val"], unseen, strict=False))[:1]
+    ):
+        print(
+            f"  > {pair['prompt']}\n    {answer.text}\n    (the documentation: {pair['completion']})"
+        )
     print(
         f"""
 What you see is a model of a few million parameters after minutes on a CPU. It has learned to write sentences that sound

@@ -102,7 +102,15 @@ class Engine:
     """Slots, the queue before them, and the thread that moves them. Making one compiles everything it will ever need."""
 
     def __init__(
-        self, params: dict, config: GPTConfig, tokenizer: Tokenizer, *, slots: int = 8, queue: int = 64, dtype=None, quantize: str | None = None
+        self,
+        params: dict,
+        config: GPTConfig,
+        tokenizer: Tokenizer,
+        *,
+        slots: int = 8,
+        queue: int = 64,
+        dtype=None,
+        quantize: str | None = None,
     ):
         """`params` as `load_run` gives them; `queue`: requests that may wait; `dtype`, `quantize`: see `generate.prepare`."""
         self.config, self.tokenizer, self.slots, self.queue = config, tokenizer, slots, queue
@@ -110,7 +118,12 @@ class Engine:
         self._model, self._params = generate.prepare(params, config, dtype, quantize)
         place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
         vocab = config.padded_vocab
-        blank = np.zeros(slots, np.int32), np.zeros(slots, np.int32), np.zeros((slots, vocab), bool), np.ones(slots, bool)
+        blank = (
+            np.zeros(slots, np.int32),
+            np.zeros(slots, np.int32),
+            np.zeros((slots, vocab), bool),
+            np.ones(slots, bool),
+        )
         self._state = Decoding(*place((empty_cache(config, slots, self._model.dtype), *blank)))
         self._idle = sampling(1, config, temperature=0.0)
         self._tickets: list[Ticket | None] = [None] * slots
@@ -131,7 +144,10 @@ class Engine:
         """
         for job in jobs:
             check_prompt(job.prompt, self.config)
-        tickets = [Ticket(job, partial(receive, i), TextStream(self.tokenizer, job.stop)) for i, job in enumerate(jobs)]
+        tickets = [
+            Ticket(job, partial(receive, i), TextStream(self.tokenizer, job.stop))
+            for i, job in enumerate(jobs)
+        ]
         with self._change:
             if self._closing:
                 raise Closed
@@ -177,10 +193,21 @@ class Engine:
         """Compile every shape. Twice through: the first state was put on the device by hand, the later ones by programs."""
         for _ in range(2):
             for width in _widths(self.config.context):
-                self._state = _enter(self._model, self._params, self._state, np.zeros((1, width), np.int32), np.int32(1), np.int32(0))
+                self._state = _enter(
+                    self._model,
+                    self._params,
+                    self._state,
+                    np.zeros((1, width), np.int32),
+                    np.int32(1),
+                    np.int32(0),
+                )
             for top in (0, TOP):
                 for span in _spans(self.config.context, top):
-                    nobody = Ticket(Job([0] * (span - 1), self._idle, 1, logprobs=top or None), lambda piece: None, TextStream(self.tokenizer))
+                    nobody = Ticket(
+                        Job([0] * (span - 1), self._idle, 1, logprobs=top or None),
+                        lambda piece: None,
+                        TextStream(self.tokenizer),
+                    )
                     self._dispatch([(0, nobody)], paced=False)
         jax.block_until_ready(self._state)
 
@@ -190,7 +217,9 @@ class Engine:
             while not self._closing:
                 self._leave()
                 entered = self._admit()
-                riders = [(row, ticket) for row, ticket in enumerate(self._tickets) if ticket is not None]
+                riders = [
+                    (row, ticket) for row, ticket in enumerate(self._tickets) if ticket is not None
+                ]
                 step = self._dispatch(riders, paced=not entered) if riders else None
                 self._hand_out(harvest)  # while the device works
                 harvest = self._collect(step) if step else []
@@ -209,7 +238,9 @@ class Engine:
     def _leave(self) -> None:
         """Free the slots of requests that are over."""
         with self._change:
-            self._tickets = [None if ticket is None or ticket.over else ticket for ticket in self._tickets]
+            self._tickets = [
+                None if ticket is None or ticket.over else ticket for ticket in self._tickets
+            ]
 
     def _admit(self) -> bool:
         """Prefill waiting requests into free slots; whether there was one."""
@@ -220,9 +251,13 @@ class Engine:
                     continue
                 ticket = self._tickets[row] = self._waiting.popleft()
             prompt = ticket.job.prompt
-            tokens = np.zeros((1, next(w for w in _widths(self.config.context) if w >= len(prompt))), np.int32)
+            tokens = np.zeros(
+                (1, next(w for w in _widths(self.config.context) if w >= len(prompt))), np.int32
+            )
             tokens[0, : len(prompt)] = prompt
-            self._state = _enter(self._model, self._params, self._state, tokens, np.int32(len(prompt)), np.int32(row))
+            self._state = _enter(
+                self._model, self._params, self._state, tokens, np.int32(len(prompt)), np.int32(row)
+            )
             entered = True
         return entered
 
@@ -243,11 +278,21 @@ class Engine:
         top = TOP if any(ticket.job.logprobs is not None for _, ticket in riders) else 0
         started = time.monotonic()
         longest = max(len(ticket.job.prompt) + ticket.written for _, ticket in riders) + count
-        slots = next(s for s in _spans(self.config.context, top) if s >= min(longest, self.config.context))
+        slots = next(
+            s for s in _spans(self.config.context, top) if s >= min(longest, self.config.context)
+        )
         state = self._state._replace(done=done)
         enough = self.slots - len(riders) + 1 if awaited else self.slots
         self._state, tokens, likely = generate.decode(
-            self._model, self._params, state, together, _STOP_TOKENS, np.int32(count), np.int32(enough), top, slots
+            self._model,
+            self._params,
+            state,
+            together,
+            _STOP_TOKENS,
+            np.int32(count),
+            np.int32(enough),
+            top,
+            slots,
         )
         return Step(riders, tokens, likely, started, paced)
 
@@ -255,13 +300,21 @@ class Engine:
         """Wait for a block. Whoever ends with it leaves at once, so that the next request enters before this one's text is made."""
         block, likely = jax.device_get((step.tokens, step.likely))
         elapsed = time.monotonic() - step.started
-        turns = (block >= 0).sum(1).max()  # of the loop: who did not end, or ended last, has a token of each
+        turns = (
+            (block >= 0).sum(1).max()
+        )  # of the loop: who did not end, or ended last, has a token of each
         if step.paced:
             self._per_token += (elapsed / turns - self._per_token) * (0.2 if self._per_token else 1)
         harvest = []
         for row, ticket in step.riders:
             if not ticket.over:
-                harvest.append(self._reap(ticket, block[row, :turns], likely and generate.Likely(*(a[row] for a in likely))))
+                harvest.append(
+                    self._reap(
+                        ticket,
+                        block[row, :turns],
+                        likely and generate.Likely(*(a[row] for a in likely)),
+                    )
+                )
         with self._change:
             self._numbers.blocks.append((sum(len(h.tokens) for h in harvest), elapsed))
             for row, ticket in step.riders:
@@ -275,14 +328,26 @@ class Engine:
         stopped = next((i for i, id in enumerate(live) if id in _STOP_TOKENS), None)
         room = job.max_tokens - ticket.written
         kept = live[: room if stopped is None else min(stopped, room)]
-        full = len(live) < len(drawn) or len(job.prompt) + ticket.written + len(live) >= self.config.context
-        ended = "stop" if stopped is not None and stopped < room else "length" if full or len(kept) == room else None
+        full = (
+            len(live) < len(drawn)
+            or len(job.prompt) + ticket.written + len(live) >= self.config.context
+        )
+        ended = (
+            "stop"
+            if stopped is not None and stopped < room
+            else "length"
+            if full or len(kept) == room
+            else None
+        )
         ticket.written += len(kept)
         if job.logprobs is None or likely is None:
             tokens = [Token(id) for id in kept]
         else:
             n = job.logprobs
-            tops = [tuple(zip(ids[:n].tolist(), values[:n].tolist(), strict=True)) for ids, values in zip(likely.ids, likely.values, strict=True)]
+            tops = [
+                tuple(zip(ids[:n].tolist(), values[:n].tolist(), strict=True))
+                for ids, values in zip(likely.ids, likely.values, strict=True)
+            ]
             tokens = [Token(id, float(likely.drawn[i]), tops[i]) for i, id in enumerate(kept)]
         return Harvest(ticket, tokens, ended)
 
@@ -293,7 +358,9 @@ class Engine:
                 continue
             text, used = "", 0
             for token in tokens:
-                text += ticket.text.push([token.id] if token.id < END_OF_TEXT else [])  # role markers are no text
+                text += ticket.text.push(
+                    [token.id] if token.id < END_OF_TEXT else []
+                )  # role markers are no text
                 used += 1
                 if ticket.text.stopped:
                     break
@@ -325,27 +392,40 @@ class Engine:
 def check_prompt(prompt: Sequence[int], config: GPTConfig) -> None:
     """Raises InputError unless `prompt` leaves room for a token."""
     if not 0 < len(prompt) < config.context:
-        raise InputError(f"the prompt has {len(prompt)} tokens, and this model's context of {config.context} must hold it and an answer: shorten it")
+        raise InputError(
+            f"the prompt has {len(prompt)} tokens, and this model's context of {config.context} must hold it and an answer: shorten it"
+        )
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _enter(model: GPT, params, state: Decoding, tokens, size, row) -> Decoding:
     """Prefill `tokens` [1, T], `size` of them real, in a cache of its own, and put all that follows from them into `row`."""
     width = tokens.shape[1]
-    alone = jax.tree.map(lambda a: jnp.zeros((1, a.shape[1], width, a.shape[3]), a.dtype), state.cache)
+    alone = jax.tree.map(
+        lambda a: jnp.zeros((1, a.shape[1], width, a.shape[3]), a.dtype), state.cache
+    )
     alone = generate.prefill(model, params, alone, tokens, jnp.zeros(1, jnp.int32))
-    cache = jax.tree.map(lambda whole, new: jax.lax.dynamic_update_slice(whole, new, (row, 0, 0, 0)), state.cache, alone)
+    cache = jax.tree.map(
+        lambda whole, new: jax.lax.dynamic_update_slice(whole, new, (row, 0, 0, 0)),
+        state.cache,
+        alone,
+    )
     vocab = state.seen.shape[1]
     places = jnp.where(jnp.arange(width) < size, tokens[0], vocab)  # padding is nobody's token
     seen = jnp.zeros(vocab, bool).at[places].set(True, mode="drop")
     last = state.last.at[row].set(tokens[0, size - 1])
     # The last token is in the cache too, and is written once more when the loop begins with it.
-    return Decoding(cache, last, state.length.at[row].set(size - 1), state.seen.at[row].set(seen), state.done)
+    return Decoding(
+        cache, last, state.length.at[row].set(size - 1), state.seen.at[row].set(seen), state.done
+    )
 
 
 def _widths(context: int) -> list[int]:
     """Widths of a padded prompt: powers of two from 16 on, and the context."""
-    return [*itertools.takewhile(lambda w: w < context, (16 << i for i in itertools.count())), context]
+    return [
+        *itertools.takewhile(lambda w: w < context, (16 << i for i in itertools.count())),
+        context,
+    ]
 
 
 def _spans(context: int, top: int) -> list[int]:
@@ -353,7 +433,10 @@ def _spans(context: int, top: int) -> list[int]:
     them, and each program takes long to compile."""
     if top:
         return [context]
-    return [*itertools.takewhile(lambda s: s < context, (SPAN << i for i in itertools.count())), context]
+    return [
+        *itertools.takewhile(lambda s: s < context, (SPAN << i for i in itertools.count())),
+        context,
+    ]
 
 
 class CompilationCounter:
@@ -373,8 +456,12 @@ class Numbers:
 
     answers: int = 0  # asked for
     tokens: int = 0
-    first: deque[float] = field(default_factory=lambda: deque(maxlen=1024))  # seconds to the first token, of the last requests
-    blocks: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=512))  # tokens and seconds of the last steps
+    first: deque[float] = field(
+        default_factory=lambda: deque(maxlen=1024)
+    )  # seconds to the first token, of the last requests
+    blocks: deque[tuple[int, float]] = field(
+        default_factory=lambda: deque(maxlen=512)
+    )  # tokens and seconds of the last steps
 
     def count(self, ticket: Ticket, piece: Piece) -> None:
         """Add a piece, the first of its ticket or a later one."""
@@ -386,10 +473,14 @@ class Numbers:
     def summary(self) -> dict:
         """For `Engine.health`."""
         spent = sum(seconds for _, seconds in self.blocks)
-        quantiles = np.quantile(self.first, (0.5, 0.95)).round(4).tolist() if self.first else (None, None)
+        quantiles = (
+            np.quantile(self.first, (0.5, 0.95)).round(4).tolist() if self.first else (None, None)
+        )
         return {
             "answers": self.answers,
             "tokens": self.tokens,
-            "tokens_per_second": round(sum(tokens for tokens, _ in self.blocks) / spent, 1) if spent else None,
+            "tokens_per_second": round(sum(tokens for tokens, _ in self.blocks) / spent, 1)
+            if spent
+            else None,
             "time_to_first_token": dict(zip(("p50", "p95"), quantiles, strict=True)),
         }

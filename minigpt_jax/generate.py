@@ -40,7 +40,15 @@ class Sampling(NamedTuple):
 
 
 def sampling(
-    rows: int, config: GPTConfig, *, temperature=1.0, top_k: int | None = None, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed: int = 0
+    rows: int,
+    config: GPTConfig,
+    *,
+    temperature=1.0,
+    top_k: int | None = None,
+    top_p=1.0,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    seed: int = 0,
 ) -> Sampling:
     """The same settings for `rows` rows, seeds counting up from `seed`. Raises InputError for values out of range."""
     vocab = config.vocab_size
@@ -54,16 +62,30 @@ def sampling(
         ("seed", seed, 0, 2**32 - rows),
     ):
         if not (math.isfinite(value) and low <= value <= high):
-            raise InputError(f"{name} {value} is out of range: expected a number from {low} to {high}")
+            raise InputError(
+                f"{name} {value} is out of range: expected a number from {low} to {high}"
+            )
     if top_p == 0:
         raise InputError("top-p 0 would leave no token: expected a number above 0, up to 1")
     seeds = np.arange(seed, seed + rows, dtype=np.uint32)
-    heat, nucleus, least, penalty = (np.full(rows, value, np.float32) for value in (temperature, top_p, min_p, repetition_penalty))
+    heat, nucleus, least, penalty = (
+        np.full(rows, value, np.float32)
+        for value in (temperature, top_p, min_p, repetition_penalty)
+    )
     # "All" counts the padded rows too, or every row would look as if it were narrowed.
-    return Sampling(heat, np.full(rows, k if k < vocab else config.padded_vocab, np.int32), nucleus, least, penalty, seeds)
+    return Sampling(
+        heat,
+        np.full(rows, k if k < vocab else config.padded_vocab, np.int32),
+        nucleus,
+        least,
+        penalty,
+        seeds,
+    )
 
 
-def sample_logits(scores: jax.Array, settings: Sampling, seen: jax.Array, positions: jax.Array) -> jax.Array:
+def sample_logits(
+    scores: jax.Array, settings: Sampling, seen: jax.Array, positions: jax.Array
+) -> jax.Array:
     """[B] int32 tokens drawn from `scores` [B, V] for `positions` [B]; `seen` [B, V]: tokens that are penalised.
 
     Gumbel-max: the noise belongs to (seed, position, token), so filters that keep everything change nothing.
@@ -75,7 +97,9 @@ def sample_logits(scores: jax.Array, settings: Sampling, seen: jax.Array, positi
 
     def draw():
         heated = scores / jnp.where(temperature > 0, temperature, 1)
-        keys = jax.vmap(lambda s, p: jax.random.fold_in(jax.random.key(s), p))(settings.seed, positions)
+        keys = jax.vmap(lambda s, p: jax.random.fold_in(jax.random.key(s), p))(
+            settings.seed, positions
+        )
         noise = jax.vmap(lambda k: jax.random.gumbel(k, scores.shape[1:]))(keys)
         unlikely = heated < heated.max(-1, keepdims=True) + jnp.log(settings.min_p)[:, None]
         heated = jnp.where(unlikely, -jnp.inf, heated)
@@ -101,13 +125,21 @@ def _narrow(scores, settings):
     ones = jnp.ones_like(scores)
 
     def top_k():
-        return jnp.where(everything | _leading(scores, ones, jnp.where(everything[:, 0], 1, settings.top_k)), scores, -jnp.inf)
+        return jnp.where(
+            everything | _leading(scores, ones, jnp.where(everything[:, 0], 1, settings.top_k)),
+            scores,
+            -jnp.inf,
+        )
 
     scores = jax.lax.cond(jnp.all(everything), lambda: scores, top_k)
     whole = (settings.top_p >= 1)[:, None]
 
     def top_p():
-        return jnp.where(whole | _leading(scores, jax.nn.softmax(scores, axis=-1), settings.top_p), scores, -jnp.inf)
+        return jnp.where(
+            whole | _leading(scores, jax.nn.softmax(scores, axis=-1), settings.top_p),
+            scores,
+            -jnp.inf,
+        )
 
     return jax.lax.cond(jnp.all(whole), lambda: scores, top_p)
 
@@ -125,7 +157,9 @@ def _leading(scores, weights, goal):
         reached = jnp.where(order >= higher[:, None], weights, 0).sum(-1) >= goal
         return jnp.where(reached, higher, edge)
 
-    edge = jax.lax.fori_loop(jnp.uint32(0), jnp.uint32(32), lift, jnp.zeros(len(scores), jnp.uint32))[:, None]
+    edge = jax.lax.fori_loop(
+        jnp.uint32(0), jnp.uint32(32), lift, jnp.zeros(len(scores), jnp.uint32)
+    )[:, None]
     above, equal = order > edge, order == edge
     missing = goal[:, None] - jnp.where(above, weights, 0).sum(-1, keepdims=True)
 
@@ -138,7 +172,12 @@ def _leading(scores, weights, goal):
     return above | jax.lax.cond(jnp.any(equal.sum(-1) > 1), first, lambda: equal)
 
 
-def prepare(params: dict, config: GPTConfig, dtype: jax.typing.DTypeLike | None = None, quantize: str | None = None) -> tuple[GPT, dict]:
+def prepare(
+    params: dict,
+    config: GPTConfig,
+    dtype: jax.typing.DTypeLike | None = None,
+    quantize: str | None = None,
+) -> tuple[GPT, dict]:
     """The model and its parameters as `prefill` and `decode` want them.
 
     `dtype`: f32 on a CPU, bf16 elsewhere, unless given. `quantize`: "int8" for matrices in eight bits (quantize.py).
@@ -186,7 +225,15 @@ class Likely(NamedTuple):
 
 @partial(jax.jit, static_argnums=(0, 7, 8), donate_argnums=2)
 def decode(
-    model: GPT, params, state: Decoding, settings: Sampling, stop_tokens, count, enough, top: int = 0, slots: int | None = None
+    model: GPT,
+    params,
+    state: Decoding,
+    settings: Sampling,
+    stop_tokens,
+    count,
+    enough,
+    top: int = 0,
+    slots: int | None = None,
 ) -> tuple[Decoding, jax.Array, Likely | None]:
     """Draw up to `count` (at most BLOCK) tokens a row: the state after them, and the tokens [B, BLOCK], -1 behind the last.
 
@@ -206,17 +253,27 @@ def decode(
         token = sample_logits(scores, settings, state.seen, state.length + 1)
         out = out.at[:, i].set(jnp.where(state.done, -1, token))
         if likely is not None:
-            likely = jax.tree.map(lambda whole, new: whole.at[:, i].set(new), likely, _likely(scores, token, top))
+            likely = jax.tree.map(
+                lambda whole, new: whole.at[:, i].set(new), likely, _likely(scores, token, top)
+            )
         seen = state.seen.at[rows, token].set(True)
         length = jnp.where(state.done, state.length, state.length + 1)
         done = state.done | jnp.isin(token, stop_tokens) | (length + 1 >= context)
         return i + 1, Decoding(cache, token, length, seen, done), (out, likely)
 
     shape = (len(state.length), BLOCK)
-    likely = Likely(jnp.zeros(shape), jnp.zeros((*shape, top), jnp.int32), jnp.zeros((*shape, top))) if top else None
+    likely = (
+        Likely(jnp.zeros(shape), jnp.zeros((*shape, top), jnp.int32), jnp.zeros((*shape, top)))
+        if top
+        else None
+    )
     start = (0, state, (jnp.full(shape, -1, jnp.int32), likely))
-    _, state, (out, likely) = jax.lax.while_loop(lambda c: (c[0] < count) & (c[1].done.sum() < enough), body, start)
-    state = state._replace(cache=jax.tree.map(lambda a, new: a.at[:, :, :slots].set(new), whole, state.cache))
+    _, state, (out, likely) = jax.lax.while_loop(
+        lambda c: (c[0] < count) & (c[1].done.sum() < enough), body, start
+    )
+    state = state._replace(
+        cache=jax.tree.map(lambda a, new: a.at[:, :, :slots].set(new), whole, state.cache)
+    )
     return state, out, likely
 
 
@@ -241,7 +298,11 @@ def forward(model: GPT, params, tokens, positions, cache: Cache) -> tuple[jax.Ar
 
 def next_logits(hidden: jax.Array, params: dict, vocab_size: int) -> jax.Array:
     """[..., V] logits of `hidden` [..., D], whatever form the table has."""
-    return live(params["head"].product(hidden), vocab_size) if "head" in params else vocabulary_logits(hidden, params["wte"], vocab_size)
+    return (
+        live(params["head"].product(hidden), vocab_size)
+        if "head" in params
+        else vocabulary_logits(hidden, params["wte"], vocab_size)
+    )
 
 
 class TextStream:
@@ -260,7 +321,13 @@ class TextStream:
         self._held += self._utf8.decode(self._tokenizer.decode_bytes(ids), final)
         hits = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
         self.stopped = bool(hits)
-        cut = min(hits) if hits else len(self._held) if final else len(self._held) - self._may_begin_stop()
+        cut = (
+            min(hits)
+            if hits
+            else len(self._held)
+            if final
+            else len(self._held) - self._may_begin_stop()
+        )
         piece, self._held = self._held[:cut], self._held[cut:]
         return piece
 
@@ -281,16 +348,32 @@ class Answer:
 class Generator:
     """Weights and a cache that outlives a call: a prompt that begins like the last text costs only its new tokens."""
 
-    def __init__(self, params, config: GPTConfig, tokenizer: Tokenizer, *, rows: int = 1, dtype=None, quantize: str | None = None):
+    def __init__(
+        self,
+        params,
+        config: GPTConfig,
+        tokenizer: Tokenizer,
+        *,
+        rows: int = 1,
+        dtype=None,
+        quantize: str | None = None,
+    ):
         """`rows`: texts written at a time. The others: `prepare`."""
         self.config, self.tokenizer, self.rows = config, tokenizer, rows
         self.model, self.params = prepare(params, config, dtype, quantize)
         self._place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
         self._cache = self._place(empty_cache(config, rows, self.model.dtype, 0))
-        self.ids: list[list[int]] = [[] for _ in range(rows)]  # of all texts, prompts included; the cache holds all but the last
+        self.ids: list[list[int]] = [
+            [] for _ in range(rows)
+        ]  # of all texts, prompts included; the cache holds all but the last
 
     def stream(
-        self, prompts: Sequence[Sequence[int]], settings: Sampling, *, max_new_tokens: int, stop: Sequence[str] = ()
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: Sampling,
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
     ) -> Iterator[tuple[int, str]]:
         """Yield (row, piece of text) as `prompts` (one a row, ids) are continued; then `answers` holds the whole.
 
@@ -300,7 +383,9 @@ class Generator:
         context = self.config.context
         for prompt in prompts:
             if not 0 < len(prompt) <= context:
-                raise InputError(f"the prompt has {len(prompt)} tokens, this model takes 1 to {context}: shorten it")
+                raise InputError(
+                    f"the prompt has {len(prompt)} tokens, this model takes 1 to {context}: shorten it"
+                )
         if max_new_tokens < 0:
             raise InputError(f"max-new-tokens {max_new_tokens} is negative")
         texts = [TextStream(self.tokenizer, stop) for _ in prompts]
@@ -311,7 +396,9 @@ class Generator:
         remaining, finished = max_new_tokens, [False] * len(prompts)
         while remaining > 0 and not all(finished):
             count = min(BLOCK, remaining)
-            state, block, _ = decode(self.model, self.params, state, settings, stop_tokens, count, len(prompts))
+            state, block, _ = decode(
+                self.model, self.params, state, settings, stop_tokens, count, len(prompts)
+            )
             self._cache = state.cache
             tokens = np.asarray(block)[:, :count]
             remaining -= count
@@ -326,7 +413,9 @@ class Generator:
             if piece:
                 yield row, piece
 
-    def _take(self, tokens: np.ndarray, answer: Answer, text: TextStream, row: int) -> tuple[str, bool]:
+    def _take(
+        self, tokens: np.ndarray, answer: Answer, text: TextStream, row: int
+    ) -> tuple[str, bool]:
         """Add a row's share of a block to its answer: the new text, and whether the row has ended."""
         live = [int(t) for t in tokens if t >= 0]
         self.ids[row] += live
@@ -342,20 +431,36 @@ class Generator:
 
     def _make_room(self, length: int) -> None:
         """Lengthen the cache to hold `length` tokens: every token reads all of it, so it is no longer than it must be."""
-        slots, wanted = self._cache[0].k.shape[2], min(max(_bucket(length), SLOTS), self.config.context)
+        slots, wanted = (
+            self._cache[0].k.shape[2],
+            min(max(_bucket(length), SLOTS), self.config.context),
+        )
         if wanted > slots:
-            self._cache = self._place(jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, wanted - slots), (0, 0))), self._cache))
+            self._cache = self._place(
+                jax.tree.map(
+                    lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, wanted - slots), (0, 0))), self._cache
+                )
+            )
 
     def _start(self, prompts: Sequence[Sequence[int]]) -> Decoding:
         context, vocab = self.config.context, self.config.padded_vocab
-        known = min(_common(old[:-1], list(new[:-1])) for old, new in zip(self.ids, prompts, strict=True))
-        cached = np.array([len(p) - 1 for p in prompts], np.int32)  # tokens of each after the prefill
+        known = min(
+            _common(old[:-1], list(new[:-1])) for old, new in zip(self.ids, prompts, strict=True)
+        )
+        cached = np.array(
+            [len(p) - 1 for p in prompts], np.int32
+        )  # tokens of each after the prefill
         width = min(_bucket(int(cached.max()) - known), context)
-        tokens, seen = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), vocab), bool)
+        tokens, seen = (
+            np.zeros((len(prompts), width), np.int32),
+            np.zeros((len(prompts), vocab), bool),
+        )
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt) - 1 - known] = prompt[known:-1]
             seen[row, list(prompt)] = True
-        self._cache = prefill(self.model, self.params, self._cache, tokens, np.full(len(prompts), known, np.int32))
+        self._cache = prefill(
+            self.model, self.params, self._cache, tokens, np.full(len(prompts), known, np.int32)
+        )
         self.ids = [list(p) for p in prompts]
         last = np.array([p[-1] for p in prompts], np.int32)
         # Placed like what the decode loop returns: arrays of the host would have it compiled a second time.

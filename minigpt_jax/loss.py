@@ -14,7 +14,12 @@ import jax.numpy as jnp
 def logits(hidden: jax.Array, table: jax.Array, vocab_size: int) -> jax.Array:
     """[..., V] logits of `hidden` [..., D] in f32 at least; rows of `table` [V, D] beyond `vocab_size` give -inf."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    return live(jnp.einsum("...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=wide), vocab_size)
+    return live(
+        jnp.einsum(
+            "...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=wide
+        ),
+        vocab_size,
+    )
 
 
 def live(scores: jax.Array, vocab_size: int) -> jax.Array:
@@ -22,7 +27,9 @@ def live(scores: jax.Array, vocab_size: int) -> jax.Array:
     return jnp.where(_token_ids(scores) < vocab_size, scores, -jnp.inf)
 
 
-def cross_entropy(hidden, table, targets, weights, *, vocab_size: int, chunk: int) -> tuple[jax.Array, jax.Array]:
+def cross_entropy(
+    hidden, table, targets, weights, *, vocab_size: int, chunk: int
+) -> tuple[jax.Array, jax.Array]:
     """Sum of weighted losses (nats), and sum of weights.
 
     `hidden` [B, T, D], `table` [V, D], `targets` [B, T], `weights` [B, T]; `chunk`: at most so many positions of T have
@@ -56,7 +63,9 @@ def _forward(vocab_size, chunk, hidden, table, targets, weights):
         total += (w * (norm[..., 0] - _chosen(scores, t))).sum()
         hit = _token_ids(scores) == t[..., None]
         d_scores = ((jnp.exp(scores - norm) - hit) * w[..., None]).astype(h.dtype)
-        d_h = jnp.einsum("btv,vd->btd", d_scores, table.astype(h.dtype), preferred_element_type=wide)
+        d_h = jnp.einsum(
+            "btv,vd->btd", d_scores, table.astype(h.dtype), preferred_element_type=wide
+        )
         d_table += jnp.einsum("btv,btd->vd", d_scores, h, preferred_element_type=wide)
         return (total, d_table), d_h.astype(h.dtype)
 
@@ -68,7 +77,12 @@ def _forward(vocab_size, chunk, hidden, table, targets, weights):
 
 def _backward(vocab_size, chunk, gradients, d_total):
     d_hidden, d_table = gradients
-    return d_hidden * d_total.astype(d_hidden.dtype), d_table * d_total.astype(d_table.dtype), None, None
+    return (
+        d_hidden * d_total.astype(d_hidden.dtype),
+        d_table * d_total.astype(d_table.dtype),
+        None,
+        None,
+    )
 
 
 _loss_sum.defvjp(_forward, _backward)

@@ -22,7 +22,13 @@ from minigpt_jax.errors import InputError
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 # Dimension -> mesh axis; one table for parameters and activations. What is not listed is whole on every device.
-RULES = (("batch", BATCH_AXES), ("embed", "fsdp"), ("heads", "tensor"), ("mlp", "tensor"), ("vocab", "tensor"))
+RULES = (
+    ("batch", BATCH_AXES),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+)
 
 
 def join_processes(environment: Mapping[str, str] = os.environ) -> None:
@@ -37,14 +43,23 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> None:
         names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
         missing = [name for name in names if not environment.get(name, "").isdigit()]
         if missing:
-            raise InputError(f"JAX_COORDINATOR_ADDRESS is set, so {' and '.join(missing)} must be a number too")
+            raise InputError(
+                f"JAX_COORDINATOR_ADDRESS is set, so {' and '.join(missing)} must be a number too"
+            )
         count, index = (int(environment[name]) for name in names)
-        jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], count, index, heartbeat_timeout_seconds=heartbeat)
+        jax.distributed.initialize(
+            environment["JAX_COORDINATOR_ADDRESS"],
+            count,
+            index,
+            heartbeat_timeout_seconds=heartbeat,
+        )
     elif _announced(environment):
         try:
             jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
         except ValueError as error:
-            raise InputError(f"a launcher announces several processes, but JAX does not find them ({error}): set JAX_COORDINATOR_ADDRESS") from None
+            raise InputError(
+                f"a launcher announces several processes, but JAX does not find them ({error}): set JAX_COORDINATOR_ADDRESS"
+            ) from None
 
 
 def _announced(environment: Mapping[str, str]) -> bool:
@@ -53,7 +68,9 @@ def _announced(environment: Mapping[str, str]) -> bool:
     sizes = (slurm, environment.get("OMPI_COMM_WORLD_SIZE", "1"))
     pod = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
     # JAX asks the cluster through this package for how many pods there are; without it a pod is alone.
-    return any(size.isdigit() and int(size) > 1 for size in sizes) or (pod and find_spec("kubernetes") is not None)
+    return any(size.isdigit() and int(size) > 1 for size in sizes) or (
+        pod and find_spec("kubernetes") is not None
+    )
 
 
 def mesh_sizes(devices: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> tuple[int, ...]:
@@ -68,7 +85,9 @@ def mesh_sizes(devices: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> 
     if free:
         sizes[free[0]] = devices // known
     elif known != devices:
-        raise InputError(f"mesh data={data} fsdp={fsdp} tensor={tensor} uses {known} of {devices} devices: try mesh.data=-1, or hide devices")
+        raise InputError(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} uses {known} of {devices} devices: try mesh.data=-1, or hide devices"
+        )
     return tuple(sizes)
 
 
@@ -76,7 +95,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """Mesh of all devices, with axes as `mesh_sizes` says."""
     # Newer JAX makes axes Explicit unless told otherwise, which linen cannot work with; sizes go by position
     # because their keyword was renamed between versions.
-    return jax.make_mesh(mesh_sizes(jax.device_count(), data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(
+        mesh_sizes(jax.device_count(), data, fsdp, tensor),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+    )
 
 
 def check_divides(mesh: Mesh, dimensions: Mapping[str, int]) -> None:
@@ -94,7 +117,11 @@ def check_divides(mesh: Mesh, dimensions: Mapping[str, int]) -> None:
 
 def least(value: float) -> float:
     """The smallest `value` of all processes, which all must ask for."""
-    return float(np.min(multihost_utils.process_allgather(np.float64(value)))) if jax.process_count() > 1 else value
+    return (
+        float(np.min(multihost_utils.process_allgather(np.float64(value))))
+        if jax.process_count() > 1
+        else value
+    )
 
 
 def data_shards(mesh: Mesh) -> int:

@@ -34,7 +34,9 @@ PEAK_FLOPS = {
 
 def peak_flops(device_kind: str) -> float | None:
     """Peak FLOP/s of one device in bf16 (V100 and T4: fp16), None where the table has no entry (a CPU)."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_kind)), None)
+    return next(
+        (peak for name, peak in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_kind)), None
+    )
 
 
 class StepLog:
@@ -64,7 +66,9 @@ class StepLog:
 def read_jsonl(path: Path) -> list[dict]:
     """All records of a `.jsonl` file, [] where there is none. Half a line that a killed writer left at the end does not count."""
     records = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.is_file() else (), 1):
+    for number, line in enumerate(
+        path.read_bytes().splitlines(keepends=True) if path.is_file() else (), 1
+    ):
         try:
             if line.endswith(b"\n"):
                 record = json.loads(line)
@@ -83,15 +87,28 @@ class Journal:
     """
 
     def __init__(
-        self, run: Path, *, start: int, horizon: int, every: int, tensorboard: bool, chief: bool, tokens_per_step: int, flops_per_step: float
+        self,
+        run: Path,
+        *,
+        start: int,
+        horizon: int,
+        every: int,
+        tensorboard: bool,
+        chief: bool,
+        tokens_per_step: int,
+        flops_per_step: float,
     ):
         self.run, self.horizon, self.every, self.chief = run, horizon, every, chief
         self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
         self._steps = self._evaluations = self._board = None
         self._wants_board, self._begin = tensorboard and chief, start
         with self._on_disk():
-            before = [record for record in read_jsonl(run / "metrics.jsonl") if record["step"] < start]
-            self._skipped_in_a_row = len(list(takewhile(lambda record: record["skipped"], reversed(before))))
+            before = [
+                record for record in read_jsonl(run / "metrics.jsonl") if record["step"] < start
+            ]
+            self._skipped_in_a_row = len(
+                list(takewhile(lambda record: record["skipped"], reversed(before)))
+            )
             if chief:
                 self._steps = StepLog(run / "metrics.jsonl", start)
                 # The evaluation "at step n" follows update n, so that of the step we go on from is already there.
@@ -118,7 +135,13 @@ class Journal:
             self._open_board()  # while the devices are at their first step
         numbers = {name: float(value) for name, value in jax.device_get(values).items()}
         seconds = max(time.monotonic() - self._began, 1e-9)
-        record = {"step": step, **numbers, "batch": batch, "seconds": seconds, "data_wait": min(self._waited / seconds, 1.0)}
+        record = {
+            "step": step,
+            **numbers,
+            "batch": batch,
+            "seconds": seconds,
+            "data_wait": min(self._waited / seconds, 1.0),
+        }
         record["tokens_per_s"] = self.tokens_per_step / seconds
         record["mfu"] = self.flops_per_step / seconds / self._peak if self._peak else None
         self.start_clock()
@@ -146,7 +169,10 @@ class Journal:
         if self._evaluations:
             with self._on_disk():
                 self._evaluations.write(record)
-                self._points(record["step"], {f"evaluation/{k}": v for k, v in record.items() if isinstance(v, float)})
+                self._points(
+                    record["step"],
+                    {f"evaluation/{k}": v for k, v in record.items() if isinstance(v, float)},
+                )
 
     def say(self, text: str) -> None:
         """A lasting line on the console."""
@@ -164,7 +190,10 @@ class Journal:
         done = record["step"] + 1
         due = done % self.every == 0 or done in (1, self.horizon)
         if due:
-            self._points(record["step"], {f"training/{k}": v for k, v in record.items() if isinstance(v, float)})
+            self._points(
+                record["step"],
+                {f"training/{k}": v for k, v in record.items() if isinstance(v, float)},
+            )
         if not (due or (self._live and time.monotonic() - self._shown > 0.2)):
             return
         line = self._line(record)

@@ -25,7 +25,10 @@ EPSILON = 1e-5  # GPT-2's LayerNorm; Flax's default is another
 LANES = 128  # rows of the vocabulary come in multiples of so many
 PRODUCT = "product"  # what `remat` "dots" keeps
 SHARED = -1  # the segment that all others of its row see
-MIN_BLOCK, MAX_BLOCKS = 128, 8  # attention where cuDNN does not do it: queries a block at least, and blocks at most
+MIN_BLOCK, MAX_BLOCKS = (
+    128,
+    8,
+)  # attention where cuDNN does not do it: queries a block at least, and blocks at most
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class GPTConfig:
     def parameters(self) -> int:
         """Live parameters: 124,439,808 for GPT-2 small. The padded rows of the embedding do not count."""
         per_layer = 12 * self.embed**2 + 13 * self.embed
-        return (self.vocab_size + self.context) * self.embed + self.layers * per_layer + 2 * self.embed
+        return (
+            (self.vocab_size + self.context) * self.embed + self.layers * per_layer + 2 * self.embed
+        )
 
     @property
     def flops_per_token(self) -> float:
@@ -86,11 +91,16 @@ class KVCache(NamedTuple):
 Cache = tuple[KVCache, ...]  # of the L layers
 
 
-def empty_cache(config: GPTConfig, batch: int, dtype: jax.typing.DTypeLike, length: int | None = None) -> Cache:
+def empty_cache(
+    config: GPTConfig, batch: int, dtype: jax.typing.DTypeLike, length: int | None = None
+) -> Cache:
     """A cache on the host for `batch` sequences of up to `length` (default: the context) tokens; the caller places it."""
     slots = config.context if length is None else length
     shape = (batch, config.heads, slots, config.head_dim)
-    return tuple(KVCache(np.zeros(shape, jnp.dtype(dtype)), np.zeros(shape, jnp.dtype(dtype))) for _ in range(config.layers))
+    return tuple(
+        KVCache(np.zeros(shape, jnp.dtype(dtype)), np.zeros(shape, jnp.dtype(dtype)))
+        for _ in range(config.layers)
+    )
 
 
 def unstack(params: dict) -> dict:
@@ -101,7 +111,9 @@ def unstack(params: dict) -> dict:
     return {name: value for name, value in params.items() if name != "layers"} | own
 
 
-def weight(module: nn.Module, name: str, init, shape: tuple[int, ...], names: tuple[str | None, ...]) -> jax.Array:
+def weight(
+    module: nn.Module, name: str, init, shape: tuple[int, ...], names: tuple[str | None, ...]
+) -> jax.Array:
     """A parameter of `module` whose dimensions have names for mesh.py."""
     return module.param(name, nn.with_logical_partitioning(init, names), shape)  # pyright: ignore[reportReturnType]
 
@@ -118,7 +130,13 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         kernel = weight(self, "kernel", nn.initializers.normal(self.std), self.shape, self.names)
-        bias = weight(self, "bias", nn.initializers.zeros, self.shape[self.inputs :], self.names[self.inputs :])
+        bias = weight(
+            self,
+            "bias",
+            nn.initializers.zeros,
+            self.shape[self.inputs :],
+            self.names[self.inputs :],
+        )
         y = checkpoint_name(jnp.tensordot(x, kernel.astype(self.dtype), self.inputs), PRODUCT)
         return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
 
@@ -169,24 +187,41 @@ class Attention(nn.Module):
         qkv = Linear(qkv_shape, qkv_names, 1, INIT_STD, self.dtype, name="qkv")(x)
         q, k, v = (qkv[:, :, i] for i in range(3))
         q, k, v = (nn.with_logical_constraint(a, ("batch", None, "heads", None)) for a in (q, k, v))
-        visible = None if segments is None else (segments[:, :, None] == segments[:, None, :]) | (segments == SHARED)[:, None, :]
-        kernel = attention_kernel(self.implementation, self.dtype, jax.sharding.get_abstract_mesh().size)
+        visible = (
+            None
+            if segments is None
+            else (segments[:, :, None] == segments[:, None, :]) | (segments == SHARED)[:, None, :]
+        )
+        kernel = attention_kernel(
+            self.implementation, self.dtype, jax.sharding.get_abstract_mesh().size
+        )
         if cache is not None:
             # Slots are positions, so "causal" alone says what a query may see: anything stale lies ahead of it and is
             # overwritten before it comes into view. A position beyond the cache (padding) is dropped, not clamped.
-            cache = KVCache(*(_write(jnp.asarray(old), new.astype(old.dtype), positions) for old, new in ((cache.k, k), (cache.v, v))))
+            cache = KVCache(
+                *(
+                    _write(jnp.asarray(old), new.astype(old.dtype), positions)
+                    for old, new in ((cache.k, k), (cache.v, v))
+                )
+            )
             k, v = cache
             seen = jnp.arange(k.shape[2])[None, None] <= positions[:, :, None]
             y = _turned(_attend(_turned(q), k.astype(self.dtype), v.astype(self.dtype), seen))
         elif kernel == "cudnn":
             mask = None if visible is None else visible[:, None]
-            y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")
+            y = jax.nn.dot_product_attention(
+                q, k, v, mask=mask, is_causal=True, implementation="cudnn"
+            )
         elif kernel == "cpu":
             y = cpu.attend(block_length(x.shape[1]), q, k, v, visible)
         else:
             y = attend(q, k, v, visible)
-        std = INIT_STD / math.sqrt(2 * c.layers)  # each layer adds to the residual twice: keep its variance flat
-        return Linear((c.heads, c.head_dim, c.embed), ("heads", None, "embed"), 2, std, self.dtype, name="out")(y), cache
+        std = INIT_STD / math.sqrt(
+            2 * c.layers
+        )  # each layer adds to the residual twice: keep its variance flat
+        return Linear(
+            (c.heads, c.head_dim, c.embed), ("heads", None, "embed"), 2, std, self.dtype, name="out"
+        )(y), cache
 
 
 def product_dtype(name: str = "auto") -> str:
@@ -199,8 +234,14 @@ def attention_kernel(implementation: str, dtype: jax.typing.DTypeLike, devices: 
     if implementation != "auto":
         return implementation
     device = jax.devices()[0]
-    major = str(getattr(device, "compute_capability", "")).partition(".")[0]  # "9.0" of an H100, "gfx90a" of others
-    if major.isdecimal() and int(major) >= 8 and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
+    major = str(getattr(device, "compute_capability", "")).partition(".")[
+        0
+    ]  # "9.0" of an H100, "gfx90a" of others
+    if (
+        major.isdecimal()
+        and int(major) >= 8
+        and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+    ):
         return "cudnn"
     return "cpu" if device.platform == "cpu" and devices <= 1 else "xla"
 
@@ -233,13 +274,19 @@ def _write(old, new, positions):
     if new.shape[1] > 1:
         return old.at[jnp.arange(len(old))[:, None], :, positions].set(new, mode="drop")
     # XLA copies the whole cache for a scatter, up to three times; a selection is made in place.
-    return jnp.where((jnp.arange(old.shape[2])[None] == positions)[:, None, :, None], _turned(new), old)
+    return jnp.where(
+        (jnp.arange(old.shape[2])[None] == positions)[:, None, :, None], _turned(new), old
+    )
 
 
 def _attend(q, k, v, seen):
     """`q` [B, H, T, K]; `k`, `v` [B, H, S, K]; `seen` [B, T, S]."""
-    wide = jnp.promote_types(q.dtype, jnp.float32)  # jax.nn's own would round float64 to float32 here
-    scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=wide) / math.sqrt(q.shape[-1])
+    wide = jnp.promote_types(
+        q.dtype, jnp.float32
+    )  # jax.nn's own would round float64 to float32 here
+    scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=wide) / math.sqrt(
+        q.shape[-1]
+    )
     weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=-1)
     return jnp.einsum("bhts,bhsk->bhtk", weights.astype(v.dtype), v)
 
@@ -276,7 +323,9 @@ class Block(nn.Module):
     def __call__(self, x, cache, positions, segments):
         dropout = nn.Dropout(self.config.dropout, deterministic=self.deterministic)
         normal = LayerNorm(self.dtype, name="ln_1")(x)
-        y, cache = Attention(self.config, self.dtype, self.attention, name="attention")(normal, positions, segments, cache)
+        y, cache = Attention(self.config, self.dtype, self.attention, name="attention")(
+            normal, positions, segments, cache
+        )
         x = x + dropout(y)
         y = MLP(self.config, self.dtype, name="mlp")(LayerNorm(self.dtype, name="ln_2")(x))
         x = nn.with_logical_constraint(x + dropout(y), ("batch", None, None))
@@ -299,7 +348,14 @@ class GPT(nn.Module):
     attention: str = "auto"
 
     @nn.compact
-    def __call__(self, tokens, positions=None, segments=None, cache: Cache | None = None, deterministic: bool = True):
+    def __call__(
+        self,
+        tokens,
+        positions=None,
+        segments=None,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+    ):
         """Hidden states [B, T, D] after the final LayerNorm, and the cache with these tokens added (None stays None).
 
         With a cache the parameters are those of `unstack`: a scan over a stack copies each layer's weights and cache before
@@ -328,7 +384,11 @@ class GPT(nn.Module):
         """All layers as one that is compiled once."""
         block = Block
         if self.remat != "none":
-            policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if self.remat == "dots" else None
+            policy = (
+                jax.checkpoint_policies.save_only_these_names(PRODUCT)
+                if self.remat == "dots"
+                else None
+            )
             block = nn.remat(Block, policy=policy, prevent_cse=False)
         # One set of parameters [L, ...] whatever `unroll` and `remat` are: `name` keeps their path the same.
         layers = nn.scan(
@@ -346,7 +406,9 @@ class GPT(nn.Module):
         """Layer after layer, each with its own parameters and its own part of the cache."""
         grown = []
         for i, own in enumerate(cache):
-            x, own = Block(self.config, self.dtype, self.attention, deterministic=True, name=f"layer_{i}")(x, own, positions, None)
+            x, own = Block(
+                self.config, self.dtype, self.attention, deterministic=True, name=f"layer_{i}"
+            )(x, own, positions, None)
             grown.append(own)
         return x, tuple(grown)
 
@@ -360,4 +422,8 @@ def grow_vocab(params: dict, old: int, new: GPTConfig) -> dict:
     live = table[:old]
     rows = jnp.arange(new.padded_vocab)[:, None]
     padded = jnp.pad(live, ((0, new.padded_vocab - old), (0, 0)))
-    return params | {"wte": jnp.where((rows >= old) & (rows < new.vocab_size), live.mean(0, keepdims=True), padded)}
+    return params | {
+        "wte": jnp.where(
+            (rows >= old) & (rows < new.vocab_size), live.mean(0, keepdims=True), padded
+        )
+    }

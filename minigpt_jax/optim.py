@@ -11,7 +11,16 @@ SCHEDULES = ("cosine", "wsd", "linear", "constant")
 _DECAYED = ("kernel", "wte", "wpe")
 
 
-def learning_rate(step, *, horizon: int, kind: str = "cosine", peak: float, warmup: int, floor: float = 0.0, decay: float = 0.2):
+def learning_rate(
+    step,
+    *,
+    horizon: int,
+    kind: str = "cosine",
+    peak: float,
+    warmup: int,
+    floor: float = 0.0,
+    decay: float = 0.2,
+):
     """Learning rate of `step` (0-based) in a run of `horizon` steps.
 
     `warmup` steps rise linearly to `peak`; then "cosine" and "linear" fall to `floor` over the rest, "wsd" stays and
@@ -43,7 +52,12 @@ def _name(key) -> str:
 
 
 def make_optimizer(
-    *, b1: float = 0.9, b2: float = 0.95, eps: float = 1e-8, weight_decay: float = 0.1, clip: float = 1.0
+    *,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+    clip: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Clip the global norm, AdamW (Loshchilov & Hutter 2019): the direction to go, which the step multiplies by -lr.
 

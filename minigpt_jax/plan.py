@@ -32,9 +32,17 @@ JAX_TAKES = 0.75  # of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION say
 
 # Memory in GB, and the name in metrics.PEAK_FLOPS.
 DEVICES = {
-    "a100-40gb": (40, "A100"), "a100-80gb": (80, "A100"), "h100": (80, "H100"), "h200": (141, "H200"), "b200": (180, "B200"), "l40s": (48, "L40S"),
-    "l4": (24, "L4"), "a10g": (24, "A10G"), "rtx4090": (24, "RTX 4090"), "rtx3090": (24, "RTX 3090"),
-}  # fmt: skip
+    "a100-40gb": (40, "A100"),
+    "a100-80gb": (80, "A100"),
+    "h100": (80, "H100"),
+    "h200": (141, "H200"),
+    "b200": (180, "B200"),
+    "l40s": (48, "L40S"),
+    "l4": (24, "L4"),
+    "a10g": (24, "A10G"),
+    "rtx4090": (24, "RTX 4090"),
+    "rtx3090": (24, "RTX 3090"),
+}
 
 
 class Memory(NamedTuple):
@@ -53,7 +61,17 @@ class Memory(NamedTuple):
 
 
 def step_memory(
-    config: GPTConfig, *, rows: int, accum: int, dtype: str, remat: str, scores: bool, chunk: int, cpu: bool, cut: int = 1, tensor: int = 1
+    config: GPTConfig,
+    *,
+    rows: int,
+    accum: int,
+    dtype: str,
+    remat: str,
+    scores: bool,
+    chunk: int,
+    cpu: bool,
+    cut: int = 1,
+    tensor: int = 1,
 ) -> Memory:
     """Estimate for a step of `accum` micro-batches of `rows` rows on each device.
 
@@ -81,26 +99,45 @@ def step_memory(
 
 def largest(limit: int, room: float, bytes_of: Callable[[int], float]) -> int:
     """The most rows up to `limit` that divide it and whose `bytes_of` fit into `room`; 0 where not even one does."""
-    return next((rows for rows in range(limit, 0, -1) if limit % rows == 0 and bytes_of(rows) <= room), 0)
+    return next(
+        (rows for rows in range(limit, 0, -1) if limit % rows == 0 and bytes_of(rows) <= room), 0
+    )
 
 
-def accumulation(batch: int, shards: int, *, micro_batch: int, device_bytes: float, bytes_of: Callable[[int], float]) -> int:
+def accumulation(
+    batch: int,
+    shards: int,
+    *,
+    micro_batch: int,
+    device_bytes: float,
+    bytes_of: Callable[[int], float],
+) -> int:
     """Number A of micro-batches that `batch` rows on `shards` devices are cut into.
 
     `micro_batch` rows a device are computed at once; 0: the most that fit `device_bytes`, where `bytes_of` rows are
     needed. Raises InputError where the parts do not come out even, and where they cannot fit, with what would.
     """
     if batch % shards:
-        raise InputError(f"data.batch {batch} must be a multiple of the {shards} devices it is spread over: try {-(-batch // shards) * shards}")
+        raise InputError(
+            f"data.batch {batch} must be a multiple of the {shards} devices it is spread over: try {-(-batch // shards) * shards}"
+        )
     rows = batch // shards
     fitting = largest(rows, device_bytes / (1 + MARGIN), bytes_of)
     micro = micro_batch or fitting or 1
     if rows % micro:
         unit = micro * shards
-        raise InputError(f"data.batch {batch} must be a multiple of data.micro_batch {micro} x devices {shards}: try {-(-batch // unit) * unit}")
+        raise InputError(
+            f"data.batch {batch} must be a multiple of data.micro_batch {micro} x devices {shards}: try {-(-batch // unit) * unit}"
+        )
     if bytes_of(micro) * (1 - MARGIN) > device_bytes:
-        remedy = f"data.micro_batch {fitting} fits" if fitting else "not even one row fits: try compute.remat=full, more mesh.fsdp or a smaller model"
-        raise InputError(f"{micro} rows at once need about {_gb(bytes_of(micro))} on a device that has {_gb(device_bytes)}: {remedy}")
+        remedy = (
+            f"data.micro_batch {fitting} fits"
+            if fitting
+            else "not even one row fits: try compute.remat=full, more mesh.fsdp or a smaller model"
+        )
+        raise InputError(
+            f"{micro} rows at once need about {_gb(bytes_of(micro))} on a device that has {_gb(device_bytes)}: {remedy}"
+        )
     return rows // micro
 
 
@@ -115,9 +152,16 @@ def host_bytes() -> float:
 def main() -> None:
     """Print the plan of a config."""
     parser = argparse.ArgumentParser(
-        prog="python -m minigpt_jax.plan", description="What a run will need. Takes train.py's arguments too.", allow_abbrev=False
+        prog="python -m minigpt_jax.plan",
+        description="What a run will need. Takes train.py's arguments too.",
+        allow_abbrev=False,
     )
-    parser.add_argument("--device", choices=[*DEVICES, "cpu"], default="cpu", help="default: this machine's CPU, whose speed is measured")
+    parser.add_argument(
+        "--device",
+        choices=[*DEVICES, "cpu"],
+        default="cpu",
+        help="default: this machine's CPU, whose speed is measured",
+    )
     parser.add_argument("--devices", type=int, default=1, help="how many of them (default: 1)")
     options, rest = parser.parse_known_args()
     if options.devices < 1:
@@ -130,21 +174,36 @@ def describe(c, device: str, devices: int) -> str:
     config = GPTConfig(**c.model)
     data, fsdp, tensor = mesh_sizes(devices, **c.mesh)
     shards = data * fsdp
-    dtype = c.compute.dtype.replace("auto", "float32" if device == "cpu" else "bfloat16")  # as model.product_dtype, without asking for devices
+    dtype = c.compute.dtype.replace(
+        "auto", "float32" if device == "cpu" else "bfloat16"
+    )  # as model.product_dtype, without asking for devices
     room, peak = _device(device, dtype, devices)
     how = {
-        "dtype": dtype, "cpu": device == "cpu",
-        "scores": c.compute.attention == "xla" or (devices > 1 if device == "cpu" else dtype != "bfloat16"),
-        "chunk": c.loss.chunk, "cut": fsdp * tensor, "tensor": tensor,
-    }  # fmt: skip
+        "dtype": dtype,
+        "cpu": device == "cpu",
+        "scores": c.compute.attention == "xla"
+        or (devices > 1 if device == "cpu" else dtype != "bfloat16"),
+        "chunk": c.loss.chunk,
+        "cut": fsdp * tensor,
+        "tensor": tensor,
+    }
     rows = c.data.batch // shards
 
     def bytes_of(remat: str, micro: int) -> Memory:
         return step_memory(config, rows=micro, accum=rows // micro, remat=remat, **how)
 
     # Parts that do not come out even are refused as train.py would; what does not fit is what the table is for.
-    accumulation(c.data.batch, shards, micro_batch=c.data.micro_batch, device_bytes=math.inf, bytes_of=lambda m: bytes_of(c.compute.remat, m).total)
-    fitting = {remat: largest(rows, room / (1 + MARGIN), lambda m, remat=remat: bytes_of(remat, m).total) for remat in REMAT}
+    accumulation(
+        c.data.batch,
+        shards,
+        micro_batch=c.data.micro_batch,
+        device_bytes=math.inf,
+        bytes_of=lambda m: bytes_of(c.compute.remat, m).total,
+    )
+    fitting = {
+        remat: largest(rows, room / (1 + MARGIN), lambda m, remat=remat: bytes_of(remat, m).total)
+        for remat in REMAT
+    }
     micro = c.data.micro_batch or fitting[c.compute.remat] or 1
     columns = {remat: bytes_of(remat, micro) for remat in REMAT}
     tokens_a_step = c.data.batch * config.context
@@ -155,14 +214,33 @@ def describe(c, device: str, devices: int) -> str:
         "",
         f"{'memory of a device, remat':<28}" + "".join(f"{remat:>10}" for remat in REMAT),
     ]
-    names = ("parameters and moments", "gradients", "weights for products", "kept for the backward pass", "a layer, or logits")
-    lines += [f"{name:<28}" + "".join(f"{_gb(m[i]):>10}" for m in columns.values()) for i, name in enumerate(names)]
-    lines += [f"{'together, ' + str(micro) + ' rows at once':<28}" + "".join(f"{_gb(m.total):>10}" for m in columns.values())]
-    lines += [f"{'largest micro-batch':<28}" + "".join(f"{fitting[remat] or 'none':>10}" for remat in REMAT), ""]
+    names = (
+        "parameters and moments",
+        "gradients",
+        "weights for products",
+        "kept for the backward pass",
+        "a layer, or logits",
+    )
+    lines += [
+        f"{name:<28}" + "".join(f"{_gb(m[i]):>10}" for m in columns.values())
+        for i, name in enumerate(names)
+    ]
+    lines += [
+        f"{'together, ' + str(micro) + ' rows at once':<28}"
+        + "".join(f"{_gb(m.total):>10}" for m in columns.values())
+    ]
+    lines += [
+        f"{'largest micro-batch':<28}"
+        + "".join(f"{fitting[remat] or 'none':>10}" for remat in REMAT),
+        "",
+    ]
     checkpoint = 12 * config.parameters
     disk = f"disk         {_gb((c.save.keep + 2) * checkpoint)} for checkpoints of {_gb(checkpoint)} ({c.save.keep} newest, the best, one on its way)"
     if c.horizon.epochs:
-        lines += [f"time         {c.horizon.epochs:g} epochs of data that train.py counts when it starts", disk]
+        lines += [
+            f"time         {c.horizon.epochs:g} epochs of data that train.py counts when it starts",
+            disk,
+        ]
         return "\n".join(lines)
     steps = horizon_steps(c.data.batch, config.context, 0, **c.horizon)
     tokens = steps * tokens_a_step
@@ -173,7 +251,7 @@ def describe(c, device: str, devices: int) -> str:
         f"run          {steps:,} steps, {tokens:,} tokens, {flops:.2g} FLOPs",
         f"time         {_duration(seconds)} at {SHARE_OF_PEAK:.0%} of {peak / 1e12:.3g} TFLOP/s {source}",
         f"{disk}, {_gb(RECORD * steps)} for records, {_gb(2 * tokens)} for as many tokens",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 
@@ -188,7 +266,10 @@ def _device(name: str, dtype: str, devices: int) -> tuple[float, float]:
         share = float(told)
     except ValueError:
         raise InputError(f"XLA_PYTHON_CLIENT_MEM_FRACTION={told} is no number") from None
-    return size * 1e9 * share, peak if dtype == "bfloat16" else peak / 2  # f32 means TF32, at half the rate
+    return (
+        size * 1e9 * share,
+        peak if dtype == "bfloat16" else peak / 2,
+    )  # f32 means TF32, at half the rate
 
 
 def _measured_flops(size: int = 2048) -> float:
@@ -208,7 +289,11 @@ def _gb(size: float) -> str:
 
 def _duration(seconds: float) -> str:
     return (
-        f"{seconds / 86400:.1f} days" if seconds > 2 * 86400 else f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds / 60:.0f} minutes"
+        f"{seconds / 86400:.1f} days"
+        if seconds > 2 * 86400
+        else f"{seconds / 3600:.1f} hours"
+        if seconds > 7200
+        else f"{seconds / 60:.0f} minutes"
     )
 
 

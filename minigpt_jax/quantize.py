@@ -30,9 +30,13 @@ class Int8:
         """`x` [..., K] times the matrix: [..., N] in f32."""
         rows, level = rounded(x.reshape(-1, x.shape[-1]).astype(jnp.float32))
         count = len(rows)
-        if count == 1:  # XLA's CPU product of int8 is many times slower for a single row than for two
+        if (
+            count == 1
+        ):  # XLA's CPU product of int8 is many times slower for a single row than for two
             rows = jnp.concatenate([rows, rows])
-        sums = jax.lax.dot_general(rows, self.values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)[:count]
+        sums = jax.lax.dot_general(
+            rows, self.values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
+        )[:count]
         y = sums.astype(jnp.float32) * level[:, None] * self.scale[None]
         return y.reshape(*x.shape[:-1], -1)
 
@@ -46,7 +50,9 @@ def rounded(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
 @partial(jax.jit, static_argnums=1)
 def to_int8(kernel: jax.Array, inputs: int) -> Int8:
     """`kernel` [*inputs, *outputs], the first `inputs` dimensions of which are summed over."""
-    return Int8(*rounded(kernel.reshape(math.prod(kernel.shape[:inputs]), -1).T.astype(jnp.float32)))
+    return Int8(
+        *rounded(kernel.reshape(math.prod(kernel.shape[:inputs]), -1).T.astype(jnp.float32))
+    )
 
 
 def quantized(params: dict) -> dict:
@@ -60,7 +66,9 @@ def quantized(params: dict) -> dict:
 def _kernels(tree: dict) -> dict:
     if "kernel" in tree:  # what the bias has no dimension for is summed over
         return tree | {"kernel": to_int8(tree["kernel"], tree["kernel"].ndim - tree["bias"].ndim)}
-    return {name: _kernels(value) if isinstance(value, dict) else value for name, value in tree.items()}
+    return {
+        name: _kernels(value) if isinstance(value, dict) else value for name, value in tree.items()
+    }
 
 
 def products(layer, args, kwargs, context):
@@ -71,4 +79,6 @@ def products(layer, args, kwargs, context):
         return layer(*args, **kwargs)
     x, bias = args[0], module.get_variable("params", "bias")
     y = kernel.product(x.reshape(*x.shape[: x.ndim - module.inputs], -1))
-    return (y.reshape(*y.shape[:-1], *bias.shape) + jnp.broadcast_to(bias, (*y.shape[:-1], *bias.shape))).astype(module.dtype)
+    return (
+        y.reshape(*y.shape[:-1], *bias.shape) + jnp.broadcast_to(bias, (*y.shape[:-1], *bias.shape))
+    ).astype(module.dtype)

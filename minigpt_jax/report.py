@@ -29,13 +29,28 @@ from minigpt_jax.metrics import duration, read_jsonl
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Columns = dict[str, np.ndarray]  # field of metrics.jsonl -> its value at each step, NaN where there is none
+Columns = dict[
+    str, np.ndarray
+]  # field of metrics.jsonl -> its value at each step, NaN where there is none
 
-_FIELDS = ("step", "loss", "grad_norm", "learning_rate", "weight", "skipped", "seconds", "data_wait", "tokens_per_s", "mfu")
+_FIELDS = (
+    "step",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "weight",
+    "skipped",
+    "seconds",
+    "data_wait",
+    "tokens_per_s",
+    "mfu",
+)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _POINTS = 1000  # of a curve: more than a plot has pixels, and few enough that the longest run makes a page below a megabyte
 _WIDE = 30  # ratio of largest to smallest value from which a logarithmic scale shows more
-_INK = "#010203"  # stands for the page's own text colour, which is known only where the page is read
+_INK = (
+    "#010203"  # stands for the page's own text colour, which is known only where the page is read
+)
 _BLUE, _ORANGE, _RED = "#3b82f6", "#ea7317", "#dc2626"  # readable on white and on black
 _STYLE_OF_PLOTS: dict[Any, Any] = {  # matplotlib's own type for the names is private
     "svg.fonttype": "none",  # text stays text: searchable, and in the reader's own font
@@ -92,7 +107,11 @@ def environment() -> dict:
         "command": shlex.join(sys.orig_argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "processes": jax.process_count()},
+        "devices": {
+            "kind": jax.devices()[0].device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
         "code": _code(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }
@@ -118,8 +137,13 @@ def _git(folder: Path, *arguments: str) -> str | None:
     try:
         # Without the optional locks, a git command that the user runs at this moment is not disturbed.
         command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):  # no git here, or a checkout that it does not trust
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+    except (
+        OSError,
+        subprocess.SubprocessError,
+    ):  # no git here, or a checkout that it does not trust
         return None
 
 
@@ -130,21 +154,32 @@ def write(run: Path) -> Path:
     """
     steps = _columns(run / "metrics.jsonl")
     evaluations = _read(run / "evaluations.jsonl", read_jsonl)
-    config, surroundings, answers = (_read(run / name, _read_json) for name in ("config.json", "environment.json", "answers.json"))
+    config, surroundings, answers = (
+        _read(run / name, _read_json)
+        for name in ("config.json", "environment.json", "answers.json")
+    )
     page = run / "report.html"
     temporary = page.with_name(page.name + ".tmp")
     try:
         # A prompt from the command line may hold bytes that are no text: they must not cost the page.
-        temporary.write_bytes(_page(run.resolve().name, steps, evaluations, config, surroundings, answers).encode(errors="replace"))
+        temporary.write_bytes(
+            _page(run.resolve().name, steps, evaluations, config, surroundings, answers).encode(
+                errors="replace"
+            )
+        )
         temporary.replace(page)
     except OSError as error:
-        raise RunError(f"cannot write {page}: {error.strerror}; the run itself is complete without it") from None
+        raise RunError(
+            f"cannot write {page}: {error.strerror}; the run itself is complete without it"
+        ) from None
     return page
 
 
 def _columns(path: Path) -> Columns:
     if not path.is_file():
-        raise InputError(f"{path}: no such file, so there is no run to report: name a folder that train.py wrote, such as runs/pretrain")
+        raise InputError(
+            f"{path}: no such file, so there is no run to report: name a folder that train.py wrote, such as runs/pretrain"
+        )
     records = _read(path, read_jsonl)
     try:
         columns = {name: np.array([record[name] for record in records], float) for name in _FIELDS}
@@ -167,7 +202,14 @@ def _read_json(path: Path) -> dict:
 # ---- the page
 
 
-def _page(name: str, steps: Columns, evaluations: list[dict], config: dict, surroundings: dict, answers: dict) -> str:
+def _page(
+    name: str,
+    steps: Columns,
+    evaluations: list[dict],
+    config: dict,
+    surroundings: dict,
+    answers: dict,
+) -> str:
     return f"""<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -202,23 +244,47 @@ def _facts(steps: Columns, evaluations: list[dict], config: dict) -> str:
     facts = (
         ("Steps done", f"{len(steps['step']):,}", f"horizon: {_horizon(config)}"),
         ("Last loss", _number(losses[-1:].sum() if len(losses) else None), "on its training batch"),
-        ("Best validation loss", _number(best.get("validation_loss")), f"after {best['step']:,} steps" if best else "no evaluation yet"),
-        ("Last validation loss", _number(last.get("validation_loss")), f"after {last['step']:,} steps" if last else "no evaluation yet"),
-        ("Bits per byte", _number(last.get("bits_per_byte"), ".3f"), "of the validation text, last"),
+        (
+            "Best validation loss",
+            _number(best.get("validation_loss")),
+            f"after {best['step']:,} steps" if best else "no evaluation yet",
+        ),
+        (
+            "Last validation loss",
+            _number(last.get("validation_loss")),
+            f"after {last['step']:,} steps" if last else "no evaluation yet",
+        ),
+        (
+            "Bits per byte",
+            _number(last.get("bits_per_byte"), ".3f"),
+            "of the validation text, last",
+        ),
         ("Tokens seen", f"{tokens:,.0f}", f"{np.nansum(steps['weight']):,.0f} of them learned"),
         ("Training time", duration(seconds), "without evaluations and the copies that saves take"),
         ("Throughput", _number(_median(steps["tokens_per_s"]), ",.0f"), "tokens/s, median"),
         ("MFU", _number(_median(steps["mfu"]), ".1%"), "share of peak FLOP/s, median"),
-        ("Waiting for data", _number((steps["data_wait"] * steps["seconds"]).sum() / seconds if seconds else None, ".1%"), "of the training time"),
+        (
+            "Waiting for data",
+            _number(
+                (steps["data_wait"] * steps["seconds"]).sum() / seconds if seconds else None, ".1%"
+            ),
+            "of the training time",
+        ),
         ("Skipped updates", f"{skipped:,}", "loss or gradient not finite"),
     )
-    boxes = (f'<div class="panel"><span>{label}</span><b>{value}</b><span class="faint">{escape(note)}</span></div>' for label, value, note in facts)
+    boxes = (
+        f'<div class="panel"><span>{label}</span><b>{value}</b><span class="faint">{escape(note)}</span></div>'
+        for label, value, note in facts
+    )
     return f'<div class="grid facts">{"".join(boxes)}</div>'
 
 
 def _horizon(config: dict) -> str:
     """As the config gives it; how many steps an epoch has is written nowhere in the run's folder."""
-    return ", ".join(f"{value:,} {unit}" for unit, value in config.get("horizon", {}).items() if value) or "unknown"
+    return (
+        ", ".join(f"{value:,} {unit}" for unit, value in config.get("horizon", {}).items() if value)
+        or "unknown"
+    )
 
 
 def _best(evaluations: list[dict]) -> dict:
@@ -243,7 +309,11 @@ def _before_and_after(evaluations: list[dict]) -> str:
     columns = {"first": evaluations[0], "best": _best(evaluations), "last": evaluations[-1]}
     shown = {title: e for title, e in columns.items() if e}
     rows = [["", *(f"{title}, after {e['step']:,} steps" for title, e in shown.items())]]
-    for label, field in (("Loss on validation text", "validation_loss"), ("Loss on training text", "train_loss"), ("Bits per byte", "bits_per_byte")):
+    for label, field in (
+        ("Loss on validation text", "validation_loss"),
+        ("Loss on training text", "train_loss"),
+        ("Bits per byte", "bits_per_byte"),
+    ):
         rows.append([label, *(_number(e[field]) for e in shown.values())])
     if any("hellaswag" in e for e in shown.values()):
         rows.append(["HellaSwag", *(_number(e.get("hellaswag"), ".1%") for e in shown.values())])
@@ -254,20 +324,42 @@ def _answers(record: dict) -> str:
     """What `python -m minigpt_jax.evals answers` found, "" where it was not asked."""
     if not record:
         return ""
-    columns = {title: record[name] for name, title in (("before", "before finetuning"), ("finetuned", "finetuned")) if name in record}
-    fields = (("End by themselves", "ended"), ("Leak marks", "leaked"), ("Repeated 4-word runs", "repetition"), ("Distinct", "distinct"))
-    rows = [["", *columns], *([label, *(f"{c[field]:.1%}" for c in columns.values())] for label, field in fields)]
-    rows.append(["Loss per token of the hoped-for answers", *(_number(c["loss"]) for c in columns.values())])
+    columns = {
+        title: record[name]
+        for name, title in (("before", "before finetuning"), ("finetuned", "finetuned"))
+        if name in record
+    }
+    fields = (
+        ("End by themselves", "ended"),
+        ("Leak marks", "leaked"),
+        ("Repeated 4-word runs", "repetition"),
+        ("Distinct", "distinct"),
+    )
+    rows = [
+        ["", *columns],
+        *([label, *(f"{c[field]:.1%}" for c in columns.values())] for label, field in fields),
+    ]
+    rows.append(
+        ["Loss per token of the hoped-for answers", *(_number(c["loss"]) for c in columns.values())]
+    )
     what = f"{record['answers']:,} answers of up to {record['tokens']} tokens to {record['source']}, after {record['step']:,} steps"
     return f'<h3>Answers</h3><p>{escape(what)}</p><div class="panel numbers">{_table(rows)}</div>'
 
 
 def _samples(evaluations: list[dict]) -> str:
     """What the model wrote, newest first: progress is read against the newest, and the rest is many pages."""
-    written = [f"<h3>After {e['step']:,} steps</h3>{''.join(map(_sample, e['samples']))}" for e in reversed(evaluations) if e["samples"]]
+    written = [
+        f"<h3>After {e['step']:,} steps</h3>{''.join(map(_sample, e['samples']))}"
+        for e in reversed(evaluations)
+        if e["samples"]
+    ]
     if not written:
         return "<p>No sample was written.</p>"
-    older = f"<details><summary>{len(written) - 1} earlier evaluations</summary>{''.join(written[1:])}</details>" if written[1:] else ""
+    older = (
+        f"<details><summary>{len(written) - 1} earlier evaluations</summary>{''.join(written[1:])}</details>"
+        if written[1:]
+        else ""
+    )
     return f'<div class="panel">{written[0]}{older}</div>'
 
 
@@ -293,7 +385,10 @@ def _setting(value) -> str:
 
 
 def _table(rows: list[list[str]]) -> str:
-    lines = (f"<tr><th>{escape(head)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>" for head, *cells in rows)
+    lines = (
+        f"<tr><th>{escape(head)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for head, *cells in rows
+    )
     return f"<table>{''.join(lines)}</table>"
 
 
@@ -306,10 +401,18 @@ def _plots(steps: Columns, evaluations: list[dict]) -> str:
     late = steps["step"][len(steps["step"]) // 10]
     plots: list[tuple[str, str, Callable[[Axes], None]]] = [
         ("Loss", "loss per token", lambda axes: _draw_loss(axes, steps, evaluations, first=0)),
-        ("Loss, without the first tenth", "loss per token", lambda axes: _draw_loss(axes, steps, evaluations, first=late)),
+        (
+            "Loss, without the first tenth",
+            "loss per token",
+            lambda axes: _draw_loss(axes, steps, evaluations, first=late),
+        ),
         ("Learning rate", "learning rate", lambda axes: _draw_rate(axes, steps)),
         ("Gradient norm, before clipping", "norm", lambda axes: _draw_gradient(axes, steps)),
-        ("Throughput, without the first step, which compiles", "tokens/s", lambda axes: _draw_throughput(axes, steps)),
+        (
+            "Throughput, without the first step, which compiles",
+            "tokens/s",
+            lambda axes: _draw_throughput(axes, steps),
+        ),
     ]
     return f'<div class="grid plots">{"".join(_plot(*plot) for plot in plots)}</div>'
 
@@ -329,10 +432,14 @@ def _plot(title: str, label: str, draw: Callable[["Axes"], None]) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         text = StringIO()
-        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.savefig(
+            text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = re.sub(r' id="[A-Za-z.]+_\d+"', "", svg)  # names of groups: the same in each plot, and nothing refers to them
+    svg = re.sub(
+        r' id="[A-Za-z.]+_\d+"', "", svg
+    )  # names of groups: the same in each plot, and nothing refers to them
     return f'<figure class="panel"><h3>{title}</h3>{svg}</figure>'
 
 
@@ -342,13 +449,28 @@ def _draw_loss(axes: "Axes", steps: Columns, evaluations: list[dict], first: flo
     done = [e for e in evaluations if e["step"] >= first]
     if done:
         axes.plot(
-            [e["step"] for e in done], [e["validation_loss"] for e in done], "o-", color=_ORANGE, linewidth=1, markersize=2.5, label="validation"
+            [e["step"] for e in done],
+            [e["validation_loss"] for e in done],
+            "o-",
+            color=_ORANGE,
+            linewidth=1,
+            markersize=2.5,
+            label="validation",
         )
     skipped = steps["step"][shown & (steps["skipped"] > 0)]
     if len(skipped):
         at = skipped[_spread(len(skipped))]
-        axes.plot(at, np.full(len(at), 0.03), "x", transform=axes.get_xaxis_transform(), color=_RED, label="skipped update")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0)  # above the curves, never on them
+        axes.plot(
+            at,
+            np.full(len(at), 0.03),
+            "x",
+            transform=axes.get_xaxis_transform(),
+            color=_RED,
+            label="skipped update",
+        )
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0
+    )  # above the curves, never on them
 
 
 def _draw_rate(axes: "Axes", steps: Columns) -> None:
@@ -376,7 +498,9 @@ def _draw_throughput(axes: "Axes", steps: Columns) -> None:
     axes.yaxis.set_major_formatter(EngFormatter())
 
 
-def _curve(axes: "Axes", x: np.ndarray, y: np.ndarray, shown: np.ndarray, label: str | None = None) -> None:
+def _curve(
+    axes: "Axes", x: np.ndarray, y: np.ndarray, shown: np.ndarray, label: str | None = None
+) -> None:
     """Of the points `shown`, each value as a faint line and their moving average as a strong one."""
     from matplotlib.ticker import StrMethodFormatter
 
@@ -399,7 +523,9 @@ def _moving_average(y: np.ndarray) -> np.ndarray:
     index = np.arange(len(y))
     half = np.minimum(index, len(y) // 50)
     begin, end = index - half, np.minimum(index + half + 1, len(y))
-    total, count = (np.concatenate([[0], np.cumsum(values)]) for values in (np.nan_to_num(y), np.isfinite(y)))
+    total, count = (
+        np.concatenate([[0], np.cumsum(values)]) for values in (np.nan_to_num(y), np.isfinite(y))
+    )
     known = count[end] - count[begin]
     return np.where(known > 0, (total[end] - total[begin]) / np.maximum(known, 1), np.nan)
 
@@ -420,7 +546,10 @@ def _extremes(y: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     """The command line: write the page of one run."""
-    parser = argparse.ArgumentParser(prog="python -m minigpt_jax.report", description="Write the page of a run, report.html in its folder.")
+    parser = argparse.ArgumentParser(
+        prog="python -m minigpt_jax.report",
+        description="Write the page of a run, report.html in its folder.",
+    )
     parser.add_argument("run", type=Path, help="folder of the run, such as runs/pretrain")
     print(write(parser.parse_args().run))
 

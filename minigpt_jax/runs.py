@@ -33,14 +33,22 @@ def checkpoint_steps(run: Path) -> list[int]:
     """
     folder = run / "checkpoints"
     entries = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(e.name) for e in entries if e.name.isdecimal() and e.is_dir() and any(e.iterdir()))
+    return sorted(
+        int(e.name) for e in entries if e.name.isdecimal() and e.is_dir() and any(e.iterdir())
+    )
 
 
 def newest_run(root: Path) -> Path:
     """The run whose newest checkpoint is the most recent of all. Raises InputError when there is none."""
-    newest = [(_written(run), run) for run in (root.iterdir() if root.is_dir() else ()) if checkpoint_steps(run)]
+    newest = [
+        (_written(run), run)
+        for run in (root.iterdir() if root.is_dir() else ())
+        if checkpoint_steps(run)
+    ]
     if not newest:
-        raise InputError(f"no trained run in {root}/: train one first (`make demo` takes minutes), or name a folder with --run")
+        raise InputError(
+            f"no trained run in {root}/: train one first (`make demo` takes minutes), or name a folder with --run"
+        )
     return max(newest)[1]
 
 

@@ -24,7 +24,9 @@ from minigpt_jax.tokenizer import load_tokenizer
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-SHARD_TOKENS = 100_000_000  # 200 MB: few enough files to list, small enough to redo one after a crash
+SHARD_TOKENS = (
+    100_000_000  # 200 MB: few enough files to list, small enough to redo one after a crash
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,15 @@ class ShardWriter:
     file holds yet. With `masked`, every append brings a loss mask of the same length.
     """
 
-    def __init__(self, folder: Path, split: str, shard_tokens: int = SHARD_TOKENS, *, masked: bool = False, shards: tuple[Shard, ...] = ()):
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        shard_tokens: int = SHARD_TOKENS,
+        *,
+        masked: bool = False,
+        shards: tuple[Shard, ...] = (),
+    ):
         self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
         self.shards = list(shards)
         self.buffered = 0
@@ -54,7 +64,9 @@ class ShardWriter:
     def append(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> None:
         """Add `tokens` [n] (and `mask` [n]) to the stream; writes a file whenever one is full."""
         if (mask is None) != (self._mask is None):
-            raise ValueError("a stream has a loss mask from its first token to its last, or none at all")
+            raise ValueError(
+                "a stream has a loss mask from its first token to its last, or none at all"
+            )
         taken = 0
         while taken < len(tokens):
             here = slice(self.buffered, min(self.buffered + len(tokens) - taken, self.shard_tokens))
@@ -83,7 +95,13 @@ class ShardWriter:
 
 
 def write_manifest(
-    folder: Path, splits: dict[str, tuple[list[Shard], int]], *, tokenizer: str, vocab_size: int, context: int | None, source: str
+    folder: Path,
+    splits: dict[str, tuple[list[Shard], int]],
+    *,
+    tokenizer: str,
+    vocab_size: int,
+    context: int | None,
+    source: str,
 ) -> None:
     """Vouch for finished shards: `splits` maps "train" and "val" to (shards, number of documents).
 
@@ -97,7 +115,11 @@ def write_manifest(
         "vocab_size": vocab_size,
         "context": context,
         "splits": {
-            split: {"documents": documents, "tokens": sum(s.tokens for s in shards), "shards": [asdict(s) for s in shards]}
+            split: {
+                "documents": documents,
+                "tokens": sum(s.tokens for s in shards),
+                "shards": [asdict(s) for s in shards],
+            }
             for split, (shards, documents) in splits.items()
         },
     }
@@ -116,9 +138,13 @@ def read_manifest(folder: Path) -> dict:
         manifest = json.loads(path.read_text())
         found = manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a manifest of ours ({error!r}): prepare the data again") from None
+        raise InputError(
+            f"{path}: not a manifest of ours ({error!r}): prepare the data again"
+        ) from None
     if found != FORMAT:
-        raise InputError(f"{path}: format {found}, expected {FORMAT}: prepare the data again with this version")
+        raise InputError(
+            f"{path}: format {found}, expected {FORMAT}: prepare the data again with this version"
+        )
     return manifest
 
 
@@ -151,20 +177,33 @@ class Stream:
         return _across(self.masks, self.starts, start, stop)
 
 
-def open_splits(folder: str, vocab_size: int, context: int, *, packed: bool) -> tuple[Stream, Stream]:
+def open_splits(
+    folder: str, vocab_size: int, context: int, *, packed: bool
+) -> tuple[Stream, Stream]:
     """The training and the validation split of a folder, checked. Raises InputError.
 
     `packed` says that conversations sharing a row will be kept apart; packed data demand it.
     """
     text, held_out = (
-        open_stream(Path(folder), split, tokenizer=load_tokenizer().hash, vocab_size=vocab_size, context=context) for split in ("train", "val")
+        open_stream(
+            Path(folder),
+            split,
+            tokenizer=load_tokenizer().hash,
+            vocab_size=vocab_size,
+            context=context,
+        )
+        for split in ("train", "val")
     )
     if text.masks and not packed:
-        raise InputError(f"{folder} holds packed conversations, which must not see each other: set data.isolate_documents=True")
+        raise InputError(
+            f"{folder} holds packed conversations, which must not see each other: set data.isolate_documents=True"
+        )
     return text, held_out
 
 
-def open_stream(folder: Path, split: str, *, tokenizer: str, vocab_size: int, context: int) -> Stream:
+def open_stream(
+    folder: Path, split: str, *, tokenizer: str, vocab_size: int, context: int
+) -> Stream:
     """Map a split ("train" or "val") for a model of `vocab_size` and rows of `context` tokens, and check every file.
 
     Checked: tokenizer, row length, dtype, shape, size against the manifest, and the largest id. Raises InputError
@@ -173,19 +212,34 @@ def open_stream(folder: Path, split: str, *, tokenizer: str, vocab_size: int, co
     manifest = read_manifest(folder)
     try:
         made_with, packed_for = manifest["tokenizer"], manifest["context"]
-        splits = {name: [Shard(**shard) for shard in entry["shards"]] for name, entry in manifest["splits"].items()}
+        splits = {
+            name: [Shard(**shard) for shard in entry["shards"]]
+            for name, entry in manifest["splits"].items()
+        }
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder / MANIFEST}: not a manifest of ours ({error!r}): prepare the data again") from None
+        raise InputError(
+            f"{folder / MANIFEST}: not a manifest of ours ({error!r}): prepare the data again"
+        ) from None
     if made_with != tokenizer:
-        raise InputError(f"{folder}: made with another tokenizer ({made_with[:12]}, expected {tokenizer[:12]}): prepare the data again")
+        raise InputError(
+            f"{folder}: made with another tokenizer ({made_with[:12]}, expected {tokenizer[:12]}): prepare the data again"
+        )
     if packed_for not in (None, context):
-        raise InputError(f"{folder}: packed for rows of {packed_for} tokens, but model.context is {context}: set one to the other")
+        raise InputError(
+            f"{folder}: packed for rows of {packed_for} tokens, but model.context is {context}: set one to the other"
+        )
     shards = splits.get(split)
     if not shards:
-        raise InputError(f"{folder}: no {split} split in {MANIFEST}, only {', '.join(splits) or 'nothing'}")
-    tokens = tuple(load_tokens(folder / s.file, expected=s.tokens, vocab_size=vocab_size) for s in shards)
+        raise InputError(
+            f"{folder}: no {split} split in {MANIFEST}, only {', '.join(splits) or 'nothing'}"
+        )
+    tokens = tuple(
+        load_tokens(folder / s.file, expected=s.tokens, vocab_size=vocab_size) for s in shards
+    )
     masked = shards[0].mask_sha256 is not None
-    masks = tuple(_load_mask(folder / mask_file(s.file), s.tokens) for s in shards) if masked else None
+    masks = (
+        tuple(_load_mask(folder / mask_file(s.file), s.tokens) for s in shards) if masked else None
+    )
     for shard in shards:
         _expect_unchanged(folder, shard)
     starts = tuple(accumulate((s.tokens for s in shards), initial=0))
@@ -193,7 +247,9 @@ def open_stream(folder: Path, split: str, *, tokenizer: str, vocab_size: int, co
         raise InputError(
             f"{folder}: the {split} split has {starts[-1]} tokens, a row needs {context + 1}: bring more text or a smaller model.context"
         )
-    identity = hashlib.sha256(json.dumps([made_with, [asdict(s) for s in shards]]).encode()).hexdigest()
+    identity = hashlib.sha256(
+        json.dumps([made_with, [asdict(s) for s in shards]]).encode()
+    ).hexdigest()
     return Stream(split, identity, starts, tokens, masks)
 
 
@@ -202,21 +258,28 @@ def load_tokens(path: Path, *, expected: int | None, vocab_size: int) -> np.ndar
     tokens = _load(path, np.dtype(np.uint16), expected)
     largest = int(tokens.max())
     if largest >= vocab_size:
-        raise InputError(f"{path}: holds id {largest}, but the model's vocabulary ends at {vocab_size - 1}")
+        raise InputError(
+            f"{path}: holds id {largest}, but the model's vocabulary ends at {vocab_size - 1}"
+        )
     return tokens
 
 
 def _load_mask(path: Path, expected: int) -> np.ndarray:
     mask = _load(path, np.dtype(np.uint8), expected)
     if mask.max() > 1:
-        raise InputError(f"{path}: holds {mask.max()}, a loss mask is 0 or 1: it changed since it was prepared")
+        raise InputError(
+            f"{path}: holds {mask.max()}, a loss mask is 0 or 1: it changed since it was prepared"
+        )
     return mask
 
 
 def _expect_unchanged(folder: Path, shard: Shard) -> None:
     """Compare checksums where a file is younger than its manifest: reading every byte at every start would take minutes."""
     written = (folder / MANIFEST).stat().st_mtime_ns
-    for path, sha256 in ((folder / shard.file, shard.sha256), (folder / mask_file(shard.file), shard.mask_sha256)):
+    for path, sha256 in (
+        (folder / shard.file, shard.sha256),
+        (folder / mask_file(shard.file), shard.mask_sha256),
+    ):
         if sha256 is not None and path.stat().st_mtime_ns > written:
             expect_sha256(path, sha256)
 
@@ -225,7 +288,9 @@ def expect_sha256(path: Path, expected: str) -> None:
     """Raises InputError unless the file holds the bytes that its manifest vouched for."""
     found = file_sha256(path)
     if found != expected:
-        raise InputError(f"{path}: sha256 {found[:12]}, {MANIFEST} says {expected[:12]}: it changed since it was prepared")
+        raise InputError(
+            f"{path}: sha256 {found[:12]}, {MANIFEST} says {expected[:12]}: it changed since it was prepared"
+        )
 
 
 def mask_file(token_file: str) -> str:
@@ -271,21 +336,31 @@ def _load(path: Path, dtype: np.dtype, expected: int | None) -> np.ndarray:
         raise InputError(f"{path}: missing, although {MANIFEST} lists it") from None
     except Exception as error:  # numpy reads a header as Python source, so a damaged one raises whatever the parser does
         if "mmap length" in str(error):
-            raise InputError(f"{path}: found {path.stat().st_size} bytes, expected more by its header: it was cut short") from None
+            raise InputError(
+                f"{path}: found {path.stat().st_size} bytes, expected more by its header: it was cut short"
+            ) from None
         raise InputError(f"{path}: not a readable .npy array ({error})") from None
     if array.dtype != dtype or array.ndim != 1:
-        raise InputError(f"{path}: found {array.dtype.str} with shape {array.shape}, expected one dimension of {dtype.name}")
+        raise InputError(
+            f"{path}: found {array.dtype.str} with shape {array.shape}, expected one dimension of {dtype.name}"
+        )
     if expected is not None and len(array) != expected:
-        raise InputError(f"{path}: found {len(array)} tokens, {MANIFEST} says {expected}: it changed since it was prepared")
+        raise InputError(
+            f"{path}: found {len(array)} tokens, {MANIFEST} says {expected}: it changed since it was prepared"
+        )
     if not len(array):
         raise InputError(f"{path}: holds no token")
     surplus = path.stat().st_size - array.offset - array.nbytes
     if surplus:
-        raise InputError(f"{path}: {surplus} bytes after the array: it changed since it was prepared")
+        raise InputError(
+            f"{path}: {surplus} bytes after the array: it changed since it was prepared"
+        )
     return array
 
 
-def _across(parts: tuple[np.ndarray, ...], starts: tuple[int, ...], start: int, stop: int) -> np.ndarray:
+def _across(
+    parts: tuple[np.ndarray, ...], starts: tuple[int, ...], start: int, stop: int
+) -> np.ndarray:
     first = bisect_right(starts, start) - 1
     piece = parts[first][start - starts[first] : stop - starts[first]]
     if len(piece) == stop - start:

@@ -51,13 +51,20 @@ class OnMesh(NamedTuple):
             return self.function.lower(*arguments)
 
 
-def init_state(model: nn.Module, optimizer: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh) -> TrainState:
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh
+) -> TrainState:
     """Fresh state, each part made on the device that keeps it."""
     with jax.set_mesh(mesh):
-        return jax.jit(lambda: nn.unbox(_build(model, optimizer, seed)), out_shardings=_shardings(model, optimizer, mesh))()
+        return jax.jit(
+            lambda: nn.unbox(_build(model, optimizer, seed)),
+            out_shardings=_shardings(model, optimizer, mesh),
+        )()
 
 
-def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
+def abstract_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
     """Shapes, dtypes and shardings of the state, without its values: what a checkpoint is restored into."""
     return _abstract_state(model, optimizer, mesh)  # pyright: ignore[reportArgumentType] (linen's modules can be hashed)
 
@@ -66,13 +73,17 @@ def abstract_state(model: nn.Module, optimizer: optax.GradientTransformation, me
 def _abstract_state(model, optimizer, mesh) -> TrainState:
     named = jax.eval_shape(lambda: _build(model, optimizer, seed=0))
     shardings = meshes.state_sharding(named, mesh)
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), nn.unbox(named), shardings)
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), nn.unbox(named), shardings
+    )
 
 
 def _build(model, optimizer, seed: int) -> TrainState:
     """A fresh state whose weights still carry the names of their dimensions."""
     params = model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
+    )
 
 
 def _shardings(model, optimizer, mesh):
@@ -105,12 +116,16 @@ def make_train_step(
 
         def add(carry, piece):
             index, tokens, weights = piece
-            (total, weight), gradients = grad(params, tokens, weights, jax.random.fold_in(key, index))
+            (total, weight), gradients = grad(
+                params, tokens, weights, jax.random.fold_in(key, index)
+            )
             return jax.tree.map(jnp.add, carry, (total, weight, gradients)), None
 
         pieces = (jnp.arange(batch.tokens.shape[0]), *batch)
         if batch.tokens.shape[0] == 1:  # no second gradient to add: skip the sum and its memory
-            (total, weight), gradients = grad(params, batch.tokens[0], batch.weights[0], jax.random.fold_in(key, 0))
+            (total, weight), gradients = grad(
+                params, batch.tokens[0], batch.weights[0], jax.random.fold_in(key, 0)
+            )
             return total, weight, gradients
         zeros = jax.tree.map(jnp.zeros_like, params)
         return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(()), zeros), pieces)[0]
@@ -123,16 +138,31 @@ def make_train_step(
         mean, norm, rate = total * scale, optax.tree.norm(gradients) * scale, schedule(state.step)
 
         def update():
-            directions, opt_state = optimizer.update(gradients, state.opt_state, state.params, scale=scale, norm=norm)
-            return jax.tree.map(lambda p, d: _move(p, rate * d), state.params, directions), opt_state
+            directions, opt_state = optimizer.update(
+                gradients, state.opt_state, state.params, scale=scale, norm=norm
+            )
+            return jax.tree.map(
+                lambda p, d: _move(p, rate * d), state.params, directions
+            ), opt_state
 
         ok = jnp.isfinite(mean) & jnp.isfinite(norm) & jnp.isfinite(rate)
         params, opt_state = _if(ok, update, (state.params, state.opt_state))
-        metrics = {"loss": mean, "weight": weight, "grad_norm": norm, "learning_rate": rate, "skipped": 1.0 - ok}
+        metrics = {
+            "loss": mean,
+            "weight": weight,
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "skipped": 1.0 - ok,
+        }
         return TrainState(state.step + 1, params, opt_state), metrics
 
     shardings = (_shardings(model, optimizer, mesh), meshes.batch_sharding(mesh))
-    compiled = jax.jit(step, in_shardings=shardings, out_shardings=(shardings[0], meshes.replicated(mesh)), donate_argnums=0)
+    compiled = jax.jit(
+        step,
+        in_shardings=shardings,
+        out_shardings=(shardings[0], meshes.replicated(mesh)),
+        donate_argnums=0,
+    )
     return OnMesh(mesh, compiled)
 
 
@@ -144,18 +174,24 @@ def _move(weight, distance):
 
 def _if(ok, new: Callable[[], Any], old):
     """What `new` returns where `ok`, else `old`."""
-    if jax.default_backend() == "cpu":  # XLA then updates in place; on a GPU a conditional waits until the host has seen `ok`
+    if (
+        jax.default_backend() == "cpu"
+    ):  # XLA then updates in place; on a GPU a conditional waits until the host has seen `ok`
         return jax.lax.cond(ok, new, lambda: old)
     return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new(), old)
 
 
-def make_eval_step(model: nn.Module, mesh: jax.sharding.Mesh, *, loss_chunk: int, separator: int | None = None) -> OnMesh:
+def make_eval_step(
+    model: nn.Module, mesh: jax.sharding.Mesh, *, loss_chunk: int, separator: int | None = None
+) -> OnMesh:
     """Compile `loss sum, weight sum = eval_step(params, batch)`, without dropout."""
 
     def step(params, batch: Batch):
         def add(carry, piece):
             tokens, weights = piece
-            return jax.tree.map(jnp.add, carry, _masked_loss(model, params, tokens, weights, loss_chunk, separator)), None
+            return jax.tree.map(
+                jnp.add, carry, _masked_loss(model, params, tokens, weights, loss_chunk, separator)
+            ), None
 
         return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), tuple(batch))[0]
 
@@ -175,5 +211,14 @@ def _masked_loss(model, params, tokens, weights, loss_chunk, separator, dropout=
     positions, segments = (None, None) if separator is None else document_layout(inputs, separator)
     use_dropout = dropout is not None and model.config.dropout > 0
     rngs = {"dropout": dropout} if use_dropout else None
-    hidden, _ = model.apply({"params": params}, inputs, positions, segments, deterministic=not use_dropout, rngs=rngs)
-    return loss.cross_entropy(hidden, params["wte"], targets, weights.astype(jnp.float32), vocab_size=model.config.vocab_size, chunk=loss_chunk)
+    hidden, _ = model.apply(
+        {"params": params}, inputs, positions, segments, deterministic=not use_dropout, rngs=rngs
+    )
+    return loss.cross_entropy(
+        hidden,
+        params["wte"],
+        targets,
+        weights.astype(jnp.float32),
+        vocab_size=model.config.vocab_size,
+        chunk=loss_chunk,
+    )

@@ -27,7 +27,9 @@ SPECIAL_TOKENS = {
 TEXT_VOCAB = 50257  # pretraining and imported GPT-2 weights: text and the document separator
 CHAT_VOCAB = 50261  # finetuning: the role markers too
 
-RANKS = Path(str(files("minigpt_jax") / "assets" / "gpt2.tiktoken"))  # "bytes in base64, rank" a line
+RANKS = Path(
+    str(files("minigpt_jax") / "assets" / "gpt2.tiktoken")
+)  # "bytes in base64, rank" a line
 _RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # How GPT-2 cuts text before merging bytes: contractions, words, numbers, punctuation, blanks.
 _PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -75,9 +77,17 @@ def load_tokenizer() -> Tokenizer:
     content = RANKS.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != _RANKS_SHA256:
-        raise InputError(f"{RANKS}: sha256 {found}, expected {_RANKS_SHA256}: install the package again")
+        raise InputError(
+            f"{RANKS}: sha256 {found}, expected {_RANKS_SHA256}: install the package again"
+        )
     pairs = (line.split() for line in content.splitlines())
     ranks = {base64.b64decode(piece): int(rank) for piece, rank in pairs}
-    encoding = tiktoken.Encoding("gpt2", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=SPECIAL_TOKENS, explicit_n_vocab=CHAT_VOCAB)
+    encoding = tiktoken.Encoding(
+        "gpt2",
+        pat_str=_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens=SPECIAL_TOKENS,
+        explicit_n_vocab=CHAT_VOCAB,
+    )
     identity = hashlib.sha256(content + repr(sorted(SPECIAL_TOKENS.items())).encode())
     return Tokenizer(encoding, identity.hexdigest())

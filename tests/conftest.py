@@ -5,9 +5,14 @@ import os
 import shutil
 import tempfile
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # all workers, and the commands that they start, compile each program once
+if (
+    "JAX_COMPILATION_CACHE_DIR" not in os.environ
+):  # all workers, and the commands that they start, compile each program once
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 

@@ -74,7 +74,9 @@ def folder_or_file(name: str) -> str:
 def program(code: str) -> str:
     """What a fresh interpreter prints."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -85,7 +87,9 @@ def test_files_import_from_lower_levels_only():
         if name == "data_tools":
             continue
         here = folder_or_file(name)
-        assert here in LEVEL_OF, f"{path.name} has no level yet: find its place in LEVELS and in docs/design.md"
+        assert here in LEVEL_OF, (
+            f"{path.name} has no level yet: find its place in LEVELS and in docs/design.md"
+        )
         for other in of_the_product(path):
             there = folder_or_file(other)
             edges += 1
@@ -124,29 +128,49 @@ def test_what_must_not_know_of_each_other(file: str, never: set[str]):
 
 def test_nothing_imports_the_programs():
     for path in FILES.values():
-        assert not {name.split(".")[0] for name in imported(path)} & {"train", "sample", "tests", "benchmarks"}, path
+        assert not {name.split(".")[0] for name in imported(path)} & {
+            "train",
+            "sample",
+            "tests",
+            "benchmarks",
+        }, path
 
 
 def test_only_config_knows_absl_and_ml_collections():
-    users = {name for name, path in FILES.items() if {n.split(".")[0] for n in imported(path)} & {"absl", "ml_collections"}}
+    users = {
+        name
+        for name, path in FILES.items()
+        if {n.split(".")[0] for n in imported(path)} & {"absl", "ml_collections"}
+    }
     assert "config" in users
     assert {name for name in users if not name.startswith("configs")} == {"config"}
     for name, path in FILES.items():
         if name.startswith("configs"):
-            assert not {n for n in imported(path) if n.startswith(("absl", "minigpt_jax", "jax"))}, path
+            assert not {
+                n for n in imported(path) if n.startswith(("absl", "minigpt_jax", "jax"))
+            }, path
 
 
 def test_only_the_mesh_knows_its_axes():
     """Names in the model, axes in the mesh: no other file of the package spells an axis as a string."""
     for name in ("model", "loss", "step", "optim", "data", "checkpoint", "generate"):
-        strings = {n.value for n in ast.walk(ast.parse(FILES[name].read_text())) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        strings = {
+            n.value
+            for n in ast.walk(ast.parse(FILES[name].read_text()))
+            if isinstance(n, ast.Constant) and isinstance(n.value, str)
+        }
         assert not strings & {"data", "fsdp", "tensor"}, name
 
 
 def test_no_product_file_names_torch_or_tensorflow_at_its_top():
     """An adapter to somebody else's program (evals/) may import torch inside the function that needs it, nothing else may at all."""
     for name, path in FILES.items():
-        for foreign in {n.split(".")[0] for n in imported(path)} & {"torch", "tensorflow", "keras", "tf_keras"}:
+        for foreign in {n.split(".")[0] for n in imported(path)} & {
+            "torch",
+            "tensorflow",
+            "keras",
+            "tf_keras",
+        }:
             assert name.startswith("evals."), f"{name} imports {foreign}"
 
 
@@ -175,7 +199,12 @@ for name in loaded:
 print(json.dumps([loaded, sorted(Absent.asked), sorted({"torch", "tensorflow"} & set(sys.modules))]))
 """
     loaded, asked, present = json.loads(program(code).splitlines()[-1])
-    assert "train" in loaded and "minigpt_jax.checkpoint" in loaded and "configs.pretrain" in loaded and "data_tools.instruct" in loaded
+    assert (
+        "train" in loaded
+        and "minigpt_jax.checkpoint" in loaded
+        and "configs.pretrain" in loaded
+        and "data_tools.instruct" in loaded
+    )
     assert present == []
     assert set(asked) <= {"tensorboardX"}
 
@@ -187,7 +216,12 @@ def test_a_start_does_not_wait_for_tensorboard():
 def test_data_tools_need_no_jax():
     for name, path in FILES.items():
         if name.startswith("data_tools"):
-            assert not {n.split(".")[0] for n in imported(path)} & {"jax", "flax", "optax", "orbax"}, path
+            assert not {n.split(".")[0] for n in imported(path)} & {
+                "jax",
+                "flax",
+                "optax",
+                "orbax",
+            }, path
     code = """
 import importlib, pkgutil, sys, data_tools
 for module in pkgutil.iter_modules(data_tools.__path__): importlib.import_module("data_tools." + module.name)
@@ -205,16 +239,31 @@ def test_importing_the_package_costs_nothing():
 def test_every_file_says_what_it_is_for():
     for path in FILES.values():
         text = ast.get_docstring(ast.parse(path.read_text()))
-        assert text and len(text.splitlines()[0]) > 30, f"{path}: begin with a docstring that says what the file is for"
+        assert text and len(text.splitlines()[0]) > 30, (
+            f"{path}: begin with a docstring that says what the file is for"
+        )
 
 
 def test_no_drawer_for_odds_and_ends():
     for path in FILES.values():
         assert not re.fullmatch(r"(.*_)?(utils?|common|helpers?|misc)", path.stem), path
-        assert len(path.read_text().splitlines()) < 1000, f"{path} has grown past a thousand lines: which noun is missing?"
+        assert len(path.read_text().splitlines()) < 1000, (
+            f"{path} has grown past a thousand lines: which noun is missing?"
+        )
 
 
-FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "subprocess.getoutput", "os.system", "os.popen"}
+FORBIDDEN = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "subprocess.getoutput",
+    "os.system",
+    "os.popen",
+}
 
 
 def dangers(source: str) -> list[str]:
@@ -222,13 +271,30 @@ def dangers(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names] + ([node.module] if isinstance(node, ast.ImportFrom) and node.module else [])
+            names = [alias.name for alias in node.names] + (
+                [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            )
             found += [name for name in names if name.split(".")[0] in FORBIDDEN]
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            found += [called] * (called in {"eval", "exec", "torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", *FORBIDDEN})
+            found += [called] * (
+                called
+                in {
+                    "eval",
+                    "exec",
+                    "torch.load",
+                    "yaml.load",
+                    "yaml.unsafe_load",
+                    "yaml.full_load",
+                    *FORBIDDEN,
+                }
+            )
             arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-            found += [name for name in ("allow_pickle", "shell") if arguments.get(name, "False") != "False"]
+            found += [
+                name
+                for name in ("allow_pickle", "shell")
+                if arguments.get(name, "False") != "False"
+            ]
     return found
 
 
@@ -241,9 +307,17 @@ def test_nothing_in_the_product_can_run_somebodys_data():
 @pytest.mark.parametrize(
     "source",
     [
-        "import pickle", "from pickle import loads", "eval('1')", "exec(text)", "np.load(p, allow_pickle=True)", "torch.load(p)", "yaml.load(f)",
-        "subprocess.run('ls', shell=True)", "os.system('ls')", "subprocess.run(x, shell=flag)",
+        "import pickle",
+        "from pickle import loads",
+        "eval('1')",
+        "exec(text)",
+        "np.load(p, allow_pickle=True)",
+        "torch.load(p)",
+        "yaml.load(f)",
+        "subprocess.run('ls', shell=True)",
+        "os.system('ls')",
+        "subprocess.run(x, shell=flag)",
     ],
-)  # fmt: skip
+)
 def test_the_danger_finder_finds(source: str):
     assert dangers(source)

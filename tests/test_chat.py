@@ -7,7 +7,15 @@ import pytest
 
 from minigpt_jax.chat import BadConversation, prompt, render
 from minigpt_jax.errors import InputError
-from minigpt_jax.tokenizer import ASSISTANT, END, END_OF_TEXT, SPECIAL_TOKENS, SYSTEM, USER, load_tokenizer
+from minigpt_jax.tokenizer import (
+    ASSISTANT,
+    END,
+    END_OF_TEXT,
+    SPECIAL_TOKENS,
+    SYSTEM,
+    USER,
+    load_tokenizer,
+)
 
 CONTENTS = (
     "",
@@ -38,7 +46,11 @@ def conversations(count: int = 300) -> list[list]:
 
 
 def test_the_template_is_what_its_docstring_says(tokenizer):
-    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello!"},
+    ]
     kind, hi, hello = (tokenizer.encode(m["content"]) for m in messages)
     tokens, mask = render(messages, tokenizer)
     assert tokens == [END_OF_TEXT, SYSTEM, *kind, END, USER, *hi, END, ASSISTANT, *hello, END]
@@ -62,8 +74,14 @@ def test_the_mask_covers_each_answer_and_its_end_and_nothing_else(tokenizer):
         tokens, mask = render(messages, tokenizer)
         assert len(tokens) == len(mask) and set(mask) <= {0, 1}
         paired = zip(tokens, mask, strict=True)
-        learned = [[token for token, _ in group] for weight, group in groupby(paired, key=lambda pair: pair[1]) if weight]
-        assert learned == [[*tokenizer.encode(m["content"]), END] for m in messages if m["role"] == "assistant"]
+        learned = [
+            [token for token, _ in group]
+            for weight, group in groupby(paired, key=lambda pair: pair[1])
+            if weight
+        ]
+        assert learned == [
+            [*tokenizer.encode(m["content"]), END] for m in messages if m["role"] == "assistant"
+        ]
 
 
 def test_marker_text_in_messages_stays_plain(tokenizer):
@@ -72,12 +90,21 @@ def test_marker_text_in_messages_stays_plain(tokenizer):
         structure = [t for t in tokens if t >= END_OF_TEXT]
         markers = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
         assert structure == [END_OF_TEXT] + [t for m in messages for t in (markers[m["role"]], END)]
-        text = [tokenizer.decode(list(group)) for plain, group in groupby(tokens, key=lambda t: t < END_OF_TEXT) if plain]
+        text = [
+            tokenizer.decode(list(group))
+            for plain, group in groupby(tokens, key=lambda t: t < END_OF_TEXT)
+            if plain
+        ]
         assert text == [m["content"] for m in messages if m["content"]]
 
 
 def test_of_all_orders_of_roles_only_turns_are_taken(tokenizer):
-    good = {("user",), ("user", "assistant"), ("user", "assistant", "user"), ("user", "assistant", "user", "assistant")}
+    good = {
+        ("user",),
+        ("user", "assistant"),
+        ("user", "assistant", "user"),
+        ("user", "assistant", "user", "assistant"),
+    }
     good |= {("system", *roles) for roles in good if len(roles) < 4}
     for length in range(5):
         for roles in product(("system", "user", "assistant"), repeat=length):
@@ -87,7 +114,9 @@ def test_of_all_orders_of_roles_only_turns_are_taken(tokenizer):
             else:
                 with pytest.raises(BadConversation, match=r"^role order: found ") as refused:
                     render(messages, tokenizer)
-                assert refused.value.reason == "role order" and (" ".join(roles) or "nothing") in str(refused.value)
+                assert refused.value.reason == "role order" and (
+                    " ".join(roles) or "nothing"
+                ) in str(refused.value)
             if roles not in good or roles[-1] != "user":
                 with pytest.raises(BadConversation) as refused:
                     prompt(messages, tokenizer)
@@ -96,8 +125,13 @@ def test_of_all_orders_of_roles_only_turns_are_taken(tokenizer):
 
 @pytest.mark.parametrize("role", ["tool", "User", "", None, 3])
 def test_unknown_roles_are_refused_by_name(tokenizer, role):
-    for messages in ([{"role": role, "content": "x"}], [{"role": "user", "content": "x"}, {"role": role, "content": "x"}]):
-        with pytest.raises(BadConversation, match="expected one of system, user, assistant") as refused:
+    for messages in (
+        [{"role": role, "content": "x"}],
+        [{"role": "user", "content": "x"}, {"role": role, "content": "x"}],
+    ):
+        with pytest.raises(
+            BadConversation, match="expected one of system, user, assistant"
+        ) as refused:
             render(messages, tokenizer)
         assert refused.value.reason == "unknown role" and repr(role) in str(refused.value)
     assert issubclass(BadConversation, InputError)  # so that a program ends in one line

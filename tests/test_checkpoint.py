@@ -32,13 +32,18 @@ def state(mesh) -> TrainState:
     """Random numbers everywhere, moments included."""
     fresh = init_state(GPT(CONFIG), OPTIMIZER, 0, mesh)
     draw = np.random.default_rng(0)
-    return jax.tree.map(lambda a: jax.device_put(draw.normal(size=a.shape).astype(a.dtype), a.sharding), fresh)
+    return jax.tree.map(
+        lambda a: jax.device_put(draw.normal(size=a.shape).astype(a.dtype), a.sharding), fresh
+    )
 
 
 def saved(run: Path, state: TrainState, steps, keep: int = 10, losses=None) -> Path:
     checkpoints = Checkpoints(run, keep=keep)
     for i, step in enumerate(steps):
-        moved = state.replace(step=jnp.asarray(step, jnp.int32), params=state.params | {"wpe": state.params["wpe"] + step})
+        moved = state.replace(
+            step=jnp.asarray(step, jnp.int32),
+            params=state.params | {"wpe": state.params["wpe"] + step},
+        )
         checkpoints.save(moved, step, META | {"validation_loss": losses[i] if losses else None})
     checkpoints.close()
     return run
@@ -46,7 +51,9 @@ def saved(run: Path, state: TrainState, steps, keep: int = 10, losses=None) -> P
 
 def restored(run: Path, mesh, config: GPTConfig = CONFIG):
     checkpoints = Checkpoints(run, keep=10)
-    result = checkpoints.restore(abstract_state(GPT(config), OPTIMIZER, mesh), config, lambda meta: None)
+    result = checkpoints.restore(
+        abstract_state(GPT(config), OPTIMIZER, mesh), config, lambda meta: None
+    )
     checkpoints.close()
     return result
 
@@ -70,7 +77,9 @@ def test_every_bit_comes_back_on_this_mesh_and_on_any_other(tmp_path, state, mes
     for other in (mesh, meshes.make_mesh(1, 1, 4), meshes.make_mesh(4, 1, 1)):
         found, meta = restored(run, other)
         assert meta["step"] == found.step == 3
-        assert equal(found.opt_state, state.opt_state) and equal(found.params, state.params | {"wpe": state.params["wpe"] + 3})
+        assert equal(found.opt_state, state.opt_state) and equal(
+            found.params, state.params | {"wpe": state.params["wpe"] + 3}
+        )
         assert found.params["wte"].sharding.mesh.shape == other.shape
 
 
@@ -79,7 +88,9 @@ def test_the_checksum_sees_any_flipped_bit_and_no_sharding():
     array = draw.normal(size=(24, 8)).astype(np.float32)
     reference = describe({"a": jnp.asarray(array)})
     for axes in ((4, 1, 1), (1, 4, 1), (2, 2, 1)):
-        spread = jax.device_put(array, jax.NamedSharding(meshes.make_mesh(*axes), jax.P(("data", "fsdp"))))
+        spread = jax.device_put(
+            array, jax.NamedSharding(meshes.make_mesh(*axes), jax.P(("data", "fsdp")))
+        )
         assert describe({"a": spread}) == reference
     for bit in draw.integers(0, array.nbytes * 8, 300):
         damaged = bytearray(array.tobytes())
@@ -108,7 +119,9 @@ def test_a_damaged_checkpoint_does_not_stand_in_the_way_of_the_next(tmp_path, st
     run = saved(tmp_path / "run", state, [1, 2])
     (run / "checkpoints" / "2" / "meta" / "metadata").write_text("{")
     checkpoints = Checkpoints(run, keep=1)
-    found, _ = checkpoints.restore(abstract_state(GPT(CONFIG), OPTIMIZER, mesh), CONFIG, lambda meta: None)
+    found, _ = checkpoints.restore(
+        abstract_state(GPT(CONFIG), OPTIMIZER, mesh), CONFIG, lambda meta: None
+    )
     checkpoints.save(found, 3, META)
     checkpoints.close()
     assert checkpoint_steps(run) == [3]  # not one good and one damaged
@@ -138,7 +151,9 @@ def test_another_architecture_is_refused_by_its_fields(tmp_path, state, mesh):
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path, state):
-    run = saved(tmp_path / "run", state, range(1, 7), keep=2, losses=[9.0, 3.0, 4.0, None, 5.0, 6.0])
+    run = saved(
+        tmp_path / "run", state, range(1, 7), keep=2, losses=[9.0, 3.0, 4.0, None, 5.0, 6.0]
+    )
     assert checkpoint_steps(run) == [2, 5, 6]
     assert read_meta(run, 2)["validation_loss"] == 3.0
 
@@ -146,7 +161,14 @@ def test_the_newest_and_the_best_are_kept(tmp_path, state):
 def test_weights_that_are_not_finite_are_not_used(tmp_path, state, mesh, capfd):
     checkpoints = Checkpoints(tmp_path / "run", keep=10)
     checkpoints.save(state.replace(step=jnp.asarray(1, jnp.int32)), 1, META)
-    checkpoints.save(state.replace(step=jnp.asarray(2, jnp.int32), params=state.params | {"wpe": state.params["wpe"].at[0, 0].set(jnp.nan)}), 2, META)
+    checkpoints.save(
+        state.replace(
+            step=jnp.asarray(2, jnp.int32),
+            params=state.params | {"wpe": state.params["wpe"].at[0, 0].set(jnp.nan)},
+        ),
+        2,
+        META,
+    )
     checkpoints.close()
     assert load_params(tmp_path / "run")[2]["step"] == 1
     assert "params/wpe: holds values that are not finite" in capfd.readouterr().err
@@ -162,7 +184,11 @@ def test_stray_entries_are_ignored_and_left_overs_removed(tmp_path, state, mesh)
     (folder / "7.orbax-checkpoint-tmp").mkdir()
     (folder / "deleting-0").mkdir()
     assert restored(run, mesh)[1]["step"] == 1
-    assert not (folder / "7.orbax-checkpoint-tmp").exists() and not (folder / "deleting-0").exists() and (folder / "abc").exists()
+    assert (
+        not (folder / "7.orbax-checkpoint-tmp").exists()
+        and not (folder / "deleting-0").exists()
+        and (folder / "abc").exists()
+    )
     (folder / "9").rmdir()
 
 

@@ -13,14 +13,18 @@ from minigpt_jax import config as configs
 from minigpt_jax.errors import InputError
 
 # ml_collections loads config files in a way that Python 3.15 will take away.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module.* method is deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the load_module.* method is deprecated:DeprecationWarning"
+)
 
 ROOT = Path(__file__).parents[1]
 QUICK = str(ROOT / "configs" / "quickstart.py")
 
 
 def parse(*overrides: str, file: str = QUICK):
-    sys.modules.pop("config_config", None)  # where ml_collections loads a file, on top of the one before
+    sys.modules.pop(
+        "config_config", None
+    )  # where ml_collections loads a file, on top of the one before
     return configs.parse(["train.py", f"--config={file}", *overrides])
 
 
@@ -42,9 +46,18 @@ def test_every_config_file_of_ours_is_sound_and_complete(name: str):
 
 def test_the_command_line_overrides_the_file():
     config = parse(
-        "--config.data.batch=64", "--config.schedule.peak=2e-3", "--config.name=mine", "--config.fresh=True", "--config.eval.prompts=('One','Two')"
+        "--config.data.batch=64",
+        "--config.schedule.peak=2e-3",
+        "--config.name=mine",
+        "--config.fresh=True",
+        "--config.eval.prompts=('One','Two')",
     )
-    assert (config.data.batch, config.schedule.peak, config.name, config.fresh) == (64, 2e-3, "mine", True)
+    assert (config.data.batch, config.schedule.peak, config.name, config.fresh) == (
+        64,
+        2e-3,
+        "mine",
+        True,
+    )
     assert config.eval.prompts == ("One", "Two")
     assert parse("--config.log.every=7").log.every == 7 and parse().log.every != 7
 
@@ -56,7 +69,12 @@ def values_out_of_range() -> list[tuple[str, str]]:
         if isinstance(first, str):
             cases += [(field, "quadratic"), (field, "3")]
         elif isinstance(first, int) and not isinstance(first, type):
-            cases += [(field, str(first - 1)), (field, str(rest[0] + 1)), (field, "1.5"), (field, "many")]
+            cases += [
+                (field, str(first - 1)),
+                (field, str(rest[0] + 1)),
+                (field, "1.5"),
+                (field, "many"),
+            ]
         elif isinstance(first, float):
             cases += [(field, repr(first - 1e-3)), (field, "nan"), (field, "-inf"), (field, "many")]
             cases += [(field, repr(rest[0] * 1.01))] if rest[0] != float("inf") else []
@@ -73,10 +91,15 @@ def test_every_value_out_of_range_is_refused_with_field_and_range():
         if value in ("1.5", "many"):  # refused as another type, before the range is looked at
             assert value in message
         elif isinstance(first, str):
-            assert "expected one of " in message and all(choice in message for choice in (first, *rest))
+            assert "expected one of " in message and all(
+                choice in message for choice in (first, *rest)
+            )
         else:
             low, high = (str(n) if isinstance(n, int) else f"{n:g}" for n in (first, rest[0]))
-            assert f"expected a {'whole number' if isinstance(first, int) else 'number'} from {low} to {high}" in message
+            assert (
+                f"expected a {'whole number' if isinstance(first, int) else 'number'} from {low} to {high}"
+                in message
+            )
 
 
 @pytest.mark.parametrize(
@@ -92,13 +115,19 @@ def test_every_value_out_of_range_is_refused_with_field_and_range():
         (["--config.data.batch=-8"], ["data.batch", "found -8", "from 1 to"]),
         (["--config.schedule.peak=nan"], ["schedule.peak", "found nan", "from 0 to 10"]),
         (["--config.schedule.peak=inf"], ["schedule.peak", "found inf", "from 0 to 10"]),
-        (["--config.schedule.kind=cosin"], ["schedule.kind", "cosin", "cosine, wsd, linear, constant"]),
+        (
+            ["--config.schedule.kind=cosin"],
+            ["schedule.kind", "cosin", "cosine, wsd, linear, constant"],
+        ),
         (["--config.log.tensorboard=maybe"], ["log.tensorboard", "maybe"]),
         (["--config.optimizer.clip=0"], ["optimizer.clip", "found 0"]),
         # Fields that contradict each other.
         (["--config.horizon.tokens=1000"], ["horizon", "exactly one", "steps and tokens"]),
         (["--config.horizon.steps=0"], ["horizon", "exactly one", "found none"]),
-        (["--config.horizon.epochs=1.0", "--config.horizon.tokens=5"], ["horizon", "steps and tokens and epochs"]),
+        (
+            ["--config.horizon.epochs=1.0", "--config.horizon.tokens=5"],
+            ["horizon", "steps and tokens and epochs"],
+        ),
         (["--config.model.embed=130"], ["model.embed 130", "multiple", "model.heads 4"]),
         (["--config.schedule.floor=1.0"], ["schedule.floor 1.0", "above", "schedule.peak"]),
         # What is no override at all.
@@ -124,20 +153,36 @@ BEGINNING = "from configs.quickstart import get_config as quickstart\n"
         ("def get_config():\n    return None\n", ["say what to train|get_config"]),
         ("def get_config():\n    return 3\n", ["get_config|ConfigDict"]),
         ("def get_config():\n    return {'name': 'x'}\n", ["get_config|ConfigDict|missing"]),
-        (BEGINNING + "def get_config():\n    c = quickstart()\n    del c.data.batch\n    return c\n", ["data.batch: missing"]),
-        (BEGINNING + "def get_config():\n    c = quickstart()\n    c.data.batchsize = 3\n    return c\n", ["data.batchsize: unknown"]),
         (
-            BEGINNING + "def get_config():\n    c = quickstart()\n    c.model.layers = True\n    return c\n",
+            BEGINNING
+            + "def get_config():\n    c = quickstart()\n    del c.data.batch\n    return c\n",
+            ["data.batch: missing"],
+        ),
+        (
+            BEGINNING
+            + "def get_config():\n    c = quickstart()\n    c.data.batchsize = 3\n    return c\n",
+            ["data.batchsize: unknown"],
+        ),
+        (
+            BEGINNING
+            + "def get_config():\n    c = quickstart()\n    c.model.layers = True\n    return c\n",
             ["model.layers", "found True", "whole number"],
         ),
-        (BEGINNING + "def get_config():\n    c = quickstart()\n    del c.model\n    c.model = 3\n    return c\n", ["model"]),
         (
-            BEGINNING + "def get_config():\n    c = quickstart()\n    del c.eval.prompts\n    c.eval.prompts = 'One'\n    return c\n",
+            BEGINNING
+            + "def get_config():\n    c = quickstart()\n    del c.model\n    c.model = 3\n    return c\n",
+            ["model"],
+        ),
+        (
+            BEGINNING
+            + "def get_config():\n    c = quickstart()\n    del c.eval.prompts\n    c.eval.prompts = 'One'\n    return c\n",
             ["eval.prompts", "tuple"],
         ),
     ],
 )
-def test_a_config_file_that_is_none_is_refused_in_one_line(tmp_path: Path, text: str, words: list[str]):
+def test_a_config_file_that_is_none_is_refused_in_one_line(
+    tmp_path: Path, text: str, words: list[str]
+):
     path = tmp_path / "mine.py"
     path.write_text(text)
     message = refusal(file=str(path))
@@ -147,13 +192,18 @@ def test_a_config_file_that_is_none_is_refused_in_one_line(tmp_path: Path, text:
 def test_a_missing_file_is_named(tmp_path: Path):
     for path in (tmp_path / "nowhere.py", tmp_path):
         assert str(path) in refusal(file=str(path))
-    with pytest.raises(InputError, match=r"say what to train: python train\.py --config configs/pretrain\.py"):
+    with pytest.raises(
+        InputError, match=r"say what to train: python train\.py --config configs/pretrain\.py"
+    ):
         configs.parse(["train.py"])
 
 
 def test_the_program_itself_ends_in_one_line_and_exit_code_2(tmp_path: Path):
     """Two of them as a user meets them, the last one found late; started together, for JAX takes its time to import."""
-    cases = [["--config", str(tmp_path / "nowhere.py")], [f"--config={QUICK}", f"--config.data.folder={tmp_path}/none"]]
+    cases = [
+        ["--config", str(tmp_path / "nowhere.py")],
+        [f"--config={QUICK}", f"--config.data.folder={tmp_path}/none"],
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     programs = [
         subprocess.Popen(
@@ -210,7 +260,9 @@ def test_a_resumed_run_may_change_horizon_mesh_logging_and_saving_and_nothing_th
         (now[section] if section else now)[name] = new
         expected = [f"{field}: {old!r} -> {new!r}"] if name in FIXED.get(section, ()) else []
         assert configs.changes(kept, now) == expected, field
-    assert {f"{section}.{name}".lstrip(".") for section, names in FIXED.items() for name in names} < configs.FIELDS.keys()
+    assert {
+        f"{section}.{name}".lstrip(".") for section, names in FIXED.items() for name in names
+    } < configs.FIELDS.keys()
 
 
 def test_a_config_survives_the_json_that_a_checkpoint_keeps():
@@ -222,7 +274,9 @@ def test_a_config_survives_the_json_that_a_checkpoint_keeps():
 
 def test_the_horizon_is_counted_in_steps_tokens_or_epochs():
     def steps(**given):
-        return configs.horizon_steps(4, 10, 23, **({"steps": 0, "tokens": 0, "epochs": 0.0} | given))
+        return configs.horizon_steps(
+            4, 10, 23, **({"steps": 0, "tokens": 0, "epochs": 0.0} | given)
+        )
 
     assert steps(steps=7) == 7
     assert (steps(tokens=400), steps(tokens=439), steps(tokens=440)) == (10, 10, 11)

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from minigpt_jax import mesh as meshes
-from minigpt_jax.data import batch_at, batch_hash, device_batches, fixed_batches, read_rows, row_count, row_order, rows_at
+from minigpt_jax.data import (
+    batch_at,
+    batch_hash,
+    device_batches,
+    fixed_batches,
+    read_rows,
+    row_count,
+    row_order,
+    rows_at,
+)
 from minigpt_jax.shards import ShardWriter, Stream, open_stream, write_manifest
 
 CONTEXT, ROWS = 5, 23
@@ -26,8 +35,17 @@ def stream(tmp_path_factory) -> Stream:
     folder: Path = tmp_path_factory.mktemp("stream")
     count = ROWS * CONTEXT + 1 + 3
     writer = ShardWriter(folder, "train", shard_tokens=7, masked=True)
-    writer.append(np.arange(count, dtype=np.uint16), np.random.default_rng(0).integers(0, 2, count, np.uint8))
-    write_manifest(folder, {"train": (writer.close(), 1)}, tokenizer="t", vocab_size=1000, context=CONTEXT, source="test")
+    writer.append(
+        np.arange(count, dtype=np.uint16), np.random.default_rng(0).integers(0, 2, count, np.uint8)
+    )
+    write_manifest(
+        folder,
+        {"train": (writer.close(), 1)},
+        tokenizer="t",
+        vocab_size=1000,
+        context=CONTEXT,
+        source="test",
+    )
     return open_stream(folder, "train", tokenizer="t", vocab_size=1000, context=CONTEXT)
 
 
@@ -53,16 +71,26 @@ def test_the_order_never_changes():
     assert row_order(1337, 1, 12).tolist() == [8, 3, 7, 9, 0, 1, 6, 5, 11, 10, 2, 4], REASON
     assert row_order(0, 0, 12).tolist() == [0, 2, 11, 9, 1, 8, 5, 4, 3, 10, 6, 7], REASON
     long = row_order(1337, 3, 100_000).astype("<i8").tobytes()
-    assert hashlib.sha256(long).hexdigest() == "a8cb6b67c5e7092046195f94bda3ffa67eabd255a80da6d62f1cccc0de99d644", REASON
+    assert (
+        hashlib.sha256(long).hexdigest()
+        == "a8cb6b67c5e7092046195f94bda3ffa67eabd255a80da6d62f1cccc0de99d644"
+    ), REASON
 
 
-@pytest.mark.parametrize(("batch", "rows"), [(1, 1), (1, 10), (4, 12), (4, 10), (7, 10), (10, 10), (25, 10), (3, 1)])
-def test_every_row_comes_once_an_epoch_also_where_an_epoch_ends_within_a_batch(batch: int, rows: int):
+@pytest.mark.parametrize(
+    ("batch", "rows"), [(1, 1), (1, 10), (4, 12), (4, 10), (7, 10), (10, 10), (25, 10), (3, 1)]
+)
+def test_every_row_comes_once_an_epoch_also_where_an_epoch_ends_within_a_batch(
+    batch: int, rows: int
+):
     epochs = 7
     steps = -(-epochs * rows // batch)
     visited = np.concatenate([rows_at(5, step, batch, rows) for step in range(steps)])
     for epoch in range(epochs):
-        assert visited[epoch * rows : (epoch + 1) * rows].tolist() == row_order(5, epoch, rows).tolist()
+        assert (
+            visited[epoch * rows : (epoch + 1) * rows].tolist()
+            == row_order(5, epoch, rows).tolist()
+        )
 
 
 def test_a_step_is_a_function_of_its_number_alone():
@@ -77,7 +105,12 @@ def test_a_step_is_a_function_of_its_number_alone():
 def test_a_row_is_what_the_format_says(stream: Stream):
     assert row_count(stream, CONTEXT) == ROWS
     tokens, weights = read_rows(stream, np.arange(ROWS), CONTEXT)
-    assert tokens.dtype == np.uint16 and weights.dtype == np.uint8 and tokens.shape == (ROWS, CONTEXT + 1) and weights.shape == (ROWS, CONTEXT)
+    assert (
+        tokens.dtype == np.uint16
+        and weights.dtype == np.uint8
+        and tokens.shape == (ROWS, CONTEXT + 1)
+        and weights.shape == (ROWS, CONTEXT)
+    )
     mask = stream.read_mask(0, stream.length)
     for i in range(ROWS):
         assert tokens[i].tolist() == list(range(i * CONTEXT, i * CONTEXT + CONTEXT + 1))
@@ -96,7 +129,17 @@ def test_the_hash_names_the_rows_and_the_data(stream: Stream, tmp_path: Path):
     name = batch_hash(stream, rows)
     assert len(name) == 16 and name == batch_hash(stream, rows.astype(np.int32))
     other = Stream(stream.name, "another", stream.starts, stream.tokens, stream.masks)
-    assert len({name, batch_hash(stream, rows[::-1]), batch_hash(stream, rows[:2]), batch_hash(other, rows)}) == 4
+    assert (
+        len(
+            {
+                name,
+                batch_hash(stream, rows[::-1]),
+                batch_hash(stream, rows[:2]),
+                batch_hash(other, rows),
+            }
+        )
+        == 4
+    )
 
 
 # ---- on devices
@@ -104,11 +147,15 @@ def test_the_hash_names_the_rows_and_the_data(stream: Stream, tmp_path: Path):
 
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("accum", [1, 2])
-def test_a_global_batch_holds_the_rows_asked_for_on_every_mesh(stream: Stream, mesh: tuple, accum: int):
+def test_a_global_batch_holds_the_rows_asked_for_on_every_mesh(
+    stream: Stream, mesh: tuple, accum: int
+):
     assert jax.device_count() == 4
     rows = rows_at(1, 2, 8, ROWS)
     tokens, weights = read_rows(stream, rows.reshape(accum, -1), CONTEXT)
-    for array, expected in zip(batch_at(stream, rows, CONTEXT, accum, sharding_of(*mesh)), (tokens, weights), strict=True):
+    for array, expected in zip(
+        batch_at(stream, rows, CONTEXT, accum, sharding_of(*mesh)), (tokens, weights), strict=True
+    ):
         assert array.dtype == expected.dtype
         np.testing.assert_array_equal(array, expected)
         assert len(array.addressable_shards) == 4
@@ -126,14 +173,26 @@ def test_the_reader_ahead_gives_what_the_step_asks_for_wherever_it_begins(stream
         for step, (rows, (tokens, weights)) in zip(steps, batches, strict=True):
             assert rows.tolist() == rows_at(3, step, 4, ROWS).tolist()
             expected = read_rows(stream, rows, CONTEXT)
-            assert np.array_equal(tokens[0], expected[0]) and np.array_equal(weights[0], expected[1])
+            assert np.array_equal(tokens[0], expected[0]) and np.array_equal(
+                weights[0], expected[1]
+            )
 
 
-@pytest.mark.parametrize(("rows", "batch"), [(ROWS, 4), (ROWS, 8), (10**6, 8), (ROWS - 3, 4), (8, 8), (5, 8), (1, 4)])
-def test_evaluation_sees_each_of_its_rows_once_and_padding_weighs_nothing(stream: Stream, rows: int, batch: int):
+@pytest.mark.parametrize(
+    ("rows", "batch"), [(ROWS, 4), (ROWS, 8), (10**6, 8), (ROWS - 3, 4), (8, 8), (5, 8), (1, 4)]
+)
+def test_evaluation_sees_each_of_its_rows_once_and_padding_weighs_nothing(
+    stream: Stream, rows: int, batch: int
+):
     seen, learned = [], 0
-    for live, (tokens, weights) in fixed_batches(stream, rows=rows, batch=batch, context=CONTEXT, sharding=sharding_of(2, 2, 1)):
-        assert tokens.shape == (1, batch, CONTEXT + 1) and weights.shape == (1, batch, CONTEXT)  # one shape, one compilation
+    for live, (tokens, weights) in fixed_batches(
+        stream, rows=rows, batch=batch, context=CONTEXT, sharding=sharding_of(2, 2, 1)
+    ):
+        assert tokens.shape == (1, batch, CONTEXT + 1) and weights.shape == (
+            1,
+            batch,
+            CONTEXT,
+        )  # one shape, one compilation
         expected = read_rows(stream, live, CONTEXT)
         np.testing.assert_array_equal(tokens[0, : len(live)], expected[0])
         np.testing.assert_array_equal(weights[0, : len(live)], expected[1])

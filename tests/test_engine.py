@@ -17,7 +17,9 @@ from minigpt_jax.model import GPTConfig
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, USER, load_tokenizer
 from tests.test_model import weights
 
-CONFIG = GPTConfig(vocab_size=384, context=64, layers=2, heads=2, embed=16)  # few tokens, because a draw looks at each of them
+CONFIG = GPTConfig(
+    vocab_size=384, context=64, layers=2, heads=2, embed=16
+)  # few tokens, because a draw looks at each of them
 TOKENIZER = load_tokenizer()
 SLOTS, QUEUE, DEADLINE = 4, 40, 60
 
@@ -43,7 +45,13 @@ def engine(params) -> Iterator[Engine]:
 
 
 def job(text: str, tokens: int = 20, stop=(), logprobs: int | None = None, **how) -> Job:
-    return Job([1, *(byte for byte in text.encode())], sampling(1, CONFIG, **{"temperature": 0.0, **how}), tokens, stop, logprobs)
+    return Job(
+        [1, *(byte for byte in text.encode())],
+        sampling(1, CONFIG, **{"temperature": 0.0, **how}),
+        tokens,
+        stop,
+        logprobs,
+    )
 
 
 def answers(engine: Engine, jobs: list[Job]) -> list[tuple[str, list[int], str | None]]:
@@ -67,15 +75,26 @@ def idle(engine: Engine) -> None:
         time.sleep(0.01)
 
 
-TEXTS = ["The river", "A small dog sees the stone under the light", "model", "Slowly the token reads and writes", ""]
+TEXTS = [
+    "The river",
+    "A small dog sees the stone under the light",
+    "model",
+    "Slowly the token reads and writes",
+    "",
+]
 HOUSE = [
     job(text, tokens, **how)
     for text in TEXTS
     for tokens, how in (
-        (5, {}), (30, {}), (17, {"temperature": 1.0, "seed": 3}), (40, {"temperature": 0.7, "top_p": 0.9, "seed": 4}),
-        (9, {"temperature": 1.2, "top_k": 5, "seed": 5}), (23, {"repetition_penalty": 1.5}), (16, {"temperature": 1.0, "min_p": 0.05, "seed": 6}),
+        (5, {}),
+        (30, {}),
+        (17, {"temperature": 1.0, "seed": 3}),
+        (40, {"temperature": 0.7, "top_p": 0.9, "seed": 4}),
+        (9, {"temperature": 1.2, "top_k": 5, "seed": 5}),
+        (23, {"repetition_penalty": 1.5}),
+        (16, {"temperature": 1.0, "min_p": 0.05, "seed": 6}),
     )
-]  # fmt: skip
+]
 
 
 def test_a_text_is_the_same_alone_and_in_a_full_house(engine):
@@ -90,17 +109,31 @@ def test_it_writes_what_the_generator_writes(engine, params):
     for one, (text, ids, reason) in zip(HOUSE, answers(engine, HOUSE), strict=True):
         for _ in writer.stream([one.prompt], one.sampling, max_new_tokens=one.max_tokens):
             pass
-        assert (text, ids, reason) == (writer.answers[0].text, writer.answers[0].tokens, writer.answers[0].reason)
+        assert (text, ids, reason) == (
+            writer.answers[0].text,
+            writer.answers[0].tokens,
+            writer.answers[0].reason,
+        )
 
 
 def test_a_step_looks_at_no_more_than_twice_of_what_is_there():
-    assert _spans(100, 0) == [16, 32, 64, 100] and _spans(64, 0) == [16, 32, 64] and _spans(10, 0) == [10]
+    assert (
+        _spans(100, 0) == [16, 32, 64, 100]
+        and _spans(64, 0) == [16, 32, 64]
+        and _spans(10, 0) == [10]
+    )
     assert _spans(100, TOP) == [100]
 
 
 def test_nothing_is_compiled_after_the_start(engine):
     before = engine.health()["compilations"]
-    answers(engine, [job(TEXTS[i % 5], i + 1, logprobs=i if i % 2 else None, temperature=i % 3 / 2, seed=i) for i in range(12)])
+    answers(
+        engine,
+        [
+            job(TEXTS[i % 5], i + 1, logprobs=i if i % 2 else None, temperature=i % 3 / 2, seed=i)
+            for i in range(12)
+        ],
+    )
     for length in range(1, CONFIG.context):
         answers(engine, [Job([5] * length, sampling(1, CONFIG), 1)])
     answers(engine, [job("a", 7, logprobs=20), job("b", 3)])
@@ -119,7 +152,11 @@ def test_an_answer_ends_at_its_length_the_context_or_a_stop_string(engine):
     stop = whole[10:14]
     text, used, reason = answers(engine, [job("The river", 30, stop=[stop])])[0]
     assert (text, reason) == (whole[: whole.index(stop)], "stop")
-    assert used == ids[: len(used)] and stop in TOKENIZER.decode(used) and stop not in TOKENIZER.decode(used[:-1])
+    assert (
+        used == ids[: len(used)]
+        and stop in TOKENIZER.decode(used)
+        and stop not in TOKENIZER.decode(used[:-1])
+    )
 
 
 def test_log_probabilities_come_with_their_tokens(engine):
@@ -133,24 +170,34 @@ def test_log_probabilities_come_with_their_tokens(engine):
             break
     for token in tokens:  # greedy: the drawn one is the most likely
         assert token.top[0] == (token.id, token.logprob) and len(token.top) == 3
-        assert [value for _, value in token.top] == sorted((value for _, value in token.top), reverse=True)
+        assert [value for _, value in token.top] == sorted(
+            (value for _, value in token.top), reverse=True
+        )
     assert answers(engine, [job("The river", 20)])[0][1] == [token.id for token in tokens]
 
 
 def test_role_markers_inside_an_answer_are_no_text_but_count():
     config = GPTConfig(vocab_size=CHAT_VOCAB, context=16, layers=1, heads=1, embed=8)
     params = weights(config)
-    always = {"ln_f": {"scale": jnp.zeros(8), "bias": jnp.ones(8)}, "wte": params["wte"].at[USER].set(10)}
+    always = {
+        "ln_f": {"scale": jnp.zeros(8), "bias": jnp.ones(8)},
+        "wte": params["wte"].at[USER].set(10),
+    }
     engine = Engine(params | always, config, TOKENIZER, slots=1)
     assert answers(engine, [job("The", 5)]) == [("", [USER] * 5, "length")]
     engine.close()
 
 
 def test_an_answer_that_ends_makes_room_before_its_neighbours_have_a_block_more(monkeypatch):
-    monkeypatch.setattr("minigpt_jax.engine.PACE", 60.0)  # blocks are as long as they may be, however slow this machine is
+    monkeypatch.setattr(
+        "minigpt_jax.engine.PACE", 60.0
+    )  # blocks are as long as they may be, however slow this machine is
     config = GPTConfig(vocab_size=CHAT_VOCAB, context=128, layers=1, heads=1, embed=8)
     params = weights(config)
-    ends = {"ln_f": {"scale": jnp.zeros(8), "bias": jnp.ones(8)}, "wte": params["wte"].at[END].set(10)}
+    ends = {
+        "ln_f": {"scale": jnp.zeros(8), "bias": jnp.ones(8)},
+        "wte": params["wte"].at[END].set(10),
+    }
     engine = Engine(params | ends, config, TOKENIZER, slots=2)
     heat = {"temperature": 100.0, "seed": 1}  # draws anything, where the others end at once
     answers(engine, [job("A", 60, **heat)])  # how long a token takes is known
@@ -174,7 +221,10 @@ def test_who_leaves_makes_room_and_disturbs_nobody(engine):
     expected = answers(engine, calm)
     heard: list[int] = []
     for _ in range(3):
-        leaving = engine.submit([job("A stone", 10_000, temperature=1.0) for _ in range(20)], lambda i, piece: heard.append(i))
+        leaving = engine.submit(
+            [job("A stone", 10_000, temperature=1.0) for _ in range(20)],
+            lambda i, piece: heard.append(i),
+        )
         departure = threading.Timer(0.05, engine.cancel, [leaving])
         departure.start()
         assert answers(engine, calm) == expected
@@ -217,9 +267,17 @@ def test_a_prompt_that_does_not_fit_is_refused(engine, length):
 def test_closing_ends_what_is_left(params):
     engine = Engine(params, CONFIG, TOKENIZER, slots=SLOTS, queue=3)
     ends = queue.Queue()
-    engine.submit([job("A stone", 10_000, temperature=1.0)] * 7, lambda i, piece: ends.put(piece.reason))
+    engine.submit(
+        [job("A stone", 10_000, temperature=1.0)] * 7, lambda i, piece: ends.put(piece.reason)
+    )
     engine.close()
-    reasons = [reason for reason in iter(lambda: ends.get(timeout=1) if not ends.empty() else "none left", "none left") if reason]
+    reasons = [
+        reason
+        for reason in iter(
+            lambda: ends.get(timeout=1) if not ends.empty() else "none left", "none left"
+        )
+        if reason
+    ]
     assert len(reasons) == 7 and "closed" in reasons
     with pytest.raises(Closed):
         engine.submit([job("A stone")], lambda i, piece: None)
@@ -228,7 +286,9 @@ def test_closing_ends_what_is_left(params):
 
 def test_a_failing_device_is_told_to_all_who_wait(params, capsys):
     engine = Engine(params, CONFIG, TOKENIZER, slots=SLOTS)
-    engine._params = {name: value for name, value in engine._params.items() if name != "ln_f"}  # weights that are gone
+    engine._params = {
+        name: value for name, value in engine._params.items() if name != "ln_f"
+    }  # weights that are gone
     ends = queue.Queue()
     engine.submit([job("A stone")] * 2, lambda i, piece: ends.put(piece.reason))
     assert [ends.get(timeout=DEADLINE) for _ in range(2)] == ["closed", "closed"]
@@ -245,7 +305,10 @@ def test_who_ended_just_before_a_failure_has_the_whole_answer(params, capsys):
         return dispatch(*given, **named)
 
     engine._dispatch = fails_later
-    engine.submit([job("A stone", 1), job("A stone", 10_000, temperature=1.0)], lambda i, piece: piece.reason and ends.put((i, piece.reason)))
+    engine.submit(
+        [job("A stone", 1), job("A stone", 10_000, temperature=1.0)],
+        lambda i, piece: piece.reason and ends.put((i, piece.reason)),
+    )
     assert {ends.get(timeout=DEADLINE) for _ in range(2)} == {(0, "length"), (1, "closed")}
     engine.close()
     assert "ZeroDivisionError" in capsys.readouterr().err
@@ -256,6 +319,11 @@ def test_the_numbers_add_up(engine):
     before = engine.health()
     written = sum(len(ids) for _, ids, _ in answers(engine, HOUSE[:10]))
     after = engine.health()
-    assert after["answers"] - before["answers"] == 10 and after["tokens"] - before["tokens"] == written
-    assert 0 < after["time_to_first_token"]["p50"] <= after["time_to_first_token"]["p95"] and after["tokens_per_second"] > 0
+    assert (
+        after["answers"] - before["answers"] == 10 and after["tokens"] - before["tokens"] == written
+    )
+    assert (
+        0 < after["time_to_first_token"]["p50"] <= after["time_to_first_token"]["p95"]
+        and after["tokens_per_second"] > 0
+    )
     assert np.isfinite(after["tokens_per_second"])

@@ -43,8 +43,16 @@ def write(writer: Generator, prompts, draw: Sampling, count: int = 20, stop=()):
 @pytest.fixture(scope="module")
 def uncached(params):
     """The greedy or seeded continuation from full forward passes over a padded row: no cache, no loop."""
-    forward = jax.jit(lambda ids, n: logits(GPT(CONFIG).apply({"params": params}, ids)[0][0, n - 1][None], params["wte"], TEXT_VOCAB))
-    choose = jax.jit(lambda scores, draw, position: sample_logits(scores, draw, jnp.zeros(scores.shape, bool), position))
+    forward = jax.jit(
+        lambda ids, n: logits(
+            GPT(CONFIG).apply({"params": params}, ids)[0][0, n - 1][None], params["wte"], TEXT_VOCAB
+        )
+    )
+    choose = jax.jit(
+        lambda scores, draw, position: sample_logits(
+            scores, draw, jnp.zeros(scores.shape, bool), position
+        )
+    )
 
     def run(prompt, draw, count):
         ids = list(prompt)
@@ -89,7 +97,9 @@ def test_the_cache_of_the_last_turn_changes_no_text(make):
     writer = make()
     first = write(writer, [PROMPT], sampling(1, CONFIG))[0]
     longer = [*PROMPT, *first.tokens[:7], *TOKENIZER.encode(" and the dog")]
-    assert write(writer, [longer], sampling(1, CONFIG)) == write(make(), [longer], sampling(1, CONFIG))
+    assert write(writer, [longer], sampling(1, CONFIG)) == write(
+        make(), [longer], sampling(1, CONFIG)
+    )
     assert write(writer, [PROMPT], sampling(1, CONFIG))[0] == first  # and back to the shorter one
 
 
@@ -127,7 +137,14 @@ def drawn(draws: int = 400, scores=SCORES, seen=None, **how) -> np.ndarray:
     """Tokens from the same scores at many positions."""
     settings = jax.tree.map(lambda a: np.repeat(a, draws), sampling(1, TINY, **how))
     seen = jnp.zeros(scores.shape, bool) if seen is None else seen
-    return np.asarray(jax.jit(sample_logits)(jnp.repeat(scores, draws, 0), settings, jnp.repeat(seen, draws, 0), jnp.arange(draws, dtype=jnp.int32)))
+    return np.asarray(
+        jax.jit(sample_logits)(
+            jnp.repeat(scores, draws, 0),
+            settings,
+            jnp.repeat(seen, draws, 0),
+            jnp.arange(draws, dtype=jnp.int32),
+        )
+    )
 
 
 def test_filters_keep_what_they_say():
@@ -137,12 +154,19 @@ def test_filters_keep_what_they_say():
     nucleus = int((np.cumsum(probabilities) < 0.5).sum()) + 1
     assert set(drawn(top_p=0.5)) == set(ranked[:nucleus])
     assert set(drawn(min_p=0.3)) == set(ranked[probabilities >= 0.3 * probabilities[0]])
-    assert set(drawn(top_p=1e-6)) == set(drawn(temperature=0.0)) == set(drawn(top_k=1)) == {ranked[0]}
+    assert (
+        set(drawn(top_p=1e-6)) == set(drawn(temperature=0.0)) == set(drawn(top_k=1)) == {ranked[0]}
+    )
 
 
 def test_filters_that_keep_everything_change_nothing():
     plain = drawn(seed=3)
-    for how in ({"top_k": 384}, {"top_p": 1.0}, {"min_p": 0.0}, {"top_k": 384, "top_p": 0.999999999}):
+    for how in (
+        {"top_k": 384},
+        {"top_p": 1.0},
+        {"min_p": 0.0},
+        {"top_k": 384, "top_p": 0.999999999},
+    ):
         assert np.array_equal(drawn(seed=3, **how), plain)
     assert not np.array_equal(drawn(seed=4), plain)
 
@@ -150,8 +174,10 @@ def test_filters_that_keep_everything_change_nothing():
 @hypothesis_settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.sampled_from([-2.5, -1.0, 0.0, 0.5, 3.0]), min_size=384, max_size=384),
-    st.integers(1, 384), st.floats(0.0078125, 1.0, width=32), st.booleans(),
-)  # fmt: skip
+    st.integers(1, 384),
+    st.floats(0.0078125, 1.0, width=32),
+    st.booleans(),
+)
 def test_narrowing_keeps_what_a_stable_sort_would_keep(values, top_k, top_p, smooth):
     """Scores of five values tie all the time; a little noise makes every one its own."""
     scores = np.array(values, np.float32) + smooth * np.asarray(SCORES[0])
@@ -161,9 +187,17 @@ def test_narrowing_keeps_what_a_stable_sort_would_keep(values, top_k, top_p, smo
     before = (np.cumsum(weights) - weights) / weights.sum()
     sure, possible = set(kept[before < top_p - 1e-5]), set(kept[before < top_p + 1e-5])
     settings = jax.tree.map(lambda a: np.repeat(a, 2), sampling(1, TINY, top_k=top_k, top_p=top_p))
-    settings = settings._replace(top_k=np.array([top_k, 384], np.int32), top_p=np.array([top_p, 1.0], np.float32))
-    narrowed = np.asarray(jax.jit(generate._narrow)(jnp.asarray(np.stack([scores, scores])), settings))
-    assert sure <= set(np.flatnonzero(np.isfinite(narrowed[0]))) <= (possible if top_p < 1 else set(kept))
+    settings = settings._replace(
+        top_k=np.array([top_k, 384], np.int32), top_p=np.array([top_p, 1.0], np.float32)
+    )
+    narrowed = np.asarray(
+        jax.jit(generate._narrow)(jnp.asarray(np.stack([scores, scores])), settings)
+    )
+    assert (
+        sure
+        <= set(np.flatnonzero(np.isfinite(narrowed[0])))
+        <= (possible if top_p < 1 else set(kept))
+    )
     assert np.array_equal(narrowed[1], scores)  # whatever its neighbour wanted
 
 
@@ -183,7 +217,16 @@ def test_log_probabilities_are_those_of_the_logits(params):
     cache = generate.prefill(model, params, empty, prompt[:, :-1], np.zeros(1, np.int32))
     seen, no = np.zeros((1, CONFIG.padded_vocab), bool), np.zeros(1, bool)
     state = generate.Decoding(cache, prompt[:, -1], np.array([len(PROMPT) - 1], np.int32), seen, no)
-    _, tokens, likely = generate.decode(model, params, state, sampling(1, CONFIG, temperature=3.0, top_p=0.5, seed=3), np.array([-1]), 1, 1, 5)
+    _, tokens, likely = generate.decode(
+        model,
+        params,
+        state,
+        sampling(1, CONFIG, temperature=3.0, top_p=0.5, seed=3),
+        np.array([-1]),
+        1,
+        1,
+        5,
+    )
     ranked = np.argsort(-expected, kind="stable")[:5]
     assert likely is not None and list(likely.ids[0, 0]) == list(ranked)
     assert np.allclose(likely.values[0, 0], expected[ranked], atol=1e-5)
@@ -195,10 +238,24 @@ def test_the_loop_ends_with_as_many_rows_as_are_enough(params):
     prompts = np.array([PROMPT, PROMPT[::-1]], np.int32)
 
     def block(stop: int, enough: int) -> np.ndarray:
-        cache = generate.prefill(model, params, generate.empty_cache(CONFIG, 2, jnp.float32), prompts[:, :-1], np.zeros(2, np.int32))
-        length, seen, no = np.full(2, len(PROMPT) - 1, np.int32), np.zeros((2, CONFIG.padded_vocab), bool), np.zeros(2, bool)
+        cache = generate.prefill(
+            model,
+            params,
+            generate.empty_cache(CONFIG, 2, jnp.float32),
+            prompts[:, :-1],
+            np.zeros(2, np.int32),
+        )
+        length, seen, no = (
+            np.full(2, len(PROMPT) - 1, np.int32),
+            np.zeros((2, CONFIG.padded_vocab), bool),
+            np.zeros(2, bool),
+        )
         state = generate.Decoding(cache, prompts[:, -1], length, seen, no)
-        return np.asarray(generate.decode(model, params, state, sampling(2, CONFIG, seed=1), np.array([stop]), 8, enough)[1])
+        return np.asarray(
+            generate.decode(
+                model, params, state, sampling(2, CONFIG, seed=1), np.array([stop]), 8, enough
+            )[1]
+        )
 
     whole = block(-1, 2)
     stop = whole[0, 2]
@@ -209,14 +266,21 @@ def test_the_loop_ends_with_as_many_rows_as_are_enough(params):
 
 def test_one_of_equal_scores_is_one():
     equal = jnp.zeros((1, 384))
-    assert len(set(drawn(scores=equal, top_k=1))) == 1 and len(set(drawn(scores=equal, top_k=5))) == 5
+    assert (
+        len(set(drawn(scores=equal, top_k=1))) == 1 and len(set(drawn(scores=equal, top_k=5))) == 5
+    )
 
 
 def test_the_best_is_the_first_of_the_best():
-    scores = np.random.default_rng(0).integers(-3, 4, (64, 384)).astype(np.float32)  # ties within 128 and across
+    scores = (
+        np.random.default_rng(0).integers(-3, 4, (64, 384)).astype(np.float32)
+    )  # ties within 128 and across
     scores[0], scores[1, :300], scores[2, [130, 131]] = -np.inf, -np.inf, np.inf
     blank = jnp.zeros(scores.shape, bool), jnp.zeros(64, jnp.int32)
-    assert sample_logits(jnp.array(scores), sampling(64, CONFIG, temperature=0.0), *blank).tolist() == scores.argmax(-1).tolist()
+    assert (
+        sample_logits(jnp.array(scores), sampling(64, CONFIG, temperature=0.0), *blank).tolist()
+        == scores.argmax(-1).tolist()
+    )
 
 
 def test_draws_follow_the_probabilities():
@@ -239,9 +303,20 @@ def test_rows_beyond_the_vocabulary_are_never_drawn():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"temperature": -1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_k": 0}, {"top_k": 385}, {"top_p": 0}, {"top_p": 1.5},
-     {"min_p": -0.1}, {"repetition_penalty": 0}, {"seed": -1}, {"seed": 2**32}],
-)  # fmt: skip
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": 0},
+        {"top_k": 385},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"min_p": -0.1},
+        {"repetition_penalty": 0},
+        {"seed": -1},
+        {"seed": 2**32},
+    ],
+)
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(InputError, match=str(next(iter(bad.values()))).replace("+", ".")):
         sampling(1, TINY, **bad)
@@ -252,17 +327,27 @@ def test_settings_out_of_range_are_refused(bad):
 def test_pieces_joined_are_the_text_decoded_at_once(text, size):
     ids = TOKENIZER.encode(text)
     stream = TextStream(TOKENIZER)
-    pieces = [stream.push(ids[i : i + size]) for i in range(0, len(ids), size)] + [stream.push([], final=True)]
+    pieces = [stream.push(ids[i : i + size]) for i in range(0, len(ids), size)] + [
+        stream.push([], final=True)
+    ]
     assert "".join(pieces) == text
     assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
 
 
-@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3))
+@given(
+    st.text("ab", max_size=30),
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+)
 @hypothesis_settings(max_examples=200, deadline=None)
 def test_a_stop_string_is_found_across_pieces(text, stop):
     stream = TextStream(TOKENIZER, stop)
-    written = "".join(stream.push([i]) for i in TOKENIZER.encode(text)) + stream.push([], final=True)
+    written = "".join(stream.push([i]) for i in TOKENIZER.encode(text)) + stream.push(
+        [], final=True
+    )
     ids = TOKENIZER.encode(text)  # the first token that completes a stop string ends the text
-    starts = ([so_far.index(s) for s in stop if s in so_far] for so_far in (TOKENIZER.decode(ids[:n]) for n in range(len(ids) + 1)))
+    starts = (
+        [so_far.index(s) for s in stop if s in so_far]
+        for so_far in (TOKENIZER.decode(ids[:n]) for n in range(len(ids) + 1))
+    )
     ends = next(filter(None, starts), [])
     assert written == text[: min(ends, default=len(text))] and stream.stopped == bool(ends)

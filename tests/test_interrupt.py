@@ -22,7 +22,13 @@ SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 def start(program: str) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout and process.stdout.readline() == "ready\n"
     return process
 
@@ -41,7 +47,9 @@ def test_one_signal_lets_the_program_end_in_order(program: str, number: signal.S
 
 @pytest.mark.parametrize("first", SIGNALS)
 @pytest.mark.parametrize("second", SIGNALS)
-def test_the_second_signal_ends_a_running_c_call_within_a_second(first: signal.Signals, second: signal.Signals):
+def test_the_second_signal_ends_a_running_c_call_within_a_second(
+    first: signal.Signals, second: signal.Signals
+):
     process = start(C_CALL)
     time.sleep(0.1)  # into the call
     process.send_signal(first)
@@ -59,7 +67,9 @@ def test_the_second_signal_ends_a_running_c_call_within_a_second(first: signal.S
 
 
 def test_other_signals_are_not_its_business():
-    process = start("import signal; signal.signal(signal.SIGUSR1, lambda *_: None)\n" + LOOP)  # without a handler it would never hear of it
+    process = start(
+        "import signal; signal.signal(signal.SIGUSR1, lambda *_: None)\n" + LOOP
+    )  # without a handler it would never hear of it
     process.send_signal(signal.SIGUSR1)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=0.3)
@@ -71,5 +81,7 @@ def test_it_is_there_before_anything_slow():
     """train.py's first statements: a machine may be taken away while JAX is still being imported."""
     program = "import sys\nfrom minigpt_jax.interrupt import Interrupt\nprint(sorted({'jax', 'numpy', 'absl'} & set(sys.modules)))"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout == "[]\n", done.stderr

@@ -32,17 +32,26 @@ def test_value_and_gradient_equal_the_plain_ones_for_any_chunk(problem, chunk):
     def ours(hidden, table):
         return 3 * cross_entropy(hidden, table, targets, weights, vocab_size=LIVE, chunk=chunk)[0]
 
-    expected = jax.jit(jax.value_and_grad(lambda h, t: 3 * plain(h, t, targets, weights), argnums=(0, 1)))(hidden, table)
+    expected = jax.jit(
+        jax.value_and_grad(lambda h, t: 3 * plain(h, t, targets, weights), argnums=(0, 1))
+    )(hidden, table)
     found = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(hidden, table)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected
+    )
 
 
 def test_rows_beyond_the_vocabulary_take_no_part(problem):
     hidden, table, targets, weights = problem
     huge = table.at[LIVE:].set(100.0)
-    value = [cross_entropy(hidden, t, targets, weights, vocab_size=LIVE, chunk=4)[0] for t in (table, huge)]
+    value = [
+        cross_entropy(hidden, t, targets, weights, vocab_size=LIVE, chunk=4)[0]
+        for t in (table, huge)
+    ]
     assert value[0] == value[1]
-    gradient = jax.grad(lambda t: cross_entropy(hidden, t, targets, weights, vocab_size=LIVE, chunk=4)[0])(huge)
+    gradient = jax.grad(
+        lambda t: cross_entropy(hidden, t, targets, weights, vocab_size=LIVE, chunk=4)[0]
+    )(huge)
     assert not gradient[LIVE:].any()
     assert jnp.isneginf(logits(hidden, table, LIVE)[..., LIVE:]).all()
 
@@ -65,7 +74,14 @@ def test_no_array_as_large_as_all_logits_exists(problem):
 
     program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(hidden, table)
     assert max(_sizes(program.jaxpr)) < B * T * V
-    assert max(_sizes(jax.make_jaxpr(jax.grad(lambda h: plain(h, table, targets, weights)))(hidden).jaxpr)) >= B * T * LIVE  # the check sees it
+    assert (
+        max(
+            _sizes(
+                jax.make_jaxpr(jax.grad(lambda h: plain(h, table, targets, weights)))(hidden).jaxpr
+            )
+        )
+        >= B * T * LIVE
+    )  # the check sees it
 
 
 def _sizes(jaxpr):

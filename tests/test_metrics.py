@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import pytest
 
 from minigpt_jax.errors import RunError
-from minigpt_jax.metrics import PEAK_FLOPS, TOO_MANY_SKIPPED, Journal, StepLog, duration, peak_flops, read_jsonl
+from minigpt_jax.metrics import (
+    PEAK_FLOPS,
+    TOO_MANY_SKIPPED,
+    Journal,
+    StepLog,
+    duration,
+    peak_flops,
+    read_jsonl,
+)
 
 
 def steps_in(path: Path) -> list[int]:
@@ -32,7 +40,16 @@ def journal(run: Path, **how) -> Journal:
 
 
 def values(loss: float = 2.5, skipped: int = 0) -> dict:
-    return {name: jnp.float32(v) for name, v in {"loss": loss, "weight": 50, "grad_norm": 1.25, "learning_rate": 3e-4, "skipped": skipped}.items()}
+    return {
+        name: jnp.float32(v)
+        for name, v in {
+            "loss": loss,
+            "weight": 50,
+            "grad_norm": 1.25,
+            "learning_rate": 3e-4,
+            "skipped": skipped,
+        }.items()
+    }
 
 
 # ---- the file
@@ -75,7 +92,9 @@ def test_numbers_survive_the_file_bit_for_bit(tmp_path: Path):
     for step, number in enumerate(numbers):
         log.write({"step": step, "loss": number})
     log.close()
-    assert [r["loss"].hex() for r in read_jsonl(tmp_path / "log.jsonl")] == [n.hex() for n in numbers]
+    assert [r["loss"].hex() for r in read_jsonl(tmp_path / "log.jsonl")] == [
+        n.hex() for n in numbers
+    ]
 
 
 def test_what_was_written_before_a_kill_is_there_and_the_rest_follows(tmp_path: Path):
@@ -84,8 +103,16 @@ def test_what_was_written_before_a_kill_is_there_and_the_rest_follows(tmp_path: 
         "import itertools, sys; from pathlib import Path; from minigpt_jax.metrics import StepLog\nlog = StepLog(Path(sys.argv[1]), 0)\n"
         "for step in itertools.count(): log.write({'step': step, 'text': 'x' * 5000}); print(step, flush=True)"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
-    writer = subprocess.Popen([sys.executable, "-c", program, str(path)], env=environment, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "JAX_PLATFORMS": "cpu",
+    }
+    writer = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert writer.stdout
     for _ in range(50):
         writer.stdout.readline()
@@ -103,7 +130,9 @@ def test_what_was_written_before_a_kill_is_there_and_the_rest_follows(tmp_path: 
 # ---- the journal
 
 
-def test_a_resumed_journal_drops_the_steps_to_come_and_keeps_the_evaluation_it_begins_after(tmp_path: Path):
+def test_a_resumed_journal_drops_the_steps_to_come_and_keeps_the_evaluation_it_begins_after(
+    tmp_path: Path,
+):
     evaluation = {"train_loss": 1.0, "validation_loss": 1.0, "bits_per_byte": 1.0, "samples": []}
     first = journal(tmp_path)
     first.evaluation({"step": 0} | evaluation)
@@ -127,11 +156,27 @@ def test_a_record_holds_what_the_step_measured(tmp_path: Path, capsys):
     diary.step(0, "abcd", values(loss=0.1))
     diary.close()
     (record,) = read_jsonl(tmp_path / "metrics.jsonl")
-    assert record["loss"] == float(jnp.float32(0.1)) and record["batch"] == "abcd" and record["learning_rate"] == pytest.approx(3e-4)
-    assert record["tokens_per_s"] == pytest.approx(50 / record["seconds"]) and 0 <= record["data_wait"] <= 1
+    assert (
+        record["loss"] == float(jnp.float32(0.1))
+        and record["batch"] == "abcd"
+        and record["learning_rate"] == pytest.approx(3e-4)
+    )
+    assert (
+        record["tokens_per_s"] == pytest.approx(50 / record["seconds"])
+        and 0 <= record["data_wait"] <= 1
+    )
     assert record["mfu"] is None  # a CPU has no entry in the table of peak rates
     line = capsys.readouterr().out
-    for part in ("step   0/100", "loss 0.1000", "lr 3.00e-04", "grad 1.25", "tokens/s", "MFU n/a", "data wait", "ETA"):
+    for part in (
+        "step   0/100",
+        "loss 0.1000",
+        "lr 3.00e-04",
+        "grad 1.25",
+        "tokens/s",
+        "MFU n/a",
+        "data wait",
+        "ETA",
+    ):
         assert part in line
     assert line.count("\n") == 1 and "\r" not in line  # no terminal: plain lines
 
@@ -141,7 +186,12 @@ def test_lines_appear_at_the_first_the_last_and_every_nth_step(tmp_path: Path, c
     for step in range(10):
         diary.step(step, "", values())
     diary.close()
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["0/10", "3/10", "7/10", "9/10"]
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == [
+        "0/10",
+        "3/10",
+        "7/10",
+        "9/10",
+    ]
     assert steps_in(tmp_path / "metrics.jsonl") == list(range(10))  # the file has them all
 
 
@@ -159,7 +209,9 @@ def test_five_skipped_updates_in_a_row_end_the_run_and_four_do_not(tmp_path: Pat
     diary = journal(tmp_path, chief=chief)
     for step in range(10):
         diary.step(step, "", values(loss=float("nan") if step % 5 else 2.0, skipped=bool(step % 5)))
-    with pytest.raises(RunError, match=r"step 10: .* 5 times in a row.*the last checkpoint is good"):
+    with pytest.raises(
+        RunError, match=r"step 10: .* 5 times in a row.*the last checkpoint is good"
+    ):
         diary.step(10, "", values(loss=float("nan"), skipped=1))
     diary.close()
     if chief:  # those steps are on record all the same, as JSON that every reader takes
@@ -228,4 +280,6 @@ def test_every_line_is_json_also_of_a_loss_that_is_none(tmp_path: Path):
     diary.step(0, "", values(loss=float("nan"), skipped=1))
     diary.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(line)["skipped"] == 1.0 and json.loads(line)["loss"] != json.loads(line)["loss"]
+    assert (
+        json.loads(line)["skipped"] == 1.0 and json.loads(line)["loss"] != json.loads(line)["loss"]
+    )

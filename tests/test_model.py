@@ -13,7 +13,15 @@ import pytest
 from configs.pretrain import SIZES
 from minigpt_jax import cpu, model
 from minigpt_jax.loss import logits
-from minigpt_jax.model import GPT, GPTConfig, attention_kernel, empty_cache, grow_vocab, product_dtype, unstack
+from minigpt_jax.model import (
+    GPT,
+    GPTConfig,
+    attention_kernel,
+    empty_cache,
+    grow_vocab,
+    product_dtype,
+    unstack,
+)
 from minigpt_jax.step import document_layout
 
 SMALL = GPTConfig(vocab_size=300, context=16, layers=3, heads=4, embed=32)
@@ -27,10 +35,17 @@ def blocks(monkeypatch):
 
 def weights(config: GPTConfig, seed: int = 0) -> dict:
     """Random weights, biases and scales included: zeros and ones would hide mistakes."""
-    shapes = nn.unbox(jax.eval_shape(lambda: GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]))
+    shapes = nn.unbox(
+        jax.eval_shape(
+            lambda: GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        )
+    )
     draw = np.random.default_rng(seed)
     return jax.tree_util.tree_map_with_path(
-        lambda path, a: jnp.asarray(draw.normal(size=a.shape) * 0.1 + (path[-1].key == "scale"), jnp.float32), shapes
+        lambda path, a: jnp.asarray(
+            draw.normal(size=a.shape) * 0.1 + (path[-1].key == "scale"), jnp.float32
+        ),
+        shapes,
     )
 
 
@@ -44,21 +59,37 @@ def tokens(rows: int = 2, length: int = 16, vocab: int = 300) -> jax.Array:
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("gpt2", 124.439808), ("gpt2-medium", 354.823168), ("gpt2-large", 774.030080), ("gpt2-xl", 1557.6112)]
+    ("name", "millions"),
+    [
+        ("gpt2", 124.439808),
+        ("gpt2-medium", 354.823168),
+        ("gpt2-large", 774.030080),
+        ("gpt2-xl", 1557.6112),
+    ],
 )
 def test_presets_have_the_published_sizes(name, millions):
     assert GPTConfig(**SIZES[name]).parameters == round(millions * 1e6)
 
 
 def test_the_parameter_count_is_that_of_the_arrays():
-    shapes = nn.unbox(jax.eval_shape(lambda: GPT(GPTConfig()).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]))
+    shapes = nn.unbox(
+        jax.eval_shape(
+            lambda: GPT(GPTConfig()).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        )
+    )
     padding = (50304 - 50257) * 768
-    assert sum(math.prod(a.shape) for a in jax.tree.leaves(shapes)) - padding == GPTConfig().parameters == 124_439_808
+    assert (
+        sum(math.prod(a.shape) for a in jax.tree.leaves(shapes)) - padding
+        == GPTConfig().parameters
+        == 124_439_808
+    )
 
 
 def test_initial_weights_have_gpt2_spread():
     params = nn.unbox(
-        GPT(GPTConfig(vocab_size=2000, context=64, layers=8, embed=128, heads=4)).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        GPT(GPTConfig(vocab_size=2000, context=64, layers=8, embed=128, heads=4)).init(
+            jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
+        )["params"]
     )
     layers = params["layers"]
     for array, std in (
@@ -75,16 +106,22 @@ def test_initial_weights_have_gpt2_spread():
 
 def test_no_position_sees_what_comes_after_it():
     params = weights(SMALL)
-    ids = jnp.arange(16)[None]  # every position has a row of the table to itself, so the gradient tells them apart
+    ids = jnp.arange(16)[
+        None
+    ]  # every position has a row of the table to itself, so the gradient tells them apart
 
     def outputs(table):
         return GPT(SMALL).apply({"params": params | {"wte": table}}, ids)[0][0].sum(-1)
 
-    reached = np.abs(jax.jit(jax.jacrev(outputs))(params["wte"])).sum(-1)[:, :16] > 0  # [output position, input position]
+    reached = (
+        np.abs(jax.jit(jax.jacrev(outputs))(params["wte"])).sum(-1)[:, :16] > 0
+    )  # [output position, input position]
     assert np.array_equal(reached, np.tri(16, dtype=bool))
 
 
-@pytest.mark.parametrize("how", [{"unroll": 3}, {"remat": "full"}, {"remat": "dots"}, {"remat": "full", "unroll": 2}])
+@pytest.mark.parametrize(
+    "how", [{"unroll": 3}, {"remat": "full"}, {"remat": "dots"}, {"remat": "full", "unroll": 2}]
+)
 def test_how_it_is_compiled_changes_no_number(how):
     params, ids = weights(SMALL), tokens()
 
@@ -95,24 +132,35 @@ def test_how_it_is_compiled_changes_no_number(how):
         return jax.jit(jax.value_and_grad(value))(params)
 
     def kept(gpt):  # bytes from the forward to the backward pass
-        return sum(a.nbytes for a in jax.tree.leaves(jax.vjp(lambda p: gpt.apply({"params": p}, ids)[0], params)[1]))
+        return sum(
+            a.nbytes
+            for a in jax.tree.leaves(jax.vjp(lambda p: gpt.apply({"params": p}, ids)[0], params)[1])
+        )
 
     expected, found = run(GPT(SMALL)), run(GPT(SMALL, **how))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-4), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-4), found, expected
+    )
     if "remat" in how:  # it must be on, or this test says nothing
         assert kept(GPT(SMALL, **how)) < kept(GPT(SMALL))
 
 
 def test_packed_documents_see_what_each_sees_alone():
     separator, params = 7, weights(SMALL)
-    documents = [jnp.array([separator, 1, 2, 3, 4]), jnp.array([separator, 9]), jnp.array([separator, 5, 6, 8, 1, 2, 3, 4, 10])]
+    documents = [
+        jnp.array([separator, 1, 2, 3, 4]),
+        jnp.array([separator, 9]),
+        jnp.array([separator, 5, 6, 8, 1, 2, 3, 4, 10]),
+    ]
     row = jnp.concatenate(documents)[None]
     positions, segments = document_layout(row, separator)
     packed = forward(SMALL, params, row, positions, segments)
     alone = jnp.concatenate([forward(SMALL, params, d[None])[0] for d in documents])
     np.testing.assert_allclose(packed[0], alone, atol=1e-5)
     together = forward(SMALL, params, row)
-    assert float(jnp.abs(together[0, -1] - alone[-1]).max()) > 1e-2  # without isolation they do see each other
+    assert (
+        float(jnp.abs(together[0, -1] - alone[-1]).max()) > 1e-2
+    )  # without isolation they do see each other
 
 
 def test_cached_decoding_equals_the_full_forward_at_every_length():
@@ -127,13 +175,19 @@ def test_cached_decoding_equals_the_full_forward_at_every_length():
         for i in range(prompt, 16):
             hidden, cache = step(cache, ids[:, i : i + 1], jnp.full((2, 1), i))
             scores.append(logits(hidden, params["wte"], 300))
-        np.testing.assert_allclose(jnp.concatenate(scores, 1)[..., :300], full[..., :300], atol=1e-4)
+        np.testing.assert_allclose(
+            jnp.concatenate(scores, 1)[..., :300], full[..., :300], atol=1e-4
+        )
 
 
 def test_a_write_beyond_the_cache_changes_nothing():
     params, model = weights(SMALL), GPT(SMALL)
     cache = jax.tree.map(jnp.asarray, empty_cache(SMALL, 1, jnp.float32))
-    add = jax.jit(lambda cache, ids, positions: model.apply({"params": unstack(params)}, ids, positions, cache=cache)[1])
+    add = jax.jit(
+        lambda cache, ids, positions: model.apply(
+            {"params": unstack(params)}, ids, positions, cache=cache
+        )[1]
+    )
     cache = add(cache, tokens(1), jnp.arange(16)[None])
     after = add(cache, jnp.array([[5]]), jnp.array([[16]]))
     assert jax.tree.all(jax.tree.map(jnp.array_equal, cache, after))
@@ -143,16 +197,26 @@ def test_dropout_acts_in_training_only():
     config = replace(SMALL, dropout=0.5)
     params, ids = weights(config), tokens()
     quiet = forward(config, params, ids)
-    apply = jax.jit(lambda key: GPT(config).apply({"params": params}, ids, deterministic=False, rngs={"dropout": key})[0])
+    apply = jax.jit(
+        lambda key: GPT(config).apply(
+            {"params": params}, ids, deterministic=False, rngs={"dropout": key}
+        )[0]
+    )
     noisy = [apply(jax.random.key(k)) for k in (0, 0, 1)]
-    assert jnp.array_equal(noisy[0], noisy[1]) and not jnp.array_equal(noisy[0], noisy[2]) and not jnp.array_equal(noisy[0], quiet)
+    assert (
+        jnp.array_equal(noisy[0], noisy[1])
+        and not jnp.array_equal(noisy[0], noisy[2])
+        and not jnp.array_equal(noisy[0], quiet)
+    )
 
 
 def test_new_vocabulary_starts_as_the_mean_of_the_old():
     params, grown = weights(SMALL), replace(SMALL, vocab_size=303)
     table = grow_vocab(params, 300, grown)["wte"]
     assert table.shape == (384, 32) and jnp.array_equal(table[:300], params["wte"][:300])
-    np.testing.assert_allclose(table[300:303], jnp.broadcast_to(params["wte"][:300].mean(0), (3, 32)), atol=1e-6)
+    np.testing.assert_allclose(
+        table[300:303], jnp.broadcast_to(params["wte"][:300].mean(0), (3, 32)), atol=1e-6
+    )
     assert not table[303:].any()
 
 
@@ -172,16 +236,26 @@ def test_new_vocabulary_starts_as_the_mean_of_the_old():
         ("cudnn", "bfloat16", "cpu", "", "cudnn"),
     ],
 )
-def test_attention_takes_the_kernel_that_fits_the_device(monkeypatch, asked, dtype, platform, capability, kernel):
-    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform=platform, compute_capability=capability)])
+def test_attention_takes_the_kernel_that_fits_the_device(
+    monkeypatch, asked, dtype, platform, capability, kernel
+):
+    monkeypatch.setattr(
+        jax, "devices", lambda: [SimpleNamespace(platform=platform, compute_capability=capability)]
+    )
     assert attention_kernel(asked, dtype, devices=1) == kernel
     assert attention_kernel(asked, dtype, devices=2) == (kernel if kernel != "cpu" else "xla")
 
 
-@pytest.mark.parametrize(("backend", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")])
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")]
+)
 def test_products_are_in_float32_on_a_cpu_alone(monkeypatch, backend, dtype):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert product_dtype() == dtype and product_dtype("float32") == "float32" and product_dtype("bfloat16") == "bfloat16"
+    assert (
+        product_dtype() == dtype
+        and product_dtype("float32") == "float32"
+        and product_dtype("bfloat16") == "bfloat16"
+    )
 
 
 @pytest.mark.parametrize("length", [3, 17])
@@ -201,4 +275,7 @@ def test_one_head_at_a_time_is_the_same_attention(length, documents, dtype):
     plain = run(lambda q, k, v: model.attend(q, k, v, visible))
     for mine, theirs in zip(ours, plain, strict=True):
         assert mine.dtype == theirs.dtype == dtype
-        np.testing.assert_allclose(*(np.asarray(a, np.float32) for a in (mine, theirs)), atol=2e-6 if dtype == jnp.float32 else 5e-2)
+        np.testing.assert_allclose(
+            *(np.asarray(a, np.float32) for a in (mine, theirs)),
+            atol=2e-6 if dtype == jnp.float32 else 5e-2,
+        )

@@ -31,8 +31,13 @@ def test_each_kind_falls_as_its_name_says():
     assert (rates("wsd")[10:80] == 1).all() and rates("wsd")[90] == pytest.approx(0.55)
     assert (rates("constant")[10:] == 1).all()
     for kind in ("cosine", "linear", "wsd"):
-        assert rates(kind)[-1] == pytest.approx(0.1, abs=0.06) and (np.diff(rates(kind)[10:]) <= 1e-7).all()
-        assert float(RATE(1000, kind=kind)) == pytest.approx(0.1)  # past the horizon it stays at the floor
+        assert (
+            rates(kind)[-1] == pytest.approx(0.1, abs=0.06)
+            and (np.diff(rates(kind)[10:]) <= 1e-7).all()
+        )
+        assert float(RATE(1000, kind=kind)) == pytest.approx(
+            0.1
+        )  # past the horizon it stays at the floor
 
 
 def test_only_matrices_and_embeddings_decay():
@@ -48,7 +53,10 @@ def test_only_matrices_and_embeddings_decay():
     assert mask == {
         "wte": True,
         "wpe": True,
-        "layers": {"ln_1": {"scale": False, "bias": False}, "mlp": {"up": {"kernel": True, "bias": False}}},
+        "layers": {
+            "ln_1": {"scale": False, "bias": False},
+            "mlp": {"up": {"kernel": True, "bias": False}},
+        },
     }
 
 
@@ -62,7 +70,13 @@ def test_five_steps_are_those_of_adamw_as_published():
     for t in range(1, 6):
         gradient = {"kernel": draw.normal(size=(3, 2)) * 3, "bias": draw.normal(size=2) * 3}
         norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
-        direction, state = optimizer.update(jax.tree.map(lambda g: jnp.array(g) * 7, gradient), state, params, scale=1 / 7, norm=norm)
+        direction, state = optimizer.update(
+            jax.tree.map(lambda g: jnp.array(g) * 7, gradient),
+            state,
+            params,
+            scale=1 / 7,
+            norm=norm,
+        )
         params = optax.apply_updates(params, jax.tree.map(lambda d: -0.01 * d, direction))
         for name, decay in (("kernel", 0.1), ("bias", 0.0)):
             g = gradient[name] / max(norm, 1.0)

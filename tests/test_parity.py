@@ -40,28 +40,81 @@ POST_NORM = """\
         y = MLP(self.config, self.dtype, name="mlp")(x)
         x = LayerNorm(self.dtype, name="ln_2")(x + dropout(y))
 """
-SUMS = "return _loss_sum(vocab_size, chunk, hidden, table, targets, weights), weights.sum(dtype=wide)"
+SUMS = (
+    "return _loss_sum(vocab_size, chunk, hidden, table, targets, weights), weights.sum(dtype=wide)"
+)
 MEANS = "return _loss_sum(vocab_size, chunk, hidden, table, targets, weights) / weights.sum(), jnp.ones((), wide)"
 MUTANTS = [
     Mutant("erf GELU", "model", "approximate=True", "approximate=False", "outputs"),
     Mutant("epsilon of LayerNorm", "model", "EPSILON = 1e-5", "EPSILON = 1e-6", "outputs"),
     Mutant("no 1 / sqrt(K)", "model", " / math.sqrt(q.shape[-1])", "", "outputs"),
     Mutant("post-LayerNorm", "model", PRE_NORM, POST_NORM, "outputs"),
-    Mutant("no last LayerNorm", "model", 'return LayerNorm(self.dtype, name="ln_f")(x), cache', "return x, cache", "outputs"),
-    Mutant("no bias", "model", "return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)", "return y", "outputs"),
-    Mutant("positions from 1", "model", "jnp.arange(tokens.shape[1])", "jnp.arange(1, tokens.shape[1] + 1)", "outputs"),
+    Mutant(
+        "no last LayerNorm",
+        "model",
+        'return LayerNorm(self.dtype, name="ln_f")(x), cache',
+        "return x, cache",
+        "outputs",
+    ),
+    Mutant(
+        "no bias",
+        "model",
+        "return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)",
+        "return y",
+        "outputs",
+    ),
+    Mutant(
+        "positions from 1",
+        "model",
+        "jnp.arange(tokens.shape[1])",
+        "jnp.arange(1, tokens.shape[1] + 1)",
+        "outputs",
+    ),
     Mutant("sees its successor", "model", "end, start, dtype", "end, start + 1, dtype", "outputs"),
-    Mutant("sees its successor on a CPU", "cpu", "end, start, dtype", "end, start + 1, dtype", "outputs"),
-    Mutant("gradient past the softmax on a CPU", "cpu", "(weights * (d_weights - share[:, start:]))", "(weights * d_weights)", "gradients"),
-    Mutant("mean over all tokens", "loss", SUMS, SUMS.replace("weights", "jnp.ones_like(weights)"), "outputs"),
+    Mutant(
+        "sees its successor on a CPU",
+        "cpu",
+        "end, start, dtype",
+        "end, start + 1, dtype",
+        "outputs",
+    ),
+    Mutant(
+        "gradient past the softmax on a CPU",
+        "cpu",
+        "(weights * (d_weights - share[:, start:]))",
+        "(weights * d_weights)",
+        "gradients",
+    ),
+    Mutant(
+        "mean over all tokens",
+        "loss",
+        SUMS,
+        SUMS.replace("weights", "jnp.ones_like(weights)"),
+        "outputs",
+    ),
     Mutant("gradient of all tokens", "loss", "- hit) * w[..., None])", "- hit))", "gradients"),
     Mutant("mean of means", "loss", SUMS, MEANS, "accumulation"),
-    Mutant("head apart", "step", 'cross_entropy(hidden, params["wte"]', 'cross_entropy(hidden, jax.lax.stop_gradient(params["wte"])', "training"),
-    Mutant("everything decays", "optim", "weight_decay, mask=decay_mask", "weight_decay", "training"),
+    Mutant(
+        "head apart",
+        "step",
+        'cross_entropy(hidden, params["wte"]',
+        'cross_entropy(hidden, jax.lax.stop_gradient(params["wte"])',
+        "training",
+    ),
+    Mutant(
+        "everything decays", "optim", "weight_decay, mask=decay_mask", "weight_decay", "training"
+    ),
     Mutant("b2 of Adam", "optim", "b2: float = 0.95", "b2: float = 0.999", "training"),
     Mutant("warm-up from 0", "optim", "peak * (step + 1)", "peak * step", "schedule"),
-    Mutant("no smaller start of residuals", "model", "std = INIT_STD / math.sqrt(2 * c.layers)", "std = INIT_STD", "start", times=2),
-]  # fmt: skip
+    Mutant(
+        "no smaller start of residuals",
+        "model",
+        "std = INIT_STD / math.sqrt(2 * c.layers)",
+        "std = INIT_STD",
+        "start",
+        times=2,
+    ),
+]
 
 
 @pytest.fixture
@@ -79,7 +132,9 @@ def copy(place: Path, mutant: Mutant | None = None) -> str:
     for path in Path(minigpt_jax.__file__).parent.glob("*.py"):
         text = path.read_text()
         if mutant and path.stem == mutant.file:
-            assert text.count(mutant.old) == mutant.times, f"{path.name} has changed: say anew what would be wrong there ({mutant.what})"
+            assert text.count(mutant.old) == mutant.times, (
+                f"{path.name} has changed: say anew what would be wrong there ({mutant.what})"
+            )
             text = text.replace(mutant.old, mutant.new)
         (place / "copied" / path.name).write_text(text.replace("minigpt_jax", "copied"))
     return "copied"
@@ -90,7 +145,9 @@ def test_logits_loss_gradients_and_ten_steps_are_those_of_transformers():
 
 
 def test_a_copy_passes_where_nothing_is_wrong(place):
-    checks = [name for name in CHECKS if name != "accumulation"]  # the dearest to compile; it passes for the original
+    checks = [
+        name for name in CHECKS if name != "accumulation"
+    ]  # the dearest to compile; it passes for the original
     assert list(problems(copy(place), checks=checks)) == []
     assert "copied.step" in sys.modules
 
@@ -128,7 +185,9 @@ def test_fresh_gpt2_small_in_float32_gives_the_logits_of_transformers():
     config = GPTConfig()
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, 24))
     params = nn.unbox(jax.jit(GPT(config).init)(jax.random.key(0), ids)["params"])
-    ours = jax.jit(lambda p: logits(GPT(config).apply({"params": p}, ids)[0], p["wte"], config.vocab_size))(params)
+    ours = jax.jit(
+        lambda p: logits(GPT(config).apply({"params": p}, ids)[0], p["wte"], config.vocab_size)
+    )(params)
     with torch.no_grad():
         theirs = transformers_gpt2(config, params).eval()(torch.tensor(ids)).logits
     np.testing.assert_allclose(ours[..., : config.vocab_size], theirs.numpy(), rtol=0, atol=2e-5)

@@ -23,14 +23,32 @@ def step_record(step: int, **changed) -> dict:
     """What the Journal writes for a step of half a second; the first one compiles."""
     seconds = 30.0 if step == 0 else 0.5
     loss = 3 + 8 / (step + 1)
-    record = {"step": step, "grad_norm": 1.0, "learning_rate": 1e-3, "loss": loss, "skipped": 0.0, "weight": 900.0, "batch": "0" * 16}
-    return record | {"seconds": seconds, "data_wait": 0.1, "tokens_per_s": TOKENS / seconds, "mfu": None} | changed
+    record = {
+        "step": step,
+        "grad_norm": 1.0,
+        "learning_rate": 1e-3,
+        "loss": loss,
+        "skipped": 0.0,
+        "weight": 900.0,
+        "batch": "0" * 16,
+    }
+    return (
+        record
+        | {"seconds": seconds, "data_wait": 0.1, "tokens_per_s": TOKENS / seconds, "mfu": None}
+        | changed
+    )
 
 
 def evaluation_record(step: int, loss: float, text: str = "some text") -> dict:
     """What the Journal writes for an evaluation."""
     samples = [{"prompt": "Once", "text": text}]
-    return {"step": step, "train_loss": loss - 0.1, "validation_loss": loss, "bits_per_byte": loss / 4, "samples": samples}
+    return {
+        "step": step,
+        "train_loss": loss - 0.1,
+        "validation_loss": loss,
+        "bits_per_byte": loss / 4,
+        "samples": samples,
+    }
 
 
 def make_run(folder: Path, steps: list[dict], evaluations: list[dict], name: str = "tiny") -> Path:
@@ -42,9 +60,16 @@ def make_run(folder: Path, steps: list[dict], evaluations: list[dict], name: str
         for record in records:
             log.write(record)
         log.close()
-    config = {"name": name, "init_from": "", "horizon": {"steps": 4000, "tokens": 0, "epochs": 0.0}, "optimizer": {"clip": math.inf}}
+    config = {
+        "name": name,
+        "init_from": "",
+        "horizon": {"steps": 4000, "tokens": 0, "epochs": 0.0},
+        "optimizer": {"clip": math.inf},
+    }
     (run / "config.json").write_text(json.dumps(config))
-    (run / "environment.json").write_text(json.dumps({"python": "3.99", "packages": {"jax": "9.9.9", "numpy": None}}))
+    (run / "environment.json").write_text(
+        json.dumps({"python": "3.99", "packages": {"jax": "9.9.9", "numpy": None}})
+    )
     return run
 
 
@@ -60,7 +85,12 @@ def page_of(run: Path) -> str:
 
 def command(options: list[str], run: Path) -> subprocess.CompletedProcess:
     """The real program, with options for Python."""
-    return subprocess.run([sys.executable, *options, "-m", "minigpt_jax.report", str(run)], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, *options, "-m", "minigpt_jax.report", str(run)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 class Links(HTMLParser):
@@ -72,15 +102,25 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
-        self.targets += [value for name, value in attrs if name.split(":")[-1] in ("src", "href", "srcset", "data", "action", "poster")]
+        self.targets += [
+            value
+            for name, value in attrs
+            if name.split(":")[-1] in ("src", "href", "srcset", "data", "action", "poster")
+        ]
 
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory) -> str:
     """The page of a run with everything in it."""
     steps = [step_record(s) for s in range(40)]
-    evaluations = [evaluation_record(0, 11.0), evaluation_record(20, 3.25), evaluation_record(40, 3.5, "<script>alert(1)</script> & more\n\nlines")]
-    return page_of(make_run(tmp_path_factory.mktemp("runs"), steps, evaluations, name="quick & <b>dirty"))
+    evaluations = [
+        evaluation_record(0, 11.0),
+        evaluation_record(20, 3.25),
+        evaluation_record(40, 3.5, "<script>alert(1)</script> & more\n\nlines"),
+    ]
+    return page_of(
+        make_run(tmp_path_factory.mktemp("runs"), steps, evaluations, name="quick & <b>dirty")
+    )
 
 
 def fact(page: str, label: str) -> tuple[str, str]:
@@ -105,7 +145,9 @@ def test_the_summary_says_what_the_records_say(usual: str):
 
 
 def test_before_and_after_stand_side_by_side(usual: str):
-    titles = "<td>first, after 0 steps</td><td>best, after 20 steps</td><td>last, after 40 steps</td>"
+    titles = (
+        "<td>first, after 0 steps</td><td>best, after 20 steps</td><td>last, after 40 steps</td>"
+    )
     assert titles in usual and "<td>11.0000</td><td>3.2500</td><td>3.5000</td>" in usual
 
 
@@ -118,11 +160,22 @@ def test_text_of_the_model_is_shown_never_obeyed(usual: str):
 
 
 def test_the_newest_samples_come_first(usual: str):
-    assert usual.index("After 40 steps</h3>") < usual.index("<details>") < usual.index("After 20 steps</h3>") < usual.index("After 0 steps</h3>")
+    assert (
+        usual.index("After 40 steps</h3>")
+        < usual.index("<details>")
+        < usual.index("After 20 steps</h3>")
+        < usual.index("After 0 steps</h3>")
+    )
 
 
 def test_config_and_environment_are_tables(usual: str):
-    for name, value in (("init_from", "&quot;&quot;"), ("clip", "Infinity"), ("python", "3.99"), ("jax", "9.9.9"), ("numpy", "null")):
+    for name, value in (
+        ("init_from", "&quot;&quot;"),
+        ("clip", "Infinity"),
+        ("python", "3.99"),
+        ("jax", "9.9.9"),
+        ("numpy", "null"),
+    ):
         assert f"<tr><th>{name}</th><td>{value}</td></tr>" in usual
 
 
@@ -136,7 +189,12 @@ def test_the_page_loads_nothing(usual: str):
 
 def test_every_plot_is_there_and_its_text_follows_the_page(usual: str):
     plots = re.findall(r'<figure class="panel"><h3>(.*?)</h3>(<svg.*?</svg>)', usual, re.DOTALL)
-    labels = {title.split(",")[0]: label for (title, _), label in zip(plots, ("loss", "loss", "learning rate", "norm", "tokens/s"), strict=True)}
+    labels = {
+        title.split(",")[0]: label
+        for (title, _), label in zip(
+            plots, ("loss", "loss", "learning rate", "norm", "tokens/s"), strict=True
+        )
+    }
     assert set(labels) == {"Loss", "Learning rate", "Gradient norm", "Throughput"}
     for title, svg in plots:
         assert labels[title.split(",")[0]] in svg and ">step</text>" in svg
@@ -146,7 +204,9 @@ def test_every_plot_is_there_and_its_text_follows_the_page(usual: str):
 
 def test_an_id_means_one_thing(usual: str):
     definitions = {}
-    for name, rest in re.findall(r'<(?:path|clipPath) id="([^"]+)"(.*?)(?:/>|</clipPath>)', usual, re.DOTALL):
+    for name, rest in re.findall(
+        r'<(?:path|clipPath) id="([^"]+)"(.*?)(?:/>|</clipPath>)', usual, re.DOTALL
+    ):
         assert definitions.setdefault(name, rest) == rest
 
 
@@ -168,10 +228,15 @@ def test_a_run_that_has_hardly_begun(tmp_path: Path, count: int):
 def test_updates_that_were_skipped_are_counted_and_marked(tmp_path: Path):
     bad = {"loss": math.nan, "grad_norm": math.inf, "skipped": 1.0}
     steps = [step_record(s, **(bad if s in (7, 8, 29) else {})) for s in range(30)]
-    page = page_of(make_run(tmp_path, steps, [evaluation_record(10, 4.0), evaluation_record(30, math.nan)]))
+    page = page_of(
+        make_run(tmp_path, steps, [evaluation_record(10, 4.0), evaluation_record(30, math.nan)])
+    )
     assert fact(page, "Skipped updates")[0] == "3" and ">skipped update</text>" in page
     assert fact(page, "Last loss")[0] == f"{3 + 8 / 29:.4f}"  # the last that is a number
-    assert fact(page, "Best validation loss")[0] == "4.0000" and fact(page, "Last validation loss")[0] == "not finite"
+    assert (
+        fact(page, "Best validation loss")[0] == "4.0000"
+        and fact(page, "Last validation loss")[0] == "not finite"
+    )
 
 
 def test_a_run_in_which_nothing_was_finite(tmp_path: Path):
@@ -181,7 +246,10 @@ def test_a_run_in_which_nothing_was_finite(tmp_path: Path):
 
 
 def test_a_long_run_makes_a_small_page_that_keeps_its_spikes(tmp_path: Path):
-    steps = [step_record(s, loss=4.0 + s % 7 / 100, grad_norm=1.0 + (s == 12_345) * 20.0, mfu=0.4) for s in range(19_073)]
+    steps = [
+        step_record(s, loss=4.0 + s % 7 / 100, grad_norm=1.0 + (s == 12_345) * 20.0, mfu=0.4)
+        for s in range(19_073)
+    ]
     run = make_run(tmp_path, steps, [evaluation_record(s, 4.0) for s in range(0, 19_073, 250)])
     page = page_of(run)
     assert (run / "report.html").stat().st_size < 1_000_000
@@ -199,7 +267,9 @@ def test_averages_start_at_the_first_value_and_ignore_what_is_missing():
 
 
 def test_a_prompt_that_is_no_text_does_not_cost_the_page(tmp_path: Path):
-    evaluation = evaluation_record(0, 1.0, "not \udcff text")  # how Python holds an undecodable byte of a command line
+    evaluation = evaluation_record(
+        0, 1.0, "not \udcff text"
+    )  # how Python holds an undecodable byte of a command line
     assert "not ? text" in page_of(make_run(tmp_path, [], [evaluation]))
 
 
@@ -230,7 +300,11 @@ def test_a_page_that_cannot_be_written_is_told_in_one_line(tmp_path: Path):
 def test_the_environment_is_json_and_names_what_matters():
     found = json.loads(json.dumps(report.environment()))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found["started"])
-    assert found["devices"]["count"] >= 1 and found["devices"]["processes"] == 1 and found["devices"]["kind"]
+    assert (
+        found["devices"]["count"] >= 1
+        and found["devices"]["processes"] == 1
+        and found["devices"]["kind"]
+    )
     assert found["packages"]["numpy"] == np.__version__ and all(found["packages"].values())
     assert found["python"].startswith("3.") and found["command"] and found["platform"]
 
@@ -258,11 +332,22 @@ def test_the_commit_is_that_of_our_own_checkout(tmp_path: Path, monkeypatch):
 def test_the_command_writes_the_page(tmp_path: Path):
     run = make_run(tmp_path, [step_record(s) for s in range(3)], [evaluation_record(0, 4.0)])
     done = command([], run)
-    assert done.returncode == 0 and done.stdout.strip() == str(run / "report.html") and (run / "report.html").is_file()
+    assert (
+        done.returncode == 0
+        and done.stdout.strip() == str(run / "report.html")
+        and (run / "report.html").is_file()
+    )
 
 
-def test_without_a_run_the_command_says_so_and_training_never_waits_for_the_plotting_library(tmp_path: Path):
+def test_without_a_run_the_command_says_so_and_training_never_waits_for_the_plotting_library(
+    tmp_path: Path,
+):
     done = command(["-X", "importtime"], tmp_path / "nothing")
-    imports, said = ([line for line in done.stderr.splitlines() if line.startswith("import time:") is kind] for kind in (True, False))
+    imports, said = (
+        [line for line in done.stderr.splitlines() if line.startswith("import time:") is kind]
+        for kind in (True, False)
+    )
     assert done.returncode == 2 and len(said) == 1 and said[0].startswith("error: ")
-    assert any("minigpt_jax.errors" in line for line in imports) and not any("matplotlib" in line for line in imports)
+    assert any("minigpt_jax.errors" in line for line in imports) and not any(
+        "matplotlib" in line for line in imports
+    )

@@ -21,7 +21,12 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 def holder(run: Path) -> subprocess.Popen:
     """A process that holds the run until its standard input closes."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(run)], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, str(run)],
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout and process.stdout.readline() == "held\n"
     return process
@@ -38,10 +43,20 @@ def checkpoint(run: Path, step: int, at: float) -> Path:
 
 def test_a_second_trainer_is_refused_and_told_who_holds_the_run(tmp_path: Path):
     first = holder(tmp_path)
-    with pytest.raises(RunError, match=rf"another trainer works on this run \(process {first.pid}\)"), runs.lock(tmp_path):
+    with (
+        pytest.raises(
+            RunError, match=rf"another trainer works on this run \(process {first.pid}\)"
+        ),
+        runs.lock(tmp_path),
+    ):
         pass
     third = subprocess.run(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], env=ENVIRONMENT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
     )
     assert third.returncode != 0 and "RunError" in third.stderr and str(first.pid) in third.stderr
     assert first.poll() is None  # the first is untouched
@@ -57,7 +72,11 @@ def test_a_killed_trainer_leaves_its_run_free(tmp_path: Path, ending: signal.Sig
     process.send_signal(ending)
     process.communicate(timeout=60)
     assert process.returncode == -ending
-    with runs.lock(tmp_path), pytest.raises(RunError, match=f"process {os.getpid()}"), runs.lock(tmp_path):
+    with (
+        runs.lock(tmp_path),
+        pytest.raises(RunError, match=f"process {os.getpid()}"),
+        runs.lock(tmp_path),
+    ):
         pass
 
 
@@ -87,7 +106,9 @@ def test_only_committed_checkpoints_count(tmp_path: Path):
 def test_the_newest_run_is_the_one_with_the_newest_checkpoint(tmp_path: Path):
     checkpoint(tmp_path / "early", 900, at=1_000)
     checkpoint(tmp_path / "late", 10, at=2_000)
-    checkpoint(tmp_path / "late", 5, at=9_000)  # touched since (a copy, say): the last step of a run speaks for it
+    checkpoint(
+        tmp_path / "late", 5, at=9_000
+    )  # touched since (a copy, say): the last step of a run speaks for it
     checkpoint(tmp_path / "middle", 99, at=1_500)
     assert runs.newest_run(tmp_path) == tmp_path / "late"
     # What else lies there, all of it younger, is no run that could be loaded.

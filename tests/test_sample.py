@@ -42,7 +42,9 @@ def make_run(folder: Path, vocab_size: int, texts: list[str], context: int) -> P
     params["wte"] = params["wte"].at[:, 0].set(-100.0).at[jnp.array(tokens), 0].set(0.0)
     state = TrainState(jnp.int32(1), params, optax.sgd(0.1).init(params))
     checkpoints = Checkpoints(folder, keep=1)
-    checkpoints.save(state, 1, {"model": asdict(config), "config": {}, "data": "", "validation_loss": None})
+    checkpoints.save(
+        state, 1, {"model": asdict(config), "config": {}, "data": "", "validation_loss": None}
+    )
     checkpoints.close()
     return folder
 
@@ -113,12 +115,20 @@ def test_the_oldest_turns_go_whole_until_the_rest_fits():
         return sum(len(m["content"]) for m in messages)
 
     for head in ([], [turn("system", 5)]):
-        talk = [*head, *(turn(role, 10) for _ in range(4) for role in ("user", "assistant")), turn("user", 7)]
+        talk = [
+            *head,
+            *(turn(role, 10) for _ in range(4) for role in ("user", "assistant")),
+            turn("user", 7),
+        ]
         for limit in range(0, 110):
             kept = sample.fitting(talk, limit, size)
-            assert kept[: len(head)] == head and kept[-1] == talk[-1]  # the system prompt and the question stay
+            assert (
+                kept[: len(head)] == head and kept[-1] == talk[-1]
+            )  # the system prompt and the question stay
             rest = kept[len(head) :]
-            assert rest == talk[len(talk) - len(rest) :] and rest[0]["role"] == "user"  # a suffix, from a question on
+            assert (
+                rest == talk[len(talk) - len(rest) :] and rest[0]["role"] == "user"
+            )  # a suffix, from a question on
             assert size(kept) <= limit or len(rest) == 1
             if len(rest) < len(talk) - len(head):  # no more than necessary was dropped
                 assert size([*head, *talk[len(talk) - len(rest) - 2 :]]) > limit
@@ -127,7 +137,13 @@ def test_the_oldest_turns_go_whole_until_the_rest_fits():
 
 def test_a_conversation_is_saved_as_text(tmp_path: Path, capsys):
     path = tmp_path / "talk.txt"
-    sample.save([{"role": "user", "content": "Grüße 世界\nzwei"}, {"role": "assistant", "content": " Hello! "}], str(path))
+    sample.save(
+        [
+            {"role": "user", "content": "Grüße 世界\nzwei"},
+            {"role": "assistant", "content": " Hello! "},
+        ],
+        str(path),
+    )
     assert path.read_text(encoding="utf-8") == "user: Grüße 世界\nzwei\n\nassistant: Hello!\n"
     assert capsys.readouterr().out == f"Saved to {path}.\n"
     sample.save([], "")
@@ -135,7 +151,9 @@ def test_a_conversation_is_saved_as_text(tmp_path: Path, capsys):
     for name in (str(tmp_path), str(tmp_path / "no" / "such" / "folder"), "a\0b"):
         sample.save([], name)
         assert "Could not be saved" in capsys.readouterr().out
-    sample.save([{"role": "user", "content": "cut \udcff off"}], str(path))  # what a terminal sends that is no UTF-8
+    sample.save(
+        [{"role": "user", "content": "cut \udcff off"}], str(path)
+    )  # what a terminal sends that is no UTF-8
     assert "cut" in path.read_text(encoding="utf-8")
 
 
@@ -146,14 +164,21 @@ def test_one_prompt_is_continued_and_the_length_is_kept(program, text_run: Path)
     code, out, err = program("--run", str(text_run), "--prompt", "Once", "--max-new-tokens", "6")
     assert code == 0 and out.startswith("Once") and out.endswith("\n")
     assert f"{text_run}: " in err and "context 64" in err and err.count("\n") == 1
-    assert program("--run", str(text_run), "--prompt", "Once", "--max-new-tokens", "0")[:2] == (0, "Once\n")
-    longest = program("--run", str(text_run), "--prompt", "Once", "--max-new-tokens", "100000")  # ends with the context
+    assert program("--run", str(text_run), "--prompt", "Once", "--max-new-tokens", "0")[:2] == (
+        0,
+        "Once\n",
+    )
+    longest = program(
+        "--run", str(text_run), "--prompt", "Once", "--max-new-tokens", "100000"
+    )  # ends with the context
     assert longest[0] == 0 and len(longest[1]) > len(out)
 
 
 def test_a_seed_says_which_text_and_samples_count_up_from_it(program, chat_run: Path):
     def answers(*arguments):
-        code, out, _ = program("--run", str(chat_run), "--prompt", "Weather?", "--max-new-tokens", "8", *arguments)
+        code, out, _ = program(
+            "--run", str(chat_run), "--prompt", "Weather?", "--max-new-tokens", "8", *arguments
+        )
         assert code == 0
         return out
 
@@ -164,7 +189,10 @@ def test_a_seed_says_which_text_and_samples_count_up_from_it(program, chat_run: 
         assert len(words_of(text)) == 8 and {" " + w for w in words_of(text)} <= set(WORDS)
         assert answers("--seed", str(4 + i)) == text + "\n"
     assert len({text for _, text in texts}) == 3
-    assert answers("--seed", "4", "--stop", words_of(texts[0][1])[2]) == texts[0][1].partition(words_of(texts[0][1])[2])[0] + "\n"
+    assert (
+        answers("--seed", "4", "--stop", words_of(texts[0][1])[2])
+        == texts[0][1].partition(words_of(texts[0][1])[2])[0] + "\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,28 +216,60 @@ def test_a_seed_says_which_text_and_samples_count_up_from_it(program, chat_run: 
         (["--prompt", "word " * 17_000], ["the prompt has 17", "1 to 16384", "shorten"]),
     ],
 )
-def test_a_value_out_of_range_ends_in_one_line(program, chat_run: Path, arguments: list[str], words: list[str]):
+def test_a_value_out_of_range_ends_in_one_line(
+    program, chat_run: Path, arguments: list[str], words: list[str]
+):
     code, out, err = program("--run", str(chat_run), "--prompt", "Hi", *arguments)
     complaint = err.splitlines()[-1]
-    assert code == 2 and out == "" and complaint.startswith("error: ") and all(word in complaint for word in words), err
+    assert (
+        code == 2
+        and out == ""
+        and complaint.startswith("error: ")
+        and all(word in complaint for word in words)
+    ), err
     assert len(err.splitlines()) <= 2  # at most the line that says which run it is
 
 
 def test_a_value_that_is_no_number_ends_with_how_to_say_it(program):
     code, _, err = program("--temperature", "warm")
-    assert code == 2 and "usage" in err and "--temperature" in err.splitlines()[-1] and "'warm'" in err.splitlines()[-1]
+    assert (
+        code == 2
+        and "usage" in err
+        and "--temperature" in err.splitlines()[-1]
+        and "'warm'" in err.splitlines()[-1]
+    )
 
 
 def test_without_a_run_one_line_says_what_to_do(tmp_path: Path):
-    done = subprocess.run(**command(), cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        **command(),
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 2 and done.stdout == ""
-    assert re.fullmatch(r"error: no trained run in runs/: train one first .*make demo.*\n", done.stderr), done.stderr
+    assert re.fullmatch(
+        r"error: no trained run in runs/: train one first .*make demo.*\n", done.stderr
+    ), done.stderr
 
 
 def test_standard_input_is_a_prompt_and_the_newest_run_the_model(text_run: Path, tmp_path: Path):
     """In an ASCII locale, where the answer cannot be shown and must not end the program."""
-    how = command("--runs", str(text_run.parent), "--max-new-tokens", "4", LC_ALL="C", LANG="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
-    done = subprocess.run(**how, cwd=tmp_path, input="Grüße".encode(), capture_output=True, timeout=120)
+    how = command(
+        "--runs",
+        str(text_run.parent),
+        "--max-new-tokens",
+        "4",
+        LC_ALL="C",
+        LANG="C",
+        PYTHONUTF8="0",
+        PYTHONCOERCECLOCALE="0",
+    )
+    done = subprocess.run(
+        **how, cwd=tmp_path, input="Grüße".encode(), capture_output=True, timeout=120
+    )
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr.decode()
     assert done.stdout.startswith(b"Gr??e?") and done.stdout.isascii()
     assert done.stderr.startswith(str(text_run).encode())
@@ -219,13 +279,17 @@ def test_a_reader_that_leaves_early_ends_the_program_silently(chat_run: Path, tm
     path = tmp_path / "prompt.txt"
     path.write_text("Weather?")
     how = command("--run", str(chat_run), "--file", str(path), "--max-new-tokens", "16000")
-    process = subprocess.Popen(**how, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        **how, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout and process.stderr
     assert process.stdout.read(1) == b" "
     process.stdout.close()
     err = process.stderr.read().decode()
     assert process.wait(timeout=120) == 0
-    assert err.count("\n") == 1 and err.startswith(str(chat_run))  # the line that says which run it is, and no more
+    assert err.count("\n") == 1 and err.startswith(
+        str(chat_run)
+    )  # the line that says which run it is, and no more
 
 
 # ---- the conversation, in a terminal
@@ -239,9 +303,13 @@ class Terminal:
 
     def __init__(self, *arguments: str, cwd: Path):
         self.side, child = pty.openpty()
-        how = command(*arguments, TERM="dumb", PYTHONIOENCODING="utf-8:strict")  # as in the usual locales
+        how = command(
+            *arguments, TERM="dumb", PYTHONIOENCODING="utf-8:strict"
+        )  # as in the usual locales
         how["args"] = [sys.executable, "-c", self.OWN, *how["args"][1:]]
-        self.process = subprocess.Popen(**how, cwd=cwd, stdin=child, stdout=child, stderr=child, start_new_session=True)
+        self.process = subprocess.Popen(
+            **how, cwd=cwd, stdin=child, stdout=child, stderr=child, start_new_session=True
+        )
         os.close(child)
         fcntl.fcntl(self.side, fcntl.F_SETFL, os.O_NONBLOCK)
         self.screen = ""
@@ -253,12 +321,18 @@ class Terminal:
         """What appeared since the last call, up to and with `pattern`."""
         deadline = time.monotonic() + timeout
         while not (match := re.search(pattern, self.screen)):
-            assert time.monotonic() < deadline, f"waited for {pattern!r}, saw {self.screen[-2000:]!r}"
+            assert time.monotonic() < deadline, (
+                f"waited for {pattern!r}, saw {self.screen[-2000:]!r}"
+            )
             if select.select([self.side], [], [], 0.2)[0]:
                 try:
-                    self.screen += os.read(self.side, 65536).decode(errors="replace").replace("\r\n", "\n")
+                    self.screen += (
+                        os.read(self.side, 65536).decode(errors="replace").replace("\r\n", "\n")
+                    )
                 except OSError:  # the other side is closed
-                    assert re.search(pattern, self.screen), f"ended before {pattern!r}: {self.screen[-2000:]!r}"
+                    assert re.search(pattern, self.screen), (
+                        f"ended before {pattern!r}: {self.screen[-2000:]!r}"
+                    )
         seen, self.screen = self.screen[: match.end()], self.screen[match.end() :]
         return seen
 
@@ -278,7 +352,9 @@ PROMPT = r"\n> "
 
 @pytest.fixture
 def terminal(chat_run: Path, tmp_path: Path):
-    opened = Terminal("--run", str(chat_run), "--max-new-tokens", "16000", "--system", "Be brief.", cwd=tmp_path)
+    opened = Terminal(
+        "--run", str(chat_run), "--max-new-tokens", "16000", "--system", "Be brief.", cwd=tmp_path
+    )
     yield opened
     if opened.process.poll() is None:
         opened.process.kill()
@@ -310,8 +386,18 @@ def test_a_conversation_from_the_first_line_to_ctrl_d(terminal: Terminal, tmp_pa
     terminal.type("/save talk.txt\n")
     assert "Saved to talk.txt." in terminal.until(PROMPT)
     saved = (tmp_path / "talk.txt").read_text(encoding="utf-8").split("\n\n")
-    assert [part.partition(":")[0] for part in saved] == ["system", "user", "assistant", "user", "assistant"]
-    assert saved[0] == "system: Be brief." and saved[1] == "user: How is the weather?" and saved[3] == "user: First line\nsecond line"
+    assert [part.partition(":")[0] for part in saved] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ]
+    assert (
+        saved[0] == "system: Be brief."
+        and saved[1] == "user: How is the weather?"
+        and saved[3] == "user: First line\nsecond line"
+    )
     assert set(saved[2].removeprefix("assistant: ").split()) <= {w.strip() for w in WORDS}
 
     terminal.type("/save /nowhere/talk.txt\n")

@@ -17,22 +17,42 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.shards import MANIFEST, Shard, ShardWriter, file_sha256, mask_file, open_stream, read_manifest, write_manifest
+from minigpt_jax.shards import (
+    MANIFEST,
+    Shard,
+    ShardWriter,
+    file_sha256,
+    mask_file,
+    open_stream,
+    read_manifest,
+    write_manifest,
+)
 from minigpt_jax.tokenizer import CHAT_VOCAB, TEXT_VOCAB
 
 TOKENIZER = "ab" * 32
 READ = {"tokenizer": TOKENIZER, "vocab_size": TEXT_VOCAB, "context": 4}
 
 
-def prepared(folder: Path, tokens: int = 20, shard_tokens: int = 8, masked: bool = False, context: int | None = None) -> Path:
+def prepared(
+    folder: Path,
+    tokens: int = 20,
+    shard_tokens: int = 8,
+    masked: bool = False,
+    context: int | None = None,
+) -> Path:
     """Both splits: tokens 100, 101, ... and, where `masked`, a mask of 0, 1, 1, 0, 1, 1, ..."""
     folder.mkdir()
     splits = {}
     for split in ("train", "val"):
         writer = ShardWriter(folder, split, shard_tokens, masked=masked)
-        writer.append(np.arange(100, 100 + tokens, dtype=np.uint16), np.sign(np.arange(tokens) % 3).astype(np.uint8) if masked else None)
+        writer.append(
+            np.arange(100, 100 + tokens, dtype=np.uint16),
+            np.sign(np.arange(tokens) % 3).astype(np.uint8) if masked else None,
+        )
         splits[split] = (writer.close(), 1)
-    write_manifest(folder, splits, tokenizer=TOKENIZER, vocab_size=TEXT_VOCAB, context=context, source="test")
+    write_manifest(
+        folder, splits, tokenizer=TOKENIZER, vocab_size=TEXT_VOCAB, context=context, source="test"
+    )
     return folder
 
 
@@ -45,26 +65,50 @@ def edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:
 # ---- what was written is what is read
 
 
-@given(st.lists(st.lists(st.integers(0, 50256), max_size=40), min_size=1, max_size=8), st.integers(1, 30), st.data())
+@given(
+    st.lists(st.lists(st.integers(0, 50256), max_size=40), min_size=1, max_size=8),
+    st.integers(1, 30),
+    st.data(),
+)
 @hypothesis_settings(max_examples=60, deadline=None)
-def test_any_pieces_in_any_shards_are_read_back_in_any_range(pieces: list[list[int]], shard_tokens: int, data):
+def test_any_pieces_in_any_shards_are_read_back_in_any_range(
+    pieces: list[list[int]], shard_tokens: int, data
+):
     whole = [token for piece in pieces for token in piece] + [1, 2, 3, 4, 5]
     with tempfile.TemporaryDirectory() as folder:
         writer = ShardWriter(Path(folder), "train", shard_tokens, masked=True)
         for piece in [*pieces, [1, 2, 3, 4, 5]]:
-            writer.append(np.array(piece, np.uint16), np.array(piece, np.uint16).astype(np.uint8) % 2)
-        write_manifest(Path(folder), {"train": (writer.close(), 1)}, tokenizer=TOKENIZER, vocab_size=TEXT_VOCAB, context=None, source="any")
+            writer.append(
+                np.array(piece, np.uint16), np.array(piece, np.uint16).astype(np.uint8) % 2
+            )
+        write_manifest(
+            Path(folder),
+            {"train": (writer.close(), 1)},
+            tokenizer=TOKENIZER,
+            vocab_size=TEXT_VOCAB,
+            context=None,
+            source="any",
+        )
         stream = open_stream(Path(folder), "train", **READ)
         start = data.draw(st.integers(0, len(whole) - 1))
         stop = data.draw(st.integers(start + 1, len(whole)))
-        assert stream.length == len(whole) and stream.read(start, stop).tolist() == whole[start:stop]
-        assert stream.read_mask(start, stop).tolist() == [np.uint8(token % 256) % 2 for token in whole[start:stop]]
+        assert (
+            stream.length == len(whole) and stream.read(start, stop).tolist() == whole[start:stop]
+        )
+        assert stream.read_mask(start, stop).tolist() == [
+            np.uint8(token % 256) % 2 for token in whole[start:stop]
+        ]
 
 
 def test_reading_equals_the_concatenation_for_every_cut_and_every_range(tmp_path: Path):
     """All 64 ways to cut 7 tokens into files, and of each all ranges: where a range begins, ends or spans a file."""
-    tokens, mask = np.array([3, 1, 4, 1, 5, 9, 2], np.uint16), np.array([0, 1, 1, 0, 1, 0, 1], np.uint8)
-    for cuts in itertools.chain.from_iterable(itertools.combinations(range(1, 7), n) for n in range(7)):
+    tokens, mask = (
+        np.array([3, 1, 4, 1, 5, 9, 2], np.uint16),
+        np.array([0, 1, 1, 0, 1, 0, 1], np.uint8),
+    )
+    for cuts in itertools.chain.from_iterable(
+        itertools.combinations(range(1, 7), n) for n in range(7)
+    ):
         folder = tmp_path / ("cut" + "".join(map(str, cuts)))
         folder.mkdir()
         shards = []
@@ -73,12 +117,21 @@ def test_reading_equals_the_concatenation_for_every_cut_and_every_range(tmp_path
             np.save(folder / name, tokens[start:stop])
             np.save(folder / mask_file(name), mask[start:stop])
             shards.append(Shard(name, stop - start, "", ""))
-        write_manifest(folder, {"train": (shards, 1)}, tokenizer=TOKENIZER, vocab_size=TEXT_VOCAB, context=None, source="test")
+        write_manifest(
+            folder,
+            {"train": (shards, 1)},
+            tokenizer=TOKENIZER,
+            vocab_size=TEXT_VOCAB,
+            context=None,
+            source="test",
+        )
         stream = open_stream(folder, "train", **READ)
         assert stream.length == 7 and len(stream.tokens) == len(cuts) + 1
         for start, stop in itertools.combinations(range(8), 2):
             np.testing.assert_array_equal(stream.read(start, stop), tokens[start:stop], strict=True)
-            np.testing.assert_array_equal(stream.read_mask(start, stop), mask[start:stop], strict=True)
+            np.testing.assert_array_equal(
+                stream.read_mask(start, stop), mask[start:stop], strict=True
+            )
 
 
 @pytest.mark.parametrize("shard_tokens", [1, 7, 8, 100])
@@ -94,12 +147,18 @@ def test_the_writer_cuts_by_size_whatever_it_is_given_at_once(tmp_path: Path, sh
             writer.append(tokens[position : position + size], mask[position : position + size])
             position += size
         shards = writer.close()
-        assert [s.tokens for s in shards] == [shard_tokens] * (50 // shard_tokens) + [50 % shard_tokens] * (50 % shard_tokens > 0)
+        assert [s.tokens for s in shards] == [shard_tokens] * (50 // shard_tokens) + [
+            50 % shard_tokens
+        ] * (50 % shard_tokens > 0)
         for s in shards:
-            assert s.sha256 == file_sha256(folder / s.file) and s.mask_sha256 == file_sha256(folder / mask_file(s.file))
+            assert s.sha256 == file_sha256(folder / s.file) and s.mask_sha256 == file_sha256(
+                folder / mask_file(s.file)
+            )
         contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert all(c == contents[0] for c in contents)
-    assert len(contents[0]) == 2 * len(shards)  # the files and nothing else: no temporary one is left
+    assert len(contents[0]) == 2 * len(
+        shards
+    )  # the files and nothing else: no temporary one is left
 
 
 def test_a_stream_without_a_mask_learns_everything(tmp_path: Path):
@@ -128,7 +187,9 @@ def test_a_writer_goes_on_where_another_process_stopped(tmp_path: Path):
     second = ShardWriter(halves, "train", 8, shards=tuple(first.shards))
     second.append(tokens[8:])
     assert second.close() == writer.close()
-    assert {p.name: p.read_bytes() for p in whole.iterdir()} == {p.name: p.read_bytes() for p in halves.iterdir()}
+    assert {p.name: p.read_bytes() for p in whole.iterdir()} == {
+        p.name: p.read_bytes() for p in halves.iterdir()
+    }
 
 
 def test_the_identity_changes_with_any_token_and_with_nothing_else(tmp_path: Path):
@@ -136,7 +197,11 @@ def test_the_identity_changes_with_any_token_and_with_nothing_else(tmp_path: Pat
         return open_stream(folder, "train", **READ).identity
 
     assert identity(prepared(tmp_path / "a")) == identity(prepared(tmp_path / "b"))
-    others = [prepared(tmp_path / "longer", tokens=21), prepared(tmp_path / "cut", shard_tokens=9), prepared(tmp_path / "masked", masked=True)]
+    others = [
+        prepared(tmp_path / "longer", tokens=21),
+        prepared(tmp_path / "cut", shard_tokens=9),
+        prepared(tmp_path / "masked", masked=True),
+    ]
     assert len({identity(folder) for folder in [tmp_path / "a", *others]}) == 4
 
 
@@ -145,12 +210,27 @@ def test_a_kill_before_a_file_has_its_name_leaves_no_file_of_that_name(tmp_path:
         "import sys, numpy as np; from pathlib import Path; from minigpt_jax.shards import ShardWriter\n"
         "w = ShardWriter(Path(sys.argv[1]), 'train', 8); w.append(np.zeros(8, np.uint16)); print('written')"
     )
-    environment = os.environ | {"MINIGPT_FAILPOINT": "before_replace:kill", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=60)
+    environment = os.environ | {
+        "MINIGPT_FAILPOINT": "before_replace:kill",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == -9 and not done.stdout
     assert not (tmp_path / "train_000000.npy").exists()
     full = environment | {"MINIGPT_FAILPOINT": "before_replace:enospc"}
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=full, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=full,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert "No space left" in done.stderr or "no space left" in done.stderr
     assert list(tmp_path.iterdir()) == []  # a full disk is given back what was half written
 
@@ -182,17 +262,35 @@ BAD_SHARDS: dict[str, tuple[bytes | None, str]] = {
     "trailing bytes": (GOOD + b"\0\0", "2 bytes after the array"),
     "npz": (npz(SECOND), "not a readable .npy array"),
     "text": (b"not tokens at all", "not a readable .npy array"),
-    "pickled": (npy(np.array([{"a": 1}] * 8, object), allow_pickle=True), "not a readable .npy array"),
+    "pickled": (
+        npy(np.array([{"a": 1}] * 8, object), allow_pickle=True),
+        "not a readable .npy array",
+    ),
     "structured": (npy(np.zeros(8, [("a", "<u2")])), "expected one dimension of uint16"),
-    "two dimensions": (npy(SECOND.reshape(2, 4)), r"found <u2 with shape \(2, 4\), expected one dimension of uint16"),
-    "no dimension": (npy(np.array(3, np.uint16)), r"found <u2 with shape \(\), expected one dimension of uint16"),
-    "float32": (npy(SECOND.astype(np.float32)), r"found <f4 with shape \(8,\), expected one dimension of uint16"),
+    "two dimensions": (
+        npy(SECOND.reshape(2, 4)),
+        r"found <u2 with shape \(2, 4\), expected one dimension of uint16",
+    ),
+    "no dimension": (
+        npy(np.array(3, np.uint16)),
+        r"found <u2 with shape \(\), expected one dimension of uint16",
+    ),
+    "float32": (
+        npy(SECOND.astype(np.float32)),
+        r"found <f4 with shape \(8,\), expected one dimension of uint16",
+    ),
     "int64": (npy(SECOND.astype(np.int64)), "found <i8 .* expected one dimension of uint16"),
     "int16": (npy(SECOND.astype(np.int16)), "found <i2 .* expected one dimension of uint16"),
     "uint8": (npy(SECOND.astype(np.uint8)), r"found \|u1 .* expected one dimension of uint16"),
     "big-endian": (npy(SECOND.astype(">u2")), "found >u2 .* expected one dimension of uint16"),
-    "an id beyond the vocabulary": (npy(np.where(SECOND == 110, TEXT_VOCAB, SECOND).astype(np.uint16)), "holds id 50257, .* ends at 50256"),
-    "the largest id": (npy(np.where(SECOND == 110, 65535, SECOND).astype(np.uint16)), "holds id 65535, .* ends at 50256"),
+    "an id beyond the vocabulary": (
+        npy(np.where(SECOND == 110, TEXT_VOCAB, SECOND).astype(np.uint16)),
+        "holds id 50257, .* ends at 50256",
+    ),
+    "the largest id": (
+        npy(np.where(SECOND == 110, 65535, SECOND).astype(np.uint16)),
+        "holds id 65535, .* ends at 50256",
+    ),
     "no token": (npy(SECOND[:0]), "found 0 tokens, .* says 8|not a readable"),
     "fewer tokens": (npy(SECOND[:7]), "found 7 tokens, .* says 8: it changed"),
     "more tokens": (npy(np.append(SECOND, SECOND)), "found 16 tokens, .* says 8: it changed"),
@@ -224,7 +322,9 @@ def test_every_damaged_byte_of_a_header_is_refused_or_harmless(tmp_path: Path):
             content[position] ^= 1 << bit
             path.write_bytes(content)
             try:
-                assert open_stream(folder, "train", **READ).read(0, 20).tolist() == list(range(100, 120))
+                assert open_stream(folder, "train", **READ).read(0, 20).tolist() == list(
+                    range(100, 120)
+                )
             except InputError as error:
                 refusals += 1
                 assert str(path) in str(error) and "\n" not in str(error)
@@ -260,7 +360,10 @@ def test_a_bad_mask_is_refused_in_one_line(tmp_path: Path, case: str):
     [
         ({"tokenizer": "cd" * 32}, "another tokenizer .abababababab, expected cdcdcdcdcdcd"),
         ({"context": 20}, "the train split has 20 tokens, a row needs 21"),
-        ({"vocab_size": 119}, "train_000002.npy: holds id 119, but the model's vocabulary ends at 118"),
+        (
+            {"vocab_size": 119},
+            "train_000002.npy: holds id 119, but the model's vocabulary ends at 118",
+        ),
     ],
 )
 def test_sound_data_for_another_model_are_refused(tmp_path: Path, expected: dict, complaint: str):
@@ -286,12 +389,18 @@ MANIFESTS = {
     "no format": ("{}", "not a manifest of ours"),
     "of a later version": ('{"format": 2}', "format 2, expected 1"),
     "format and nothing else": ('{"format": 1}', "not a manifest of ours"),
-    "half of it": ('{"format": 1, "tokenizer": "T", "context": null, "splits": {"train": {}}}', "not a manifest of ours"),
+    "half of it": (
+        '{"format": 1, "tokenizer": "T", "context": null, "splits": {"train": {}}}',
+        "not a manifest of ours",
+    ),
     "shards of a strange form": (
         '{"format": 1, "tokenizer": "T", "context": null, "splits": {"train": {"shards": [{"file": 1}]}}}',
         "not a manifest of ours",
     ),
-    "no such split": ('{"format": 1, "tokenizer": "T", "context": null, "splits": {"val": {"shards": []}}}', "no train split .* only val"),
+    "no such split": (
+        '{"format": 1, "tokenizer": "T", "context": null, "splits": {"val": {"shards": []}}}',
+        "no train split .* only val",
+    ),
 }
 
 

@@ -13,7 +13,14 @@ import pytest
 from minigpt_jax import mesh as meshes
 from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.optim import learning_rate, make_optimizer
-from minigpt_jax.step import Batch, TrainState, document_layout, init_state, make_eval_step, make_train_step
+from minigpt_jax.step import (
+    Batch,
+    TrainState,
+    document_layout,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
 
 CONFIG = GPTConfig(vocab_size=250, context=16, layers=2, heads=4, embed=32)
 SCHEDULE = partial(learning_rate, horizon=20, peak=1e-2, warmup=2)
@@ -34,7 +41,12 @@ def losses(mesh, *, accum: int = 1, steps: int = 4, **how) -> tuple[list[float],
     step = make_train_step(model, OPTIMIZER, SCHEDULE, mesh, seed=0, loss_chunk=4)
     found = []
     for i in range(steps):
-        batch = Batch(*(jax.device_put(a.reshape(accum, 8 // accum, -1), meshes.batch_sharding(mesh)) for a in rows(i)))
+        batch = Batch(
+            *(
+                jax.device_put(a.reshape(accum, 8 // accum, -1), meshes.batch_sharding(mesh))
+                for a in rows(i)
+            )
+        )
         state, metrics = step(state, batch)
         found.append(float(metrics["loss"]))
     return found, state
@@ -42,7 +54,12 @@ def losses(mesh, *, accum: int = 1, steps: int = 4, **how) -> tuple[list[float],
 
 @pytest.fixture(scope="module")
 def one_device():
-    return jax.make_mesh((1, 1, 1), meshes.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=jax.devices()[:1])
+    return jax.make_mesh(
+        (1, 1, 1),
+        meshes.AXES,
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+        devices=jax.devices()[:1],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +70,23 @@ def reference(one_device):
 @pytest.mark.parametrize(
     ("data", "fsdp", "tensor", "accum", "unroll"),
     [
-        (4, 1, 1, 1, 1), (1, 1, 4, 4, 2), (2, 2, 1, 2, 2), pytest.param(1, 2, 2, 4, 1, marks=pytest.mark.campaign),
+        (4, 1, 1, 1, 1),
+        (1, 1, 4, 4, 2),
+        (2, 2, 1, 2, 2),
+        pytest.param(1, 2, 2, 4, 1, marks=pytest.mark.campaign),
         pytest.param(1, 4, 1, 2, 1, marks=pytest.mark.campaign),
     ],
-)  # fmt: skip
-def test_mesh_accumulation_and_unrolling_leave_the_losses_as_they_are(reference, data, fsdp, tensor, accum, unroll):
+)
+def test_mesh_accumulation_and_unrolling_leave_the_losses_as_they_are(
+    reference, data, fsdp, tensor, accum, unroll
+):
     mesh = meshes.make_mesh(data, fsdp, tensor)
     found, state = losses(mesh, accum=accum, unroll=unroll)
     np.testing.assert_allclose(found, reference, atol=1e-5)
     kernel = state.params["layers"]["mlp"]["up"]["kernel"]
-    assert len({str(shard.index) for shard in kernel.addressable_shards}) == fsdp * tensor  # the parameters really are cut up
+    assert (
+        len({str(shard.index) for shard in kernel.addressable_shards}) == fsdp * tensor
+    )  # the parameters really are cut up
 
 
 @pytest.mark.parametrize("accum", [2, 4])
@@ -77,7 +101,9 @@ def test_the_initial_loss_is_that_of_a_uniform_guess(reference):
 @pytest.fixture(scope="module")
 def trainer(one_device):
     model = GPT(CONFIG)
-    return init_state(model, OPTIMIZER, 0, one_device), make_train_step(model, OPTIMIZER, SCHEDULE, one_device, seed=0, loss_chunk=4)
+    return init_state(model, OPTIMIZER, 0, one_device), make_train_step(
+        model, OPTIMIZER, SCHEDULE, one_device, seed=0, loss_chunk=4
+    )
 
 
 def copied(state: TrainState) -> TrainState:
@@ -86,14 +112,25 @@ def copied(state: TrainState) -> TrainState:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_a_step_that_is_not_finite_changes_nothing_but_the_step_number(one_device, monkeypatch, backend):
+def test_a_step_that_is_not_finite_changes_nothing_but_the_step_number(
+    one_device, monkeypatch, backend
+):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)  # each skips in its own way
     model = GPT(CONFIG, attention="xla")
-    state, step = init_state(model, OPTIMIZER, 0, one_device), make_train_step(model, OPTIMIZER, SCHEDULE, one_device, seed=0, loss_chunk=4)
-    broken = copied(state).replace(params=state.params | {"wpe": state.params["wpe"].at[0, 0].set(jnp.nan)})
+    state, step = (
+        init_state(model, OPTIMIZER, 0, one_device),
+        make_train_step(model, OPTIMIZER, SCHEDULE, one_device, seed=0, loss_chunk=4),
+    )
+    broken = copied(state).replace(
+        params=state.params | {"wpe": state.params["wpe"].at[0, 0].set(jnp.nan)}
+    )
     after, metrics = step(copied(broken), Batch(*(a[None] for a in rows())))
     assert metrics["skipped"] == 1 and after.step == 1
-    same = jax.tree.map(partial(np.array_equal, equal_nan=True), (after.params, after.opt_state), (broken.params, broken.opt_state))
+    same = jax.tree.map(
+        partial(np.array_equal, equal_nan=True),
+        (after.params, after.opt_state),
+        (broken.params, broken.opt_state),
+    )
     assert jax.tree.all(same)
     good, metrics = step(copied(state), Batch(*(a[None] for a in rows())))
     assert metrics["skipped"] == 0 and not jnp.array_equal(good.params["wte"], state.params["wte"])
@@ -101,11 +138,16 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_step_number(one_devic
 
 def test_a_rate_that_throws_weights_out_of_float32_leaves_them_where_they_are(one_device):
     state = init_state(GPT(CONFIG), OPTIMIZER, 0, one_device)
-    step = make_train_step(GPT(CONFIG), OPTIMIZER, lambda _: jnp.float32(3.402e38), one_device, seed=0, loss_chunk=4)
+    step = make_train_step(
+        GPT(CONFIG), OPTIMIZER, lambda _: jnp.float32(3.402e38), one_device, seed=0, loss_chunk=4
+    )
     after, metrics = step(copied(state), Batch(*(a[None] for a in rows())))
     assert metrics["skipped"] == 0 and not jnp.array_equal(after.params["wte"], state.params["wte"])
     stayed = jax.tree.map(lambda new, old: float((new == old).mean()), after.params, state.params)
-    assert jax.tree.all(jax.tree.map(lambda a: jnp.isfinite(a).all(), after.params)) and stayed["layers"]["mlp"]["up"]["kernel"] > 0
+    assert (
+        jax.tree.all(jax.tree.map(lambda a: jnp.isfinite(a).all(), after.params))
+        and stayed["layers"]["mlp"]["up"]["kernel"] > 0
+    )
 
 
 def test_a_batch_with_nothing_to_learn_has_loss_zero(trainer):
@@ -118,7 +160,9 @@ def test_a_batch_with_nothing_to_learn_has_loss_zero(trainer):
 
 def test_the_learning_rate_follows_the_step_even_after_skipped_updates(trainer):
     state, step = trainer
-    _, metrics = step(copied(state).replace(step=jnp.array(7, jnp.int32)), Batch(*(a[None] for a in rows())))
+    _, metrics = step(
+        copied(state).replace(step=jnp.array(7, jnp.int32)), Batch(*(a[None] for a in rows()))
+    )
     assert metrics["learning_rate"] == pytest.approx(float(SCHEDULE(7)))
 
 
@@ -133,7 +177,9 @@ def test_dropout_differs_from_step_to_step_and_is_off_in_evaluation(one_device):
     config = replace(CONFIG, dropout=0.3)
     model = GPT(config)
     state = init_state(model, OPTIMIZER, 0, one_device)
-    step = make_train_step(model, OPTIMIZER, lambda s: jnp.zeros(()), one_device, seed=0, loss_chunk=16)
+    step = make_train_step(
+        model, OPTIMIZER, lambda s: jnp.zeros(()), one_device, seed=0, loss_chunk=16
+    )
     evaluate = make_eval_step(model, one_device, loss_chunk=16)
     batch = Batch(*(a[None] for a in rows()))
     quiet = [tuple(map(float, evaluate(state.params, batch))) for _ in range(2)]
@@ -148,4 +194,7 @@ def test_the_weights_do_not_depend_on_the_mesh(one_device):
     alone = init_state(GPT(CONFIG), OPTIMIZER, 3, one_device)
     cut = init_state(GPT(CONFIG), OPTIMIZER, 3, meshes.make_mesh(1, 2, 2))
     assert jax.tree.all(jax.tree.map(np.array_equal, alone, cut))
-    assert not isinstance(jax.tree.leaves(alone.params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))[0], nn.LogicallyPartitioned)
+    assert not isinstance(
+        jax.tree.leaves(alone.params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))[0],
+        nn.LogicallyPartitioned,
+    )

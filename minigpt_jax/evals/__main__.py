@@ -51,27 +51,46 @@ def run_hellaswag(options) -> None:
     model = load(options.run)
     questions = hellaswag.load(options.source, model.config.context, options.limit)
     began = time.monotonic()
-    ask = partial(scoring.score, model.params, model.config, model.mesh, batch=options.batch, dtype=options.dtype)
+    ask = partial(
+        scoring.score,
+        model.params,
+        model.config,
+        model.mesh,
+        batch=options.batch,
+        dtype=options.dtype,
+    )
     accuracy = hellaswag.accuracy(questions, ask)
     assert accuracy is not None, NOBODY_STOPS_IT
     seconds, count = time.monotonic() - began, len(questions)
     error = hellaswag.standard_error(accuracy, count)
-    print(f"HellaSwag {accuracy:.4f} (standard error {error:.4f}) on {count:,} rows, {count / seconds:,.1f} rows/s")
+    print(
+        f"HellaSwag {accuracy:.4f} (standard error {error:.4f}) on {count:,} rows, {count / seconds:,.1f} rows/s"
+    )
 
 
 def run_bits(options) -> None:
     """Loss per token and bits per byte of a token stream."""
     model = load(options.run)
     context = model.config.context
-    stream = open_stream(options.source, options.split, tokenizer=load_tokenizer().hash, vocab_size=model.config.vocab_size, context=context)
+    stream = open_stream(
+        options.source,
+        options.split,
+        tokenizer=load_tokenizer().hash,
+        vocab_size=model.config.vocab_size,
+        context=context,
+    )
     trained = model.meta.get("config", {}).get("data", {})
     apart = stream.masks is not None or trained.get("isolate_documents", False)
     how = GPT(model.config, dtype=options.dtype or product_dtype())
-    step = make_eval_step(how, model.mesh, loss_chunk=LOSS_CHUNK, separator=END_OF_TEXT if apart else None)
+    step = make_eval_step(
+        how, model.mesh, loss_chunk=LOSS_CHUNK, separator=END_OF_TEXT if apart else None
+    )
     rows = min(options.limit or data.row_count(stream, context), data.row_count(stream, context))
     batch = options.batch * meshes.data_shards(model.mesh)
     began = time.monotonic()
-    found = bits.measure(model.params, stream, step, model.mesh, rows=rows, batch=batch, context=context)
+    found = bits.measure(
+        model.params, stream, step, model.mesh, rows=rows, batch=batch, context=context
+    )
     assert found, NOBODY_STOPS_IT
     speed = rows * context / (time.monotonic() - began)
     print(
@@ -82,13 +101,23 @@ def run_bits(options) -> None:
 
 def run_harness(options) -> None:
     """Tasks of lm-evaluation-harness."""
-    model, tasks = load(options.run), [task.strip() for task in options.tasks.split(",") if task.strip()]
+    model, tasks = (
+        load(options.run),
+        [task.strip() for task in options.tasks.split(",") if task.strip()],
+    )
     if options.include_path and not options.include_path.is_dir():
         raise InputError(f"{options.include_path}: no such folder")
     table = harness.evaluate(
-        model.params, model.config, load_tokenizer(), model.mesh,
-        tasks=tasks, limit=options.limit, include=options.include_path, batch=options.batch, dtype=options.dtype,
-    )[1]  # fmt: skip
+        model.params,
+        model.config,
+        load_tokenizer(),
+        model.mesh,
+        tasks=tasks,
+        limit=options.limit,
+        include=options.include_path,
+        batch=options.batch,
+        dtype=options.dtype,
+    )[1]
     print(table)
 
 
@@ -102,11 +131,21 @@ def run_answers(options) -> None:
     found = {}
     for name, params in columns.items():
         written = answers.write(params, model.config, tokenizer, pairs, **how)
-        loss = answers.loss_per_token(pairs, tokenizer, partial(scoring.score, params, model.config, model.mesh, **how))
+        loss = answers.loss_per_token(
+            pairs, tokenizer, partial(scoring.score, params, model.config, model.mesh, **how)
+        )
         found[name] = answers.summary(written) | {"loss": loss}
-    facts = {"source": options.source, "step": model.meta["step"], "answers": len(pairs), "too_long": too_long, "tokens": answers.TOKENS}
+    facts = {
+        "source": options.source,
+        "step": model.meta["step"],
+        "answers": len(pairs),
+        "too_long": too_long,
+        "tokens": answers.TOKENS,
+    }
     write_json(options.run / answers.FILE, facts | found)
-    print(f"{len(pairs)} answers of up to {answers.TOKENS} tokens; {too_long} pairs were too long for the model")
+    print(
+        f"{len(pairs)} answers of up to {answers.TOKENS} tokens; {too_long} pairs were too long for the model"
+    )
     for name, own in found.items():
         print(
             f"{name:<10} {own['ended']:.0%} end by themselves, {own['leaked']:.0%} leak marks, {own['repetition']:.1%} of their "
@@ -125,8 +164,13 @@ def base_of(asked: Path | None, model: Loaded) -> dict | None:
         return None
     try:
         params, config, _ = load_params(run, meshes.replicated(model.mesh))
-        if replace(config, vocab_size=model.config.vocab_size, dropout=model.config.dropout) != model.config:
-            raise InputError(f"{run}: not the base of this model: {config}, expected {model.config} but for its vocabulary")
+        if (
+            replace(config, vocab_size=model.config.vocab_size, dropout=model.config.dropout)
+            != model.config
+        ):
+            raise InputError(
+                f"{run}: not the base of this model: {config}, expected {model.config} but for its vocabulary"
+            )
     except InputError as error:
         if asked:
             raise
@@ -137,29 +181,61 @@ def base_of(asked: Path | None, model: Loaded) -> dict | None:
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m minigpt_jax.evals", description="Ask a trained model for its numbers.")
+    parser = argparse.ArgumentParser(
+        prog="python -m minigpt_jax.evals", description="Ask a trained model for its numbers."
+    )
     commands = parser.add_subparsers(required=True, metavar="hellaswag|bits|lm-eval|answers")
 
-    def command(name: str, run: Callable, batch: int, limit: int | None = None) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable, batch: int, limit: int | None = None
+    ) -> argparse.ArgumentParser:
         own = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         own.set_defaults(work=run)
-        own.add_argument("--run", type=Path, required=True, help="folder of a run, such as runs/pretrain")
-        own.add_argument("--limit", type=positive, default=limit, help=f"at most so many rows (default: {limit or 'all'})")
-        own.add_argument("--batch", type=positive, default=batch, help=f"rows a device computes at once (default: {batch})")
-        own.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the products (default: float32 on a CPU, else bfloat16)")
+        own.add_argument(
+            "--run", type=Path, required=True, help="folder of a run, such as runs/pretrain"
+        )
+        own.add_argument(
+            "--limit",
+            type=positive,
+            default=limit,
+            help=f"at most so many rows (default: {limit or 'all'})",
+        )
+        own.add_argument(
+            "--batch",
+            type=positive,
+            default=batch,
+            help=f"rows a device computes at once (default: {batch})",
+        )
+        own.add_argument(
+            "--dtype",
+            choices=("float32", "bfloat16"),
+            help="of the products (default: float32 on a CPU, else bfloat16)",
+        )
         return own
 
     own = command("hellaswag", run_hellaswag, scoring.BATCH)
-    own.add_argument("--source", default="Rowan/hellaswag", help="a .parquet or .jsonl file in the hub's form, a folder, or a hub id")
+    own.add_argument(
+        "--source",
+        default="Rowan/hellaswag",
+        help="a .parquet or .jsonl file in the hub's form, a folder, or a hub id",
+    )
     own = command("bits", run_bits, 8)
     own.add_argument("--source", type=Path, required=True, help="a folder of token shards")
     own.add_argument("--split", choices=("train", "val"), default="val")
     own = command("lm-eval", run_harness, scoring.BATCH)
-    own.add_argument("--tasks", required=True, help="names with commas, such as hellaswag,lambada_openai")
+    own.add_argument(
+        "--tasks", required=True, help="names with commas, such as hellaswag,lambada_openai"
+    )
     own.add_argument("--include-path", type=Path, help="a folder of further tasks")
     own = command("answers", run_answers, answers.BATCH, limit=50)
-    own.add_argument("--source", required=True, help="rows with prompt and completion: a .jsonl, .json or .parquet file, a folder, or a hub id")
-    own.add_argument("--base", type=Path, help="the run before finetuning (default: where the run began)")
+    own.add_argument(
+        "--source",
+        required=True,
+        help="rows with prompt and completion: a .jsonl, .json or .parquet file, a folder, or a hub id",
+    )
+    own.add_argument(
+        "--base", type=Path, help="the run before finetuning (default: where the run began)"
+    )
     return parser
 
 

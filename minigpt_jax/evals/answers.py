@@ -37,7 +37,9 @@ class Written(NamedTuple):
     ended: bool
 
 
-def load(source: str, context: int, tokenizer: Tokenizer, limit: int | None = None) -> tuple[list[Pair], int]:
+def load(
+    source: str, context: int, tokenizer: Tokenizer, limit: int | None = None
+) -> tuple[list[Pair], int]:
     """The first `limit` pairs of a source of prompts and completions that fit into `context`, and how many before did not.
 
     Raises InputError naming the row that cannot be used, and where nothing fits.
@@ -47,7 +49,9 @@ def load(source: str, context: int, tokenizer: Tokenizer, limit: int | None = No
         if len(pairs) == limit:
             break
         if not all(isinstance(row[name], str) and row[name].strip() for name in Pair._fields):
-            raise InputError(f"{where}: prompt and completion must be texts, found {row['prompt']!r} and {row['completion']!r}")
+            raise InputError(
+                f"{where}: prompt and completion must be texts, found {row['prompt']!r} and {row['completion']!r}"
+            )
         pair = Pair(row["prompt"], row["completion"])
         if len(whole(pair, tokenizer)) - 1 <= context:
             pairs.append(pair)
@@ -65,7 +69,13 @@ def question(pair: Pair, tokenizer: Tokenizer) -> list[int]:
 
 def whole(pair: Pair, tokenizer: Tokenizer) -> list[int]:
     """The ids of question and answer."""
-    return chat.render([{"role": "user", "content": pair.prompt}, {"role": "assistant", "content": pair.completion}], tokenizer)[0]
+    return chat.render(
+        [
+            {"role": "user", "content": pair.prompt},
+            {"role": "assistant", "content": pair.completion},
+        ],
+        tokenizer,
+    )[0]
 
 
 def write(
@@ -80,24 +90,35 @@ def write(
 ) -> list[Written]:
     """The greedy answers of a model to the questions of `pairs`, `batch` at once. Raises InputError for a model that knows no roles."""
     if config.vocab_size < CHAT_VOCAB:
-        raise InputError("this model was not finetuned: its vocabulary has no role markers, so it cannot answer")
+        raise InputError(
+            "this model was not finetuned: its vocabulary has no role markers, so it cannot answer"
+        )
     prompts, written = [question(pair, tokenizer) for pair in pairs], []
     rows = min(batch, len(prompts))
     writer = Generator(params, config, tokenizer, rows=rows, dtype=dtype)
     for start in range(0, len(prompts), rows):
         part = prompts[start : start + rows]
         part += part[:1] * (rows - len(part))  # one shape to compile
-        for _ in writer.stream(part, sampling(rows, config, temperature=0.0), max_new_tokens=tokens):
+        for _ in writer.stream(
+            part, sampling(rows, config, temperature=0.0), max_new_tokens=tokens
+        ):
             pass
-        behind = [ids[len(prompt) :] for ids, prompt in zip(writer.ids, part, strict=True)]  # an Answer keeps no marks
-        written += [Written(answer.text, ids, answer.reason == "stop") for answer, ids in zip(writer.answers, behind, strict=True)]
+        behind = [
+            ids[len(prompt) :] for ids, prompt in zip(writer.ids, part, strict=True)
+        ]  # an Answer keeps no marks
+        written += [
+            Written(answer.text, ids, answer.reason == "stop")
+            for answer, ids in zip(writer.answers, behind, strict=True)
+        ]
     return written[: len(prompts)]
 
 
 def leaks(answer: Written) -> bool:
     """Whether structure shows in an answer: the name of a mark in its text, or a mark before its end."""
     marks = [i for i in answer.ids if i >= END_OF_TEXT]
-    return any(name in answer.text for name in SPECIAL_TOKENS) or any(i not in (END, END_OF_TEXT) for i in marks)
+    return any(name in answer.text for name in SPECIAL_TOKENS) or any(
+        i not in (END, END_OF_TEXT) for i in marks
+    )
 
 
 def repetition(text: str) -> float:
@@ -107,14 +128,22 @@ def repetition(text: str) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def loss_per_token(pairs: Sequence[Pair], tokenizer: Tokenizer, score: Callable[[list[Group]], list[list[Score]] | None]) -> float | None:
+def loss_per_token(
+    pairs: Sequence[Pair],
+    tokenizer: Tokenizer,
+    score: Callable[[list[Group]], list[list[Score]] | None],
+) -> float | None:
     """Mean loss over the tokens of the hoped-for answers and the marks that end them; None where `score` gave up."""
     groups: list[Group] = []
     for pair in pairs:
         prompt = question(pair, tokenizer)
         groups.append((prompt, [whole(pair, tokenizer)[len(prompt) :]]))
     scores = score(groups)
-    return None if scores is None else -sum(s.logprob for (s,) in scores) / sum(s.tokens for (s,) in scores)
+    return (
+        None
+        if scores is None
+        else -sum(s.logprob for (s,) in scores) / sum(s.tokens for (s,) in scores)
+    )
 
 
 def summary(answers: Sequence[Written]) -> dict[str, float]:

@@ -38,10 +38,16 @@ def measure(
     """
     lengths = load_tokenizer().byte_lengths()
     total = weight = size = 0.0
-    for numbers, arrays in data.fixed_batches(stream, rows=rows, batch=batch, context=context, sharding=meshes.batch_sharding(mesh)):
+    for numbers, arrays in data.fixed_batches(
+        stream, rows=rows, batch=batch, context=context, sharding=meshes.batch_sharding(mesh)
+    ):
         if abandon():
             return None
         piece, share = jax.device_get(eval_step(params, Batch(*arrays)))
         tokens, mask = data.read_rows(stream, numbers, context)
-        total, weight, size = total + float(piece), weight + float(share), size + float((lengths[tokens[:, 1:]] * mask).sum())
+        total, weight, size = (
+            total + float(piece),
+            weight + float(share),
+            size + float((lengths[tokens[:, 1:]] * mask).sum()),
+        )
     return Measure(total / max(weight, 1), total / math.log(2) / max(size, 1), int(weight))

@@ -14,7 +14,9 @@ from minigpt_jax.errors import InputError
 SUFFIXES = (".parquet", ".jsonl", ".json")
 
 
-def read(source: str, *, split: str, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read(
+    source: str, *, split: str, columns: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name of the row, row with at least `columns`) of a file, of the files of a folder, or of `split` of a hub data set.
 
     A `.json` file holds a list of rows, or splits that do; of a folder whose files are named after splits, those of `split`
@@ -22,9 +24,13 @@ def read(source: str, *, split: str, columns: tuple[str, ...]) -> Iterator[tuple
     """
     for where, row in _all(source, split):
         if not isinstance(row, dict):
-            raise InputError(f"{where}: found {type(row).__name__}, expected an object with {', '.join(columns)}")
+            raise InputError(
+                f"{where}: found {type(row).__name__}, expected an object with {', '.join(columns)}"
+            )
         if missing := [column for column in columns if column not in row]:
-            raise InputError(f"{where}: no {' and no '.join(missing)} here, only {', '.join(row) or 'nothing'}")
+            raise InputError(
+                f"{where}: no {' and no '.join(missing)} here, only {', '.join(row) or 'nothing'}"
+            )
         yield where, row
 
 
@@ -38,17 +44,25 @@ def _all(source: str, split: str) -> Iterator[tuple[str, Any]]:
     elif path.is_file() and path.suffix in SUFFIXES:
         files = [path]
     elif path.is_file():
-        raise InputError(f"{source}: unknown kind of file, expected one that ends in {', '.join(SUFFIXES)}")
+        raise InputError(
+            f"{source}: unknown kind of file, expected one that ends in {', '.join(SUFFIXES)}"
+        )
     elif source.endswith(SUFFIXES) or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise InputError(f"{source}: no such file or folder, nor the id of a hub data set (owner/name)")
+        raise InputError(
+            f"{source}: no such file or folder, nor the id of a hub data set (owner/name)"
+        )
     else:
-        yield from ((f"{source} row {number}", row) for number, row in enumerate(_of_hub(source, split), 1))
+        yield from (
+            (f"{source} row {number}", row) for number, row in enumerate(_of_hub(source, split), 1)
+        )
         return
     for file in files:
         try:
             yield from _of_file(file, split)
         except (OSError, ValueError) as error:
-            raise InputError(f"{file}: cannot be read ({_first_line(error)}): fetch or write this file again") from None
+            raise InputError(
+                f"{file}: cannot be read ({_first_line(error)}): fetch or write this file again"
+            ) from None
 
 
 def _of_file(file: Path, split: str) -> Iterator[tuple[str, Any]]:
@@ -61,7 +75,9 @@ def _of_file(file: Path, split: str) -> Iterator[tuple[str, Any]]:
                 raise InputError(f"{file}:{number}: broken JSON") from None
         return
     if file.suffix == ".parquet":
-        from pyarrow.parquet import read_table  # train.py imports this file when it starts, and seldom has questions to read
+        from pyarrow.parquet import (
+            read_table,
+        )  # train.py imports this file when it starts, and seldom has questions to read
 
         content = read_table(file).to_pylist()
     else:
@@ -74,7 +90,10 @@ def _of_file(file: Path, split: str) -> Iterator[tuple[str, Any]]:
 
 
 def _of_hub(source: str, split: str) -> Iterator[Any]:
-    from datasets import get_dataset_split_names, load_dataset  # a second to import, and only the hub needs them
+    from datasets import (
+        get_dataset_split_names,
+        load_dataset,
+    )  # a second to import, and only the hub needs them
 
     try:
         name = next((name for name in get_dataset_split_names(source) if _is(name, split)), split)

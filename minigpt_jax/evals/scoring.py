@@ -20,7 +20,9 @@ from minigpt_jax import mesh as meshes
 from minigpt_jax.errors import InputError
 from minigpt_jax.model import GPT, SHARED, GPTConfig, product_dtype
 
-Group = tuple[Sequence[int], Sequence[Sequence[int]]]  # ids of the context, ids of each continuation
+Group = tuple[
+    Sequence[int], Sequence[Sequence[int]]
+]  # ids of the context, ids of each continuation
 
 BATCH = 16  # rows of up to WIDTH / 4 tokens that a device computes at once; of longer ones fewer
 WIDTH = 1024  # a row is as long as this, or as the model's context where that is longer; what does not fit takes another row
@@ -60,11 +62,19 @@ class _Row(NamedTuple):
 class _Work(NamedTuple):
     """A batch of B rows for the devices; the leading 1 is the axis of micro-batches, which batches of training have."""
 
-    tokens: np.ndarray | jax.Array  # [1, B, T] a context, then its continuations without their last tokens
+    tokens: (
+        np.ndarray | jax.Array
+    )  # [1, B, T] a context, then its continuations without their last tokens
     positions: np.ndarray | jax.Array  # [1, B, T] each continuation's go on where the context's end
-    segments: np.ndarray | jax.Array  # [1, B, T] SHARED for the context, then a number for each continuation
-    targets: np.ndarray | jax.Array  # [1, shards, N] tokens of all continuations of a shard, one after the other
-    places: np.ndarray | jax.Array  # [1, shards, N] where among the shard's B/shards * T positions they are predicted
+    segments: (
+        np.ndarray | jax.Array
+    )  # [1, B, T] SHARED for the context, then a number for each continuation
+    targets: (
+        np.ndarray | jax.Array
+    )  # [1, shards, N] tokens of all continuations of a shard, one after the other
+    places: (
+        np.ndarray | jax.Array
+    )  # [1, shards, N] where among the shard's B/shards * T positions they are predicted
 
 
 def score(
@@ -96,16 +106,25 @@ def score(
                 return None
             shares = [rows[i : i + share] for i in range(start, start + share * shards, share)]
             work, chunk, chunks = _arrange(shares, length, share)
-            arrays = _Work(*(jax.make_array_from_callback(a.shape, sharding, lambda index, a=a: a[index]) for a in work))
+            arrays = _Work(
+                *(
+                    jax.make_array_from_callback(a.shape, sharding, lambda index, a=a: a[index])
+                    for a in work
+                )
+            )
             with jax.set_mesh(mesh), nn.logical_axis_rules(list(meshes.RULES)):
-                logprobs, greedy = jax.device_get(_log_probabilities(model, mesh, chunk, params, arrays, chunks))
+                logprobs, greedy = jax.device_get(
+                    _log_probabilities(model, mesh, chunk, params, arrays, chunks)
+                )
             for shard, own in enumerate(shares):
                 end = 0
                 for row in own:
                     for number, continuation in enumerate(row.continuations, row.first):
                         begin, end = end, end + len(continuation)
                         total = float(logprobs[shard, begin:end].sum(dtype=np.float64))
-                        scores[row.group][number] = Score(total, end - begin, bool(greedy[shard, begin:end].all()))
+                        scores[row.group][number] = Score(
+                            total, end - begin, bool(greedy[shard, begin:end].all())
+                        )
     return scores
 
 
@@ -118,9 +137,13 @@ def _rows(groups: Sequence[Group], limit: int) -> Iterator[_Row]:
     for number, (context, continuations) in enumerate(groups):
         lengths = [len(continuation) for continuation in continuations]
         if not (len(context) and lengths and min(lengths)):
-            raise InputError(f"group {number + 1} of what is to be scored: a context and each continuation need at least one token")
+            raise InputError(
+                f"group {number + 1} of what is to be scored: a context and each continuation need at least one token"
+            )
         if max(lengths) > limit:
-            raise InputError(f"a continuation of {max(lengths)} tokens is longer than the model's context of {limit}")
+            raise InputError(
+                f"a continuation of {max(lengths)} tokens is longer than the model's context of {limit}"
+            )
         row = _Row(number, 0, cut(context, continuations[0], limit), continuations[:1])
         for i, continuation in enumerate(continuations[1:], 1):
             longer = row._replace(continuations=[*row.continuations, continuation])
@@ -136,7 +159,9 @@ def _rows(groups: Sequence[Group], limit: int) -> Iterator[_Row]:
 def _arrange(shares: Sequence[Sequence[_Row]], length: int, batch: int) -> tuple[_Work, int, int]:
     """The arrays for the rows of each device, how many positions to compute at once, and how often that makes them all."""
     chunk = min(CHUNK, batch * length)
-    tokens, positions, segments = (np.zeros((len(shares), batch, length), np.int32) for _ in range(3))
+    tokens, positions, segments = (
+        np.zeros((len(shares), batch, length), np.int32) for _ in range(3)
+    )
     targets = np.zeros((len(shares), _round_up(batch * length, chunk)), np.int32)
     places, longest = np.zeros_like(targets), 0
     for shard, rows in enumerate(shares):
@@ -144,7 +169,11 @@ def _arrange(shares: Sequence[Sequence[_Row]], length: int, batch: int) -> tuple
         for number, row in enumerate(rows):
             at = (shard, number)
             known = len(row.context)
-            tokens[at][:known], positions[at][:known], segments[at][:known] = row.context, np.arange(known), SHARED
+            tokens[at][:known], positions[at][:known], segments[at][:known] = (
+                row.context,
+                np.arange(known),
+                SHARED,
+            )
             end = known
             for i, continuation in enumerate(row.continuations):
                 begin, end = end, end + len(continuation) - 1
@@ -153,30 +182,52 @@ def _arrange(shares: Sequence[Sequence[_Row]], length: int, batch: int) -> tuple
                 segments[at][begin:end] = i
                 targets[shard, asked : asked + len(continuation)] = continuation
                 # The context's last token predicts the first of every continuation.
-                places[shard, asked : asked + len(continuation)] = number * length + np.array([known - 1, *range(begin, end)])
+                places[shard, asked : asked + len(continuation)] = number * length + np.array(
+                    [known - 1, *range(begin, end)]
+                )
                 asked += len(continuation)
         longest = max(longest, asked)
     tokens, positions, segments = (a.reshape(-1, length) for a in (tokens, positions, segments))
-    return _Work(*(a[None] for a in (tokens, positions, segments, targets, places))), chunk, math.ceil(longest / chunk)
+    return (
+        _Work(*(a[None] for a in (tokens, positions, segments, targets, places))),
+        chunk,
+        math.ceil(longest / chunk),
+    )
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _log_probabilities(model: GPT, mesh: jax.sharding.Mesh, chunk: int, params, work: _Work, chunks) -> tuple[jax.Array, jax.Array]:
+def _log_probabilities(
+    model: GPT, mesh: jax.sharding.Mesh, chunk: int, params, work: _Work, chunks
+) -> tuple[jax.Array, jax.Array]:
     """[shards, N] log probability of each target, and whether it is the most likely token; `chunks` * `chunk` of N are computed."""
     tokens, positions, segments, targets, places = (a[0] for a in work)
     hidden: jax.Array = model.apply({"params": params}, tokens, positions, segments)[0]  # pyright: ignore[reportAssignmentType]
-    hidden = jnp.take_along_axis(hidden.reshape(len(targets), -1, model.config.embed), places[:, :, None], axis=1)
+    hidden = jnp.take_along_axis(
+        hidden.reshape(len(targets), -1, model.config.embed), places[:, :, None], axis=1
+    )
 
     def compute(i, out):
-        h, t = (jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, axis=1) for a in (hidden, targets))
+        h, t = (
+            jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, axis=1) for a in (hidden, targets)
+        )
         new = _of_chunk(h, params["wte"], t, model.config.vocab_size)
-        return tuple(jax.lax.dynamic_update_slice_in_dim(old, a, i * chunk, axis=1) for old, a in zip(out, new, strict=True))
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(old, a, i * chunk, axis=1)
+            for old, a in zip(out, new, strict=True)
+        )
 
-    start = (jnp.zeros(targets.shape, jnp.promote_types(hidden.dtype, jnp.float32)), jnp.zeros(targets.shape, bool))
-    return jax.lax.with_sharding_constraint(jax.lax.fori_loop(0, chunks, compute, start), meshes.replicated(mesh))
+    start = (
+        jnp.zeros(targets.shape, jnp.promote_types(hidden.dtype, jnp.float32)),
+        jnp.zeros(targets.shape, bool),
+    )
+    return jax.lax.with_sharding_constraint(
+        jax.lax.fori_loop(0, chunks, compute, start), meshes.replicated(mesh)
+    )
 
 
-def _of_chunk(hidden: jax.Array, table: jax.Array, targets: jax.Array, vocab_size: int) -> tuple[jax.Array, jax.Array]:
+def _of_chunk(
+    hidden: jax.Array, table: jax.Array, targets: jax.Array, vocab_size: int
+) -> tuple[jax.Array, jax.Array]:
     """The same for `hidden` [shards, chunk, D] and `targets` [shards, chunk], a slice of `table` [V, D] at a time."""
     size = next(s for s in range(min(SLICE, len(table)), 0, -1) if len(table) % s == 0)
 
@@ -187,7 +238,9 @@ def _of_chunk(hidden: jax.Array, table: jax.Array, targets: jax.Array, vocab_siz
         higher = jnp.maximum(top, logits.max(-1))
         total = total * jnp.exp(top - higher) + jnp.exp(logits - higher[..., None]).sum(-1)
         place = targets - first
-        found = jnp.take_along_axis(logits, jnp.clip(place, 0, size - 1)[..., None], axis=-1)[..., 0]
+        found = jnp.take_along_axis(logits, jnp.clip(place, 0, size - 1)[..., None], axis=-1)[
+            ..., 0
+        ]
         return (higher, total, jnp.where((place >= 0) & (place < size), found, chosen)), None
 
     nothing = jnp.zeros(targets.shape, jnp.promote_types(hidden.dtype, jnp.float32))

@@ -20,17 +20,29 @@ from minigpt_jax.tokenizer import END_OF_TEXT
 
 TYPES = ("f32", "f16", "q8_0")
 _LAYER = {
-    "ln_1": "attn_norm", "ln_2": "ffn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
-}  # fmt: skip
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
 _AROUND = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
 
 
 def main() -> int:
     """Write the file."""
-    parser = argparse.ArgumentParser(prog="python -m minigpt_jax.interop.export_gguf", description="Write a run as a GGUF file.")
+    parser = argparse.ArgumentParser(
+        prog="python -m minigpt_jax.interop.export_gguf", description="Write a run as a GGUF file."
+    )
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="file to write, such as model.gguf")
-    parser.add_argument("--type", choices=TYPES, default="f16", help="of the matrices; vectors stay f32 (default %(default)s)")
+    parser.add_argument(
+        "--type",
+        choices=TYPES,
+        default="f16",
+        help="of the matrices; vectors stay f32 (default %(default)s)",
+    )
     options = parser.parse_args()
     out = options.out.absolute()
     if out.exists():
@@ -39,19 +51,39 @@ def main() -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
         unfinished = Path(place, "whole")
-        write(unfinished, options.run.resolve().name, config, gpt2.to_gpt2(jax.device_get(params), config), options.type)
+        write(
+            unfinished,
+            options.run.resolve().name,
+            config,
+            gpt2.to_gpt2(jax.device_get(params), config),
+            options.type,
+        )
         unfinished.rename(out)
-    print(f"{options.out}: {out.stat().st_size / 1e6:,.1f} MB, {options.type}; llama-cli -m {options.out}")
+    print(
+        f"{options.out}: {out.stat().st_size / 1e6:,.1f} MB, {options.type}; llama-cli -m {options.out}"
+    )
     return 0
 
 
-def write(path: Path, name: str, config: GPTConfig, tensors: dict[str, np.ndarray], kind: str) -> None:
+def write(
+    path: Path, name: str, config: GPTConfig, tensors: dict[str, np.ndarray], kind: str
+) -> None:
     """`tensors` (named as transformers names them) and the vocabulary as GGUF; `kind`: one of TYPES."""
     gguf = _package()
-    matrix = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0}[kind]
+    matrix = {
+        "f32": gguf.GGMLQuantizationType.F32,
+        "f16": gguf.GGMLQuantizationType.F16,
+        "q8_0": gguf.GGMLQuantizationType.Q8_0,
+    }[kind]
     writer = gguf.GGUFWriter(path, "gpt2")
     writer.add_name(name)
-    writer.add_file_type({"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}[kind])
+    writer.add_file_type(
+        {
+            "f32": gguf.LlamaFileType.ALL_F32,
+            "f16": gguf.LlamaFileType.MOSTLY_F16,
+            "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+        }[kind]
+    )
     writer.add_context_length(config.context)
     writer.add_embedding_length(config.embed)
     writer.add_feed_forward_length(config.mlp)
@@ -61,10 +93,18 @@ def write(path: Path, name: str, config: GPTConfig, tensors: dict[str, np.ndarra
     _add_vocabulary(writer, gguf, config)
     for long, tensor in tensors.items():
         tensor, theirs = tensor.astype(np.float32), tensor_name(long)
-        if long.endswith("weight") and tensor.ndim == 2 and not theirs.startswith(("token_embd", "position_embd")):
+        if (
+            long.endswith("weight")
+            and tensor.ndim == 2
+            and not theirs.startswith(("token_embd", "position_embd"))
+        ):
             tensor = np.ascontiguousarray(tensor.T)  # llama.cpp keeps matrices [out, in]
         # llama.cpp adds positions in f32; q8_0 packs 32 numbers of a row, so narrow models keep f16.
-        wanted = gguf.GGMLQuantizationType.F32 if tensor.ndim == 1 or theirs.startswith("position_embd") else matrix
+        wanted = (
+            gguf.GGMLQuantizationType.F32
+            if tensor.ndim == 1 or theirs.startswith("position_embd")
+            else matrix
+        )
         if wanted == gguf.GGMLQuantizationType.Q8_0 and tensor.shape[-1] % 32:
             wanted = gguf.GGMLQuantizationType.F16
         writer.add_tensor(theirs, gguf.quants.quantize(tensor, wanted), raw_dtype=wanted)
@@ -86,7 +126,9 @@ def tensor_name(name: str) -> str:
 def _add_vocabulary(writer, gguf, config: GPTConfig) -> None:
     special = vocabulary.special_tokens(config.vocab_size)
     tokens = [*vocabulary.vocabulary(), *sorted(special, key=special.__getitem__)]
-    types = [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens]
+    types = [
+        gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens
+    ]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)

@@ -28,7 +28,12 @@ _LAYER = {
     ("mlp", "down", "kernel"): "mlp.c_proj.weight",
     ("mlp", "down", "bias"): "mlp.c_proj.bias",
 }
-_AROUND = {("wte",): "wte.weight", ("wpe",): "wpe.weight", ("ln_f", "scale"): "ln_f.weight", ("ln_f", "bias"): "ln_f.bias"}
+_AROUND = {
+    ("wte",): "wte.weight",
+    ("wpe",): "wpe.weight",
+    ("ln_f", "scale"): "ln_f.weight",
+    ("ln_f", "bias"): "ln_f.bias",
+}
 # What transformers' config.json may say without being another architecture; anything else would compute something else.
 _FIXED = {
     "model_type": "gpt2",
@@ -39,7 +44,13 @@ _FIXED = {
     "tie_word_embeddings": True,
     "add_cross_attention": False,
 }
-_SIZES = {"vocab_size": "vocab_size", "context": "n_positions", "layers": "n_layer", "heads": "n_head", "embed": "n_embd"}
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "context": "n_positions",
+    "layers": "n_layer",
+    "heads": "n_head",
+    "embed": "n_embd",
+}
 
 
 def to_gpt2(params: Mapping, config: GPTConfig) -> dict[str, np.ndarray]:
@@ -58,11 +69,21 @@ def from_gpt2(tensors: Mapping[str, np.ndarray], config: GPTConfig) -> dict:
     """Our weights, f32, from transformers' tensors. Raises InputError for one that is missing, unknown or of another shape."""
     short = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     if len(short) < len(tensors):
-        raise InputError(f"tensors stand there twice, with and without {PREFIX!r} before their names")
+        raise InputError(
+            f"tensors stand there twice, with and without {PREFIX!r} before their names"
+        )
     # Buffers of old versions (the causal mask), and the head that is the embedding.
-    short = {name: tensor for name, tensor in short.items() if not name.endswith((".attn.bias", ".attn.masked_bias")) and name != "lm_head.weight"}
-    if "lm_head.weight" in tensors and not np.array_equal(tensors["lm_head.weight"], short.get("wte.weight", ())):
-        raise InputError("lm_head.weight: differs from wte.weight, but the two are one matrix in this model (tie_word_embeddings)")
+    short = {
+        name: tensor
+        for name, tensor in short.items()
+        if not name.endswith((".attn.bias", ".attn.masked_bias")) and name != "lm_head.weight"
+    }
+    if "lm_head.weight" in tensors and not np.array_equal(
+        tensors["lm_head.weight"], short.get("wte.weight", ())
+    ):
+        raise InputError(
+            "lm_head.weight: differs from wte.weight, but the two are one matrix in this model (tie_word_embeddings)"
+        )
     expected = _shapes(config)
     for name in expected.keys() | short.keys():
         found, wanted = (tuple(short[name].shape) if name in short else None), expected.get(name)
@@ -70,13 +91,19 @@ def from_gpt2(tensors: Mapping[str, np.ndarray], config: GPTConfig) -> dict:
             raise InputError(f"tensor {name}: found {found or 'none'}, expected {wanted or 'none'}")
         if not np.isfinite(_f32(short[name])).all():
             raise InputError(f"tensor {name}: holds values that are not finite")
-    layout = {"qkv": (config.embed, 3, config.heads, config.head_dim), "out": (config.heads, config.head_dim, config.embed)}
+    layout = {
+        "qkv": (config.embed, 3, config.heads, config.head_dim),
+        "out": (config.heads, config.head_dim, config.embed),
+    }
     layers: dict = {}
     for path, name in _LAYER.items():
         stacked = np.stack([_f32(short[f"h.{i}.{name}"]) for i in range(config.layers)])
         if path[0] == "attention":
             shape = layout[path[1]]
-            stacked = stacked.reshape(config.layers, *(shape if path[2] == "kernel" else shape[1:] if path[1] == "qkv" else shape[2:]))
+            stacked = stacked.reshape(
+                config.layers,
+                *(shape if path[2] == "kernel" else shape[1:] if path[1] == "qkv" else shape[2:]),
+            )
         _put(layers, path, stacked)
     params: dict = {"layers": layers}
     for path, name in _AROUND.items():
@@ -114,10 +141,14 @@ def from_config(found: Mapping) -> GPTConfig:
     sizes = {ours: _size(found, theirs) for ours, theirs in _SIZES.items()}
     dropout = found.get("resid_pdrop", 0.0)
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise InputError(f"config.json: resid_pdrop is {dropout!r}, expected a number from 0 to below 1")
+        raise InputError(
+            f"config.json: resid_pdrop is {dropout!r}, expected a number from 0 to below 1"
+        )
     config = GPTConfig(**sizes, dropout=float(dropout))
     if found.get("n_inner") not in (None, config.mlp):
-        raise InputError(f"config.json: n_inner is {found['n_inner']}, only 4 n_embd = {config.mlp} is GPT-2")
+        raise InputError(
+            f"config.json: n_inner is {found['n_inner']}, only 4 n_embd = {config.mlp} is GPT-2"
+        )
     if config.vocab_size not in (TEXT_VOCAB, CHAT_VOCAB):
         raise InputError(
             f"config.json: vocab_size is {config.vocab_size}, expected {TEXT_VOCAB} (GPT-2's vocabulary) or {CHAT_VOCAB} (with our role markers)"
@@ -134,20 +165,37 @@ def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor under its short name."""
     embed, mlp = config.embed, config.mlp
     layer = {
-        "ln_1.weight": (embed,), "ln_1.bias": (embed,), "ln_2.weight": (embed,), "ln_2.bias": (embed,),
-        "attn.c_attn.weight": (embed, 3 * embed), "attn.c_attn.bias": (3 * embed,),
-        "attn.c_proj.weight": (embed, embed), "attn.c_proj.bias": (embed,),
-        "mlp.c_fc.weight": (embed, mlp), "mlp.c_fc.bias": (mlp,), "mlp.c_proj.weight": (mlp, embed), "mlp.c_proj.bias": (embed,),
-    }  # fmt: skip
-    around = {"wte.weight": (config.vocab_size, embed), "wpe.weight": (config.context, embed), "ln_f.weight": (embed,), "ln_f.bias": (embed,)}
-    return around | {f"h.{i}.{name}": shape for i in range(config.layers) for name, shape in layer.items()}
+        "ln_1.weight": (embed,),
+        "ln_1.bias": (embed,),
+        "ln_2.weight": (embed,),
+        "ln_2.bias": (embed,),
+        "attn.c_attn.weight": (embed, 3 * embed),
+        "attn.c_attn.bias": (3 * embed,),
+        "attn.c_proj.weight": (embed, embed),
+        "attn.c_proj.bias": (embed,),
+        "mlp.c_fc.weight": (embed, mlp),
+        "mlp.c_fc.bias": (mlp,),
+        "mlp.c_proj.weight": (mlp, embed),
+        "mlp.c_proj.bias": (embed,),
+    }
+    around = {
+        "wte.weight": (config.vocab_size, embed),
+        "wpe.weight": (config.context, embed),
+        "ln_f.weight": (embed,),
+        "ln_f.bias": (embed,),
+    }
+    return around | {
+        f"h.{i}.{name}": shape for i in range(config.layers) for name, shape in layer.items()
+    }
 
 
 def _size(found: Mapping, name: str) -> int:
     if name not in found:
         raise InputError(f"config.json: {name} is missing")
     if type(found[name]) is not int or not 1 <= found[name] <= 10**6:
-        raise InputError(f"config.json: {name} is {found[name]!r}, expected a whole number from 1 to 1,000,000")
+        raise InputError(
+            f"config.json: {name} is {found[name]!r}, expected a whole number from 1 to 1,000,000"
+        )
     return found[name]
 
 

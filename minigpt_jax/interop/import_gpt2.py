@@ -28,10 +28,15 @@ from minigpt_jax.step import TrainState
 def main() -> int:
     """Read, check, write a run with one checkpoint, of step 0."""
     parser = argparse.ArgumentParser(
-        prog="python -m minigpt_jax.interop.import_gpt2", description="Make a run of GPT-2 weights in Hugging Face's format."
+        prog="python -m minigpt_jax.interop.import_gpt2",
+        description="Make a run of GPT-2 weights in Hugging Face's format.",
     )
-    parser.add_argument("--source", required=True, help="hub id, such as openai-community/gpt2-medium, or a folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the new run, such as runs/gpt2")
+    parser.add_argument(
+        "--source", required=True, help="hub id, such as openai-community/gpt2-medium, or a folder"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the new run, such as runs/gpt2"
+    )
     options = parser.parse_args()
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"{options.out}: is a file; choose another name")
@@ -41,10 +46,17 @@ def main() -> int:
     with lock(options.out):
         refuse_a_run(options.out)  # another import may have been faster
         write_run(options.out, config, params, options.source)
-    print(f"{options.out}: GPT-2 with {config.parameters:,} parameters, {config.vocab_size:,} token ids, context {config.context}")
+    print(
+        f"{options.out}: GPT-2 with {config.parameters:,} parameters, {config.vocab_size:,} token ids, context {config.context}"
+    )
     print(f"talk to it:  python sample.py --run {options.out}")
-    sizes = " ".join(f"--config.model.{name}={getattr(config, name)}" for name in ("context", "layers", "heads", "embed"))
-    print(f"finetune it: python train.py --config configs/finetune.py --config.init_from={options.out} {sizes}")
+    sizes = " ".join(
+        f"--config.model.{name}={getattr(config, name)}"
+        for name in ("context", "layers", "heads", "embed")
+    )
+    print(
+        f"finetune it: python train.py --config configs/finetune.py --config.init_from={options.out} {sizes}"
+    )
     return 0
 
 
@@ -62,9 +74,17 @@ def fetch(source: str) -> Path:
 
     name, _, revision = source.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"]))
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"],
+            )
+        )
     except Exception as error:  # the hub's own, and those of whichever HTTP library it uses
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = next(
+            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         raise InputError(
             f"{source}: no such folder, and the hub does not give it ({reason}). A local folder with config.json and model.safetensors will do"
         ) from None
@@ -88,9 +108,13 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, "numpy") as file:
             for name in file.keys():  # noqa: SIM118 (the file itself cannot be iterated)
                 kind = file.get_slice(name).get_dtype()
-                if kind not in ("F32", "F16", "BF16") and not name.endswith((".attn.bias", ".attn.masked_bias")):
+                if kind not in ("F32", "F16", "BF16") and not name.endswith(
+                    (".attn.bias", ".attn.masked_bias")
+                ):
                     raise InputError(f"{path}: tensor {name} is {kind}, expected F32, F16 or BF16")
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):  # through JAX: numpy alone does not know bfloat16
+        with jax.default_device(
+            jax.local_devices(backend="cpu")[0]
+        ):  # through JAX: numpy alone does not know bfloat16
             return {name: np.asarray(tensor) for name, tensor in load_file(path).items()}
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error}): fetch it again") from None
@@ -98,9 +122,20 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 def write_run(run: Path, config: GPTConfig, params: dict, source: str) -> None:
     """A run whose one checkpoint, of step 0, holds these weights and no optimizer."""
-    state = TrainState(step=jnp.zeros((), jnp.int32), params=jax.tree.map(jnp.asarray, params), opt_state=())
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32), params=jax.tree.map(jnp.asarray, params), opt_state=()
+    )
     with Checkpoints(run, keep=1) as checkpoints:
-        checkpoints.save(state, 0, {"model": asdict(config), "config": {}, "data": f"imported from {source}", "validation_loss": None})
+        checkpoints.save(
+            state,
+            0,
+            {
+                "model": asdict(config),
+                "config": {},
+                "data": f"imported from {source}",
+                "validation_loss": None,
+            },
+        )
         checkpoints.close()
 
 
@@ -108,13 +143,23 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = _json(index).get("weight_map")
-        if not isinstance(names, dict) or not names or not all(isinstance(n, str) and n == Path(n).name for n in names.values()):
+        if (
+            not isinstance(names, dict)
+            or not names
+            or not all(isinstance(n, str) and n == Path(n).name for n in names.values())
+        ):
             raise InputError(f"{index}: expected a weight_map from tensors to files beside it")
         return [folder / name for name in sorted(set(names.values()))]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    more = "; pytorch_model.bin can run code when it is read, and is not" if (folder / "pytorch_model.bin").exists() else ""
-    raise InputError(f"{folder}: no model.safetensors{more}. In transformers: model.save_pretrained(folder)")
+    more = (
+        "; pytorch_model.bin can run code when it is read, and is not"
+        if (folder / "pytorch_model.bin").exists()
+        else ""
+    )
+    raise InputError(
+        f"{folder}: no model.safetensors{more}. In transformers: model.save_pretrained(folder)"
+    )
 
 
 def _json(path: Path) -> dict:

@@ -37,7 +37,10 @@ def special_tokens(vocab_size: int) -> dict[str, int]:
 def vocabulary() -> dict[str, int]:
     """{token: id} of GPT-2's 50,256 byte sequences, each byte as GPT-2's files write it (a letter that can be seen)."""
     letters = _letters()
-    return {"".join(letters[byte] for byte in piece): id for id, piece in enumerate(load_tokenizer().byte_sequences())}
+    return {
+        "".join(letters[byte] for byte in piece): id
+        for id, piece in enumerate(load_tokenizer().byte_sequences())
+    }
 
 
 @cache
@@ -49,25 +52,55 @@ def merges() -> list[tuple[str, str]]:
     letters, pieces = _letters(), load_tokenizer().byte_sequences()
     ranks = {piece: rank for rank, piece in enumerate(pieces)}
     pairs = (_cut(piece, ranks) for piece in pieces if len(piece) > 1)
-    return [("".join(letters[b] for b in left), "".join(letters[b] for b in right)) for left, right in pairs]
+    return [
+        ("".join(letters[b] for b in left), "".join(letters[b] for b in right))
+        for left, right in pairs
+    ]
 
 
 def tokenizer_json(vocab_size: int) -> dict:
     """The content of Hugging Face's tokenizer.json."""
-    levels = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    levels = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
     added = [
-        {"id": id, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        {
+            "id": id,
+            "content": name,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         for name, id in special_tokens(vocab_size).items()
     ]
     model = {
-        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-        "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-        "vocab": vocabulary() | {"<|endoftext|>": END_OF_TEXT}, "merges": [list(pair) for pair in merges()],
-    }  # fmt: skip
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": vocabulary() | {"<|endoftext|>": END_OF_TEXT},
+        "merges": [list(pair) for pair in merges()],
+    }
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-        "pre_tokenizer": levels, "post_processor": None, "decoder": levels, "model": model,
-    }  # fmt: skip
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": levels,
+        "post_processor": None,
+        "decoder": levels,
+        "model": model,
+    }
 
 
 def tokenizer_config(vocab_size: int, context: int, stop: int) -> dict:
@@ -83,7 +116,9 @@ def tokenizer_config(vocab_size: int, context: int, stop: int) -> dict:
         "add_prefix_space": False,
     }
     more = [name for id, name in names.items() if id != END_OF_TEXT]
-    return base | ({"additional_special_tokens": more, "chat_template": CHAT_TEMPLATE} if more else {})
+    return base | (
+        {"additional_special_tokens": more, "chat_template": CHAT_TEMPLATE} if more else {}
+    )
 
 
 @cache
@@ -91,7 +126,9 @@ def _letters() -> dict[int, str]:
     """A visible letter for every byte: itself where Latin-1 prints it, else the next one from U+0100 on (GPT-2's rule)."""
     printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in printed]
-    return {byte: chr(byte) for byte in printed} | {byte: chr(256 + n) for n, byte in enumerate(rest)}
+    return {byte: chr(byte) for byte in printed} | {
+        byte: chr(256 + n) for n, byte in enumerate(rest)
+    }
 
 
 def _cut(piece: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:

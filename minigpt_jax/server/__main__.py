@@ -13,7 +13,9 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
-        raise InputError(f"the server needs {error.name}, which is not installed: pip install starlette uvicorn") from None
+        raise InputError(
+            f"the server needs {error.name}, which is not installed: pip install starlette uvicorn"
+        ) from None
     return command.main()
 
 

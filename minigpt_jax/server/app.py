@@ -28,7 +28,9 @@ from minigpt_jax.server.refusal import Refusal
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT
 
 BODY = 10**6  # bytes of a request
-READ_ON = 16 * BODY  # of a larger one, before it is cut off: who has not finished sending does not hear a refusal
+READ_ON = (
+    16 * BODY
+)  # of a larger one, before it is cut off: who has not finished sending does not hear a refusal
 COMPLETION_TOKENS = 16  # unless max_tokens says otherwise, as in OpenAI's API
 T = TypeVar("T")
 
@@ -65,19 +67,28 @@ class App:
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
         ]
-        handlers = {Refusal: refused, HTTPException: unknown, ClientDisconnect: gone, Exception: failed}
+        handlers = {
+            Refusal: refused,
+            HTTPException: unknown,
+            ClientDisconnect: gone,
+            Exception: failed,
+        }
         return Starlette(routes=routes, exception_handlers=handlers)
 
     async def page(self, request: Request) -> Response:
         """The chat page."""
-        return Response(self._page, media_type="text/html", headers={"Content-Security-Policy": self._policy})
+        return Response(
+            self._page, media_type="text/html", headers={"Content-Security-Policy": self._policy}
+        )
 
     async def health(self, request: Request) -> Response:
         """Whether the server works, and how fast."""
         numbers = self._engine.health()
         alive = numbers.pop("alive")
         status = "ok" if alive else "failed"
-        return _json({"status": status, **numbers, "tasks": len(asyncio.all_tasks())}, 200 if alive else 503)
+        return _json(
+            {"status": status, **numbers, "tasks": len(asyncio.all_tasks())}, 200 if alive else 503
+        )
 
     async def openapi(self, request: Request) -> Response:
         """The description of the API."""
@@ -100,25 +111,50 @@ class App:
     async def completions(self, request: Request) -> Response:
         """How a text, or several, go on."""
         body = await read_body(request)
-        return await self._answer(request, await asyncio.to_thread(self._understand_completion, body))
+        return await self._answer(
+            request, await asyncio.to_thread(self._understand_completion, body)
+        )
 
     def _described(self) -> dict:
         c = self._config
-        own = {"context": c.context, "chat": c.vocab_size >= CHAT_VOCAB, "vocab_size": c.vocab_size, "parameters": c.parameters}
-        return {"id": self._name, "object": "model", "created": self._started, "owned_by": "minigpt-jax", **own}
+        own = {
+            "context": c.context,
+            "chat": c.vocab_size >= CHAT_VOCAB,
+            "vocab_size": c.vocab_size,
+            "parameters": c.parameters,
+        }
+        return {
+            "id": self._name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "minigpt-jax",
+            **own,
+        }
 
     def _check_name(self, name: str) -> None:
         if name != self._name:
-            raise Refusal(404, f"there is one model here, {self._name!r}", param="model", code="model_not_found")
+            raise Refusal(
+                404,
+                f"there is one model here, {self._name!r}",
+                param="model",
+                code="model_not_found",
+            )
 
     def _understand_chat(self, raw: bytes) -> Order:
         body = schema.read(raw, schema.CHAT)
         self._check_name(body.get("model", self._name))
         if self._config.vocab_size < CHAT_VOCAB:
-            raise Refusal(400, "this model was not finetuned and cannot chat: use /v1/completions", param="model")
+            raise Refusal(
+                400,
+                "this model was not finetuned and cannot chat: use /v1/completions",
+                param="model",
+            )
         if "top_logprobs" in body and not body.get("logprobs"):
             raise Refusal(400, "top_logprobs: needs logprobs true", param="top_logprobs")
-        messages = [chat.Message(role=_role(m["role"]), content=_text(m["content"])) for m in body["messages"]]
+        messages = [
+            chat.Message(role=_role(m["role"]), content=_text(m["content"]))
+            for m in body["messages"]
+        ]
         self._check_length(sum(len(m["content"]) for m in messages), "messages")
         try:
             prompt = chat.prompt(messages, self._tokenizer)
@@ -135,57 +171,98 @@ class App:
         if body.get("best_of", 1) not in (1, body.get("n", 1)):
             raise Refusal(400, "best_of: not supported, unless equal to n", param="best_of")
         given = body["prompt"]
-        prompts = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
+        prompts = (
+            given
+            if isinstance(given, list) and given and not isinstance(given[0], int)
+            else [given]
+        )
         limit = body.get("max_tokens", COMPLETION_TOKENS)
-        return self._order(body, [self._ids(p) for p in prompts], "prompt", limit, body.get("logprobs"), chat=False)
+        return self._order(
+            body, [self._ids(p) for p in prompts], "prompt", limit, body.get("logprobs"), chat=False
+        )
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
             self._check_length(len(prompt), "prompt")
             return [END_OF_TEXT, *self._tokenizer.encode(prompt)]
         if max(prompt) >= self._config.vocab_size:
-            raise Refusal(400, f"prompt: token ids go from 0 to {self._config.vocab_size - 1}", param="prompt")
+            raise Refusal(
+                400, f"prompt: token ids go from 0 to {self._config.vocab_size - 1}", param="prompt"
+            )
         return prompt
 
     def _check_length(self, letters: int, param: str) -> None:
         """Before anything is encoded: no token is longer than the longest."""
         if letters > self._config.context * self._longest:
-            raise Refusal(400, f"{param}: {letters} letters are more than a context of {self._config.context} tokens can hold: shorten it",
-                          param=param, code="context_length_exceeded")  # fmt: skip
+            raise Refusal(
+                400,
+                f"{param}: {letters} letters are more than a context of {self._config.context} tokens can hold: shorten it",
+                param=param,
+                code="context_length_exceeded",
+            )
 
-    def _order(self, body: dict, prompts: list[list[int]], param: str, limit: int, logprobs: int | None, *, chat: bool) -> Order:
+    def _order(
+        self,
+        body: dict,
+        prompts: list[list[int]],
+        param: str,
+        limit: int,
+        logprobs: int | None,
+        *,
+        chat: bool,
+    ) -> Order:
         """What both kinds of requests have in common."""
         n = body.get("n", 1)
         if n * len(prompts) > schema.MAX_ANSWERS:
-            raise Refusal(400, f"n: {n} answers to {len(prompts)} prompts are more than {schema.MAX_ANSWERS}", param="n")
+            raise Refusal(
+                400,
+                f"n: {n} answers to {len(prompts)} prompts are more than {schema.MAX_ANSWERS}",
+                param="n",
+            )
         for prompt in prompts:
             try:
                 check_prompt(prompt, self._config)
             except InputError as error:
-                raise Refusal(400, f"{param}: {error}", param=param, code="context_length_exceeded") from None
+                raise Refusal(
+                    400, f"{param}: {error}", param=param, code="context_length_exceeded"
+                ) from None
         stop = body.get("stop", [])
         asked = {
             "max_tokens": min(limit, self._config.context),
             "stop": [stop] if isinstance(stop, str) else stop,
             "logprobs": logprobs,
         }
-        seed = body.get("seed", secrets.randbits(32))  # counts up over all answers: the same prompt several times is several samples
+        seed = body.get(
+            "seed", secrets.randbits(32)
+        )  # counts up over all answers: the same prompt several times is several samples
         each = enumerate(prompt for prompt in prompts for _ in range(n))
-        jobs = [Job(prompt, self._sampling(body, (seed + i) % 2**32), **asked) for i, prompt in each]
+        jobs = [
+            Job(prompt, self._sampling(body, (seed + i) % 2**32), **asked) for i, prompt in each
+        ]
         if "stream_options" in body and not body.get("stream"):
             raise Refusal(400, "stream_options: needs stream true", param="stream_options")
         usage = bool(body.get("stream_options", {}).get("include_usage"))
-        shape = Shape(self._name, self._tokenizer, chat=chat, logprobs=logprobs is not None, include_usage=usage)
+        shape = Shape(
+            self._name,
+            self._tokenizer,
+            chat=chat,
+            logprobs=logprobs is not None,
+            include_usage=usage,
+        )
         return Order(jobs, shape, body.get("stream", False), sum(map(len, prompts)))
 
     def _sampling(self, body: dict, seed: int) -> Sampling:
-        given = {name: body[name] for name in ("top_p", "min_p", "repetition_penalty") if name in body}
+        given = {
+            name: body[name] for name in ("top_p", "min_p", "repetition_penalty") if name in body
+        }
         temperature, top_k = body.get("temperature", 1.0), body.get("top_k", 0)
         # Below the smallest steps of f32 a division by the temperature overflows; the most likely token is the limit.
         given["temperature"] = temperature if temperature >= 1e-4 else 0.0
         given["top_p"] = max(given.get("top_p", 1.0), 1e-6)
         vocab = self._config.vocab_size
-        return sampling(1, self._config, seed=seed, top_k=top_k if 0 < top_k < vocab else None, **given)
+        return sampling(
+            1, self._config, seed=seed, top_k=top_k if 0 < top_k < vocab else None, **given
+        )
 
     async def _answer(self, request: Request, order: Order) -> Response:
         answers = Answers(self._engine, order.jobs)
@@ -205,11 +282,23 @@ class Answers:
         loop, self._engine, self.count = asyncio.get_running_loop(), engine, len(jobs)
         self._pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         if len(jobs) > engine.queue + engine.slots:
-            raise Refusal(400, f"{len(jobs)} answers are more than this server ever holds ({engine.queue + engine.slots}): ask for fewer", param="n")
+            raise Refusal(
+                400,
+                f"{len(jobs)} answers are more than this server ever holds ({engine.queue + engine.slots}): ask for fewer",
+                param="n",
+            )
         try:
-            self._tickets = engine.submit(jobs, lambda i, piece: loop.call_soon_threadsafe(self._pieces.put_nowait, (i, piece)))
+            self._tickets = engine.submit(
+                jobs,
+                lambda i, piece: loop.call_soon_threadsafe(self._pieces.put_nowait, (i, piece)),
+            )
         except Busy:
-            raise Refusal(429, "too many requests are waiting: try again", code="queue_full", headers={"Retry-After": "2"}) from None
+            raise Refusal(
+                429,
+                "too many requests are waiting: try again",
+                code="queue_full",
+                headers={"Retry-After": "2"},
+            ) from None
         except Closed:
             raise Refusal(503, "the engine has stopped", headers={"Retry-After": "10"}) from None
 
@@ -322,7 +411,13 @@ def policy(page: str) -> str:
 
     def hashes(tag: str) -> str:
         contents = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", page, re.DOTALL)
-        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in contents) or "'none'"
+        return (
+            " ".join(
+                f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+                for text in contents
+            )
+            or "'none'"
+        )
 
     return (
         f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; img-src data:; "
@@ -345,14 +440,20 @@ def _json(value: object, status: int = 200) -> Response:
 async def refused(request: Request, refusal: Exception) -> Response:
     """What a route would not do."""
     assert isinstance(refusal, Refusal)
-    return Response(refusal.body(), refusal.status, headers=refusal.headers, media_type="application/json")
+    return Response(
+        refusal.body(), refusal.status, headers=refusal.headers, media_type="application/json"
+    )
 
 
 async def unknown(request: Request, error: Exception) -> Response:
     """No such route, or not with this method."""
     assert isinstance(error, HTTPException)
-    says = {404: "there is nothing here", 405: "not with this method"}.get(error.status_code, "refused")
-    return await refused(request, Refusal(error.status_code, says, headers=dict(error.headers or {})))
+    says = {404: "there is nothing here", 405: "not with this method"}.get(
+        error.status_code, "refused"
+    )
+    return await refused(
+        request, Refusal(error.status_code, says, headers=dict(error.headers or {}))
+    )
 
 
 async def gone(request: Request, error: Exception) -> Response:

@@ -36,7 +36,9 @@ class Protocol(H11Protocol):
     def handle_events(self) -> None:
         """Called with whatever came, and with what came too early once an answer is out: a second request in one packet, say."""
         super().handle_events()
-        if self.conn.their_state is h11.SEND_BODY or (self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]):
+        if self.conn.their_state is h11.SEND_BODY or (
+            self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
+        ):
             self._sending = self._sending or self.loop.call_later(SEND_SECONDS, self._too_slow)
         else:
             self._sending = _cancelled(self._sending)
@@ -60,7 +62,9 @@ class Protocol(H11Protocol):
         """Whoever sent part of a request is told; whoever sent nothing just hears no more."""
         self._sending = None
         if self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]:
-            self._turn_away(Refusal(408, f"the request took more than {SEND_SECONDS:g} s to arrive"))
+            self._turn_away(
+                Refusal(408, f"the request took more than {SEND_SECONDS:g} s to arrive")
+            )
         else:
             self.transport.close()
 
@@ -68,7 +72,12 @@ class Protocol(H11Protocol):
         """Answer, unless an answer is on its way, and close. The route, if one waits for the body, hears that the client is gone."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
             body = refusal.body()
-            given = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close", **refusal.headers}
+            given = {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                "Connection": "close",
+                **refusal.headers,
+            }
             head = h11.Response(status_code=refusal.status, headers=list(given.items()), reason=b"")
             for event in (head, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
@@ -93,10 +102,19 @@ def make_server(app: ASGIApp) -> Server:
     """Serves `app` with our protocol, whatever faster ones are installed, and says nothing of itself."""
     return Server(
         uvicorn.Config(
-            app, loop="asyncio", http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False,
-            proxy_headers=False, timeout_keep_alive=30, timeout_graceful_shutdown=2,
+            app,
+            loop="asyncio",
+            http=Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=2,
         )
-    )  # fmt: skip
+    )
 
 
 def on_signals(stop: asyncio.Event) -> None:

@@ -40,10 +40,14 @@ def is_wildcard(host: str) -> bool:
 class Guard:
     """Lets through to `app` what may pass, gives every answer its headers, and knows how many answers are being written."""
 
-    def __init__(self, app: ASGIApp, *, host: str, key: str | None, allowed_hosts: Iterable[str] = ()):
+    def __init__(
+        self, app: ASGIApp, *, host: str, key: str | None, allowed_hosts: Iterable[str] = ()
+    ):
         """`host`: what is listened on; `allowed_hosts`: further names by which people call this server."""
         self._app, self._key = app, key.encode() if key else None
-        self._hosts = {_bare(name) for name in ("localhost", "127.0.0.1", "::1", host, *allowed_hosts)}
+        self._hosts = {
+            _bare(name) for name in ("localhost", "127.0.0.1", "::1", host, *allowed_hosts)
+        }
         self._any_address = is_wildcard(host)
         self.draining = False
         self.running = 0  # POST requests on their way
@@ -76,26 +80,46 @@ class Guard:
         if scope["method"] == "POST":
             _check_origin(host, _one(scope, b"origin"), _one(scope, b"sec-fetch-site"))
             if self.draining:
-                raise Refusal(503, "this server is about to stop", headers={"Retry-After": "10", "Connection": "close"})
+                raise Refusal(
+                    503,
+                    "this server is about to stop",
+                    headers={"Retry-After": "10", "Connection": "close"},
+                )
 
     def _check_host(self, header: str) -> None:
         """Against DNS rebinding: a stranger's name that was made to point here is not ours. An address cannot be made to."""
         match = _HOST.fullmatch(header.lower())
         name = _bare(match[1]) if match else ""
         if name not in self._hosts and not (self._any_address and _is_address(name)):
-            raise Refusal(421, "the Host header names another server; --allowed-host adds a name", param="Host")
+            raise Refusal(
+                421,
+                "the Host header names another server; --allowed-host adds a name",
+                param="Host",
+            )
 
     def _check_key(self, header: str, path: str) -> None:
         if self._key is None or hmac.compare_digest(_given_key(header), self._key):
             return
         # A browser asks its user for the key on the page, and then sends it with what the page asks for.
-        scheme = 'Basic realm="miniGPT-JAX, any name, the key as password", charset="UTF-8"' if path == "/" else "Bearer"
-        raise Refusal(401, "the key is missing or wrong", param="Authorization", code="invalid_api_key", headers={"WWW-Authenticate": scheme})
+        scheme = (
+            'Basic realm="miniGPT-JAX, any name, the key as password", charset="UTF-8"'
+            if path == "/"
+            else "Bearer"
+        )
+        raise Refusal(
+            401,
+            "the key is missing or wrong",
+            param="Authorization",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": scheme},
+        )
 
 
 def _check_origin(host: str, origin: str, site: str) -> None:
     """A browser says where a request comes from; other programs say nothing. Other sites' pages have no business here."""
-    if (origin and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}")) or (site and site not in ("same-origin", "none")):
+    if (origin and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}")) or (
+        site and site not in ("same-origin", "none")
+    ):
         raise Refusal(403, "requests from other sites' pages are not answered", param="Origin")
 
 
@@ -136,6 +160,10 @@ async def refuse(refusal: Refusal, send: Send) -> None:
     """Send a refusal as the whole answer."""
     body = refusal.body()
     own = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *own]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *own,
+    ]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -87,16 +87,14 @@ def test_the_fixture_is_small():
 
 def test_an_old_run_is_sampled(old, golden):
     done = run_command(
-        [sys.executable, "sample.py", "--run", str(old / "runs" / "old"), "--prompt", "The river"]
-        + ["--temperature", "0", "--max-new-tokens", "8"]
+        [sys.executable, "sample.py", "--run", str(old / "runs" / "old")]
+        + ["--prompt", "The river", "--temperature", "0", "--max-new-tokens", "8"]
     )
     assert golden["sample"] in done.stdout, done.stdout
 
 
 def test_an_old_run_is_scored(old, golden, capsys):
-    run_module(
-        "minigpt_jax.evals", "bits", "--run", old / "runs" / "old", "--source", old / "text"
-    )
+    run_module("minigpt_jax.evals", "bits", "--run", old / "runs" / "old", "--source", old / "text")
     assert golden["bits"] in capsys.readouterr().out
 
 
@@ -150,9 +148,7 @@ def test_an_old_run_resumes_and_is_reported(old, golden):
     output = train(old, name="old", data__folder=old / "text", horizon__steps=12)
     assert "goes on from step 6" in output and "all 12 steps are done" in output
     records, expected = read_jsonl(run / "metrics.jsonl"), golden["history"]
-    assert [(r["step"], r["batch"]) for r in records] == [
-        (r["step"], r["batch"]) for r in expected
-    ]
+    assert [(r["step"], r["batch"]) for r in records] == [(r["step"], r["batch"]) for r in expected]
     losses = [r["loss"] for r in records], [r["loss"] for r in expected]
     np.testing.assert_allclose(*losses, rtol=1e-6)
     found = [r["validation_loss"] for r in read_jsonl(run / "evaluations.jsonl")]

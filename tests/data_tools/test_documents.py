@@ -10,7 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.documents import BadRow, documents, hub_rows, identity, local_files, rows, text_bytes
+from data_tools.documents import (
+    BadRow,
+    documents,
+    hub_rows,
+    identity,
+    local_files,
+    rows,
+    text_bytes,
+)
 from minigpt_jax.errors import InputError
 
 TEXTS = [f"document {n}: café 漢字 \0 <|endoftext|>\r\n" + "long " * n for n in range(700)]
@@ -30,7 +38,9 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("file", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.json.gz", "rows.parquet"])
+@pytest.mark.parametrize(
+    "file", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.json.gz", "rows.parquet"]
+)
 def test_every_format_gives_the_same_rows(folder: Path, file: str):
     assert list(rows(str(folder / file))) == ROWS
     assert list(documents(str(folder / file))) == TEXTS
@@ -47,17 +57,40 @@ def test_a_text_file_is_one_document(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + "one\r\n\r\ntwo é".encode())
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"packed"))
     (tmp_path / "c.txt").write_bytes("café".encode("latin-1"))
-    assert list(documents(str(tmp_path))) == ["one\n\ntwo é", "packed", BadRow("not UTF-8", str(tmp_path / "c.txt"))]
+    assert list(documents(str(tmp_path))) == [
+        "one\n\ntwo é",
+        "packed",
+        BadRow("not UTF-8", str(tmp_path / "c.txt")),
+    ]
 
 
 def test_broken_lines_are_skipped_by_reason(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
-    lines = [codecs.BOM_UTF8 + b'{"text": "first"}\r', b"", b'{"text": "cut', b"[1]", b'{"text": null}', b'{"text": 5}', b'{"text": " \\n"}', b"{}"]
+    lines = [
+        codecs.BOM_UTF8 + b'{"text": "first"}\r',
+        b"",
+        b'{"text": "cut',
+        b"[1]",
+        b'{"text": null}',
+        b'{"text": 5}',
+        b'{"text": " \\n"}',
+        b"{}",
+    ]
     lines += [b'{"text": "\xff\xfe"}', b"[" * 100_000, b"\0", b'{"text": "last"}']
     path.write_bytes(b"\n".join(lines))
     found = [row.reason if isinstance(row, BadRow) else row for row in documents(str(path))]
     missing = "field missing or null"
-    assert found == ["first", "broken JSON", "not an object", missing, "not a string", "blank", missing, *["broken JSON"] * 3, "last"]
+    assert found == [
+        "first",
+        "broken JSON",
+        "not an object",
+        missing,
+        "not a string",
+        "blank",
+        missing,
+        *["broken JSON"] * 3,
+        "last",
+    ]
     assert BadRow("broken JSON", f"{path}:3") in documents(str(path))
 
 
@@ -71,7 +104,9 @@ def test_the_hub_reader_gives_the_same_rows_from_the_same_files(folder: Path, tm
         home = tmp_path / kind
         home.mkdir()
         (home / f"train.{kind}").write_bytes((folder / f"rows.{kind}").read_bytes())
-        assert list(hub_rows(str(home), name=None, split="train", columns=("text",))) == [{"text": text} for text in TEXTS]
+        assert list(hub_rows(str(home), name=None, split="train", columns=("text",))) == [
+            {"text": text} for text in TEXTS
+        ]
         assert list(hub_rows(str(home), name=None, split="train", columns=None)) == ROWS
     with pytest.raises(InputError, match="no column body, only text, id"):
         list(hub_rows(str(tmp_path / "parquet"), name=None, split="train", columns=("body",)))
@@ -82,7 +117,9 @@ def test_the_hub_reader_takes_the_only_split_whatever_its_name_but_never_guesses
         (tmp_path / name).mkdir()
         for split in files:
             (tmp_path / name / f"{split}.jsonl").write_text('{"text": "here"}\n')
-    assert list(hub_rows(str(tmp_path / "one"), name=None, split="train", columns=None)) == [{"text": "here"}]
+    assert list(hub_rows(str(tmp_path / "one"), name=None, split="train", columns=None)) == [
+        {"text": "here"}
+    ]
     with pytest.raises(InputError, match=r"no split 'train', only .*test"):
         list(hub_rows(str(tmp_path / "two"), name=None, split="train", columns=None))
 
@@ -90,14 +127,19 @@ def test_the_hub_reader_takes_the_only_split_whatever_its_name_but_never_guesses
 def test_an_unreachable_hub_names_what_would_do_instead(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"nobody/nothing: neither a file or folder here nor a data set.*\.parquet, \.jsonl.*HF_TOKEN"):
+    with pytest.raises(
+        InputError,
+        match=r"nobody/nothing: neither a file or folder here nor a data set.*\.parquet, \.jsonl.*HF_TOKEN",
+    ):
         list(rows("nobody/nothing"))
 
 
 def test_sources_that_cannot_be_read_are_refused(folder: Path, tmp_path: Path):
     whole = (folder / "rows.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[:-100])
-    (tmp_path / "hole.parquet").write_bytes(whole[:4] + os.urandom(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    (tmp_path / "hole.parquet").write_bytes(
+        whole[:4] + os.urandom(len(whole) // 2) + whole[4 + len(whole) // 2 :]
+    )
     (tmp_path / "cut.jsonl.gz").write_bytes((folder / "rows.jsonl.gz").read_bytes()[:-100])
     (tmp_path / "cut.json").write_text('[{"text": "a"}, {"te')
     for name in ["cut.parquet", "hole.parquet", "cut.jsonl.gz", "cut.json"]:
@@ -105,7 +147,11 @@ def test_sources_that_cannot_be_read_are_refused(folder: Path, tmp_path: Path):
             list(rows(str(tmp_path / name)))
     (tmp_path / "empty").mkdir()
     (tmp_path / "readme.md").write_text("x")
-    for name, complaint in {"empty": "no file in this folder ends in", "readme.md": "unknown kind of file", "gone.jsonl": "no such file"}.items():
+    for name, complaint in {
+        "empty": "no file in this folder ends in",
+        "readme.md": "unknown kind of file",
+        "gone.jsonl": "no such file",
+    }.items():
         with pytest.raises(InputError, match=complaint):
             local_files(str(tmp_path / name))
     with pytest.raises(InputError, match="no column body, only text, id"):

@@ -28,7 +28,14 @@ CONTEXT = 64
 
 def instruct(*arguments: object, failpoint: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "data_tools.instruct", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | {"MINIGPT_FAILPOINT": failpoint}, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"MINIGPT_FAILPOINT": failpoint},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def some_rows(count: int) -> list[dict]:
@@ -39,7 +46,11 @@ def some_rows(count: int) -> list[dict]:
         texts = [f"{number} " + "word " * draw.randrange(1, 12) for _ in range(4)]
         pair = {"prompt": texts[0], "completion": texts[1]}
         roles = ("user", "assistant", "user", "assistant")
-        dialogue = {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]}
+        dialogue = {
+            "messages": [
+                {"role": role, "content": text} for role, text in zip(roles, texts, strict=True)
+            ]
+        }
         rows.append(pair if number % 4 else dialogue)
     return rows
 
@@ -64,12 +75,25 @@ def learned(tokens: list[int]) -> list[int]:
 
 def test_every_conversation_is_whole_in_a_row_and_masked_on_its_answers(tmp_path):
     rows = some_rows(400)
-    done = instruct("--source", write_lines(tmp_path / "rows.jsonl", rows), "--out", tmp_path / "out", "--context", CONTEXT)
+    done = instruct(
+        "--source",
+        write_lines(tmp_path / "rows.jsonl", rows),
+        "--out",
+        tmp_path / "out",
+        "--context",
+        CONTEXT,
+    )
     assert done.returncode == 0, done.stderr
     expected = sorted(tuple(render(messages_of(row), TOKENIZER)[0]) for row in rows)
     found, ordinals = [], {}
     for split in ("train", "val"):
-        stream = open_stream(tmp_path / "out", split, tokenizer=TOKENIZER.hash, vocab_size=CHAT_VOCAB, context=CONTEXT)
+        stream = open_stream(
+            tmp_path / "out",
+            split,
+            tokenizer=TOKENIZER.hash,
+            vocab_size=CHAT_VOCAB,
+            context=CONTEXT,
+        )
         tokens, mask = stream.read(0, stream.length), stream.read_mask(0, stream.length)
         assert stream.length % CONTEXT == 1 and tokens[-1] == END_OF_TEXT and mask[-1] == 0
         np.testing.assert_array_equal(mask, learned(tokens.tolist()))
@@ -77,7 +101,9 @@ def test_every_conversation_is_whole_in_a_row_and_masked_on_its_answers(tmp_path
         for row in tokens[:-1].reshape(-1, CONTEXT):
             assert row[0] == END_OF_TEXT
             pieces = np.split(row, np.flatnonzero(row == END_OF_TEXT)[1:])
-            own += [tuple(piece.tolist()) for piece in pieces if len(piece) > 1]  # a piece of one is padding
+            own += [
+                tuple(piece.tolist()) for piece in pieces if len(piece) > 1
+            ]  # a piece of one is padding
         ordinals[split] = sorted(int(TOKENIZER.decode(piece[2:]).split()[0]) for piece in own)
         found += own
     assert sorted(found) == expected
@@ -91,7 +117,10 @@ def test_packing_leaves_little_room_and_mixes_lengths():
     assert sorted(number for row in rows for number in row) == list(range(2000))
     fills = [sum(lengths[number] for number in row) for row in rows]
     assert max(fills) <= 256 and sum(fills) > 0.99 * 256 * len(rows)
-    halves = [[lengths[number] for row in part for number in row] for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :])]
+    halves = [
+        [lengths[number] for row in part for number in row]
+        for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :])
+    ]
     assert 0.5 < np.mean(halves[0]) / np.mean(halves[1]) < 2
     assert pack([256, 256], 256) == [[0], [1]]
 
@@ -108,9 +137,29 @@ SYSTEM = {"role": "system", "content": "s"}
         ({"system": "", "prompt": "q", "completion": "a", "messages": None}, ASKED),
         ({"messages": [SYSTEM, *ASKED, *ASKED], "prompt": "not this"}, [SYSTEM, *ASKED, *ASKED]),
         ({"instruction": "q", "input": "", "output": "a"}, ASKED),
-        ({"instruction": "q", "input": "i", "output": "a", "text": "all"}, [{"role": "user", "content": "q\n\ni"}, ASKED[1]]),
-        ({"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, [SYSTEM, *ASKED]),
-        ({"conversations": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]}, ASKED),
+        (
+            {"instruction": "q", "input": "i", "output": "a", "text": "all"},
+            [{"role": "user", "content": "q\n\ni"}, ASKED[1]],
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "s"},
+                    {"from": "human", "value": "q"},
+                    {"from": "gpt", "value": "a"},
+                ]
+            },
+            [SYSTEM, *ASKED],
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "user", "value": "q"},
+                    {"from": "assistant", "value": "a"},
+                ]
+            },
+            ASKED,
+        ),
         ({"question": "q", "answer": "a"}, ASKED),
     ],
 )
@@ -168,24 +217,47 @@ def test_markers_in_text_stay_text():
 
 def test_summary_counts_what_strict_refuses(tmp_path):
     good = [json.dumps(row) for row in some_rows(10)]
-    lines = [*good, "{broken", "[1]", '{"prompt": "q", "completion": ""}', '{"prompt": "q", "completion": " "}']
+    lines = [
+        *good,
+        "{broken",
+        "[1]",
+        '{"prompt": "q", "completion": ""}',
+        '{"prompt": "q", "completion": " "}',
+    ]
     (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    pq.write_table(pa.Table.from_pylist([{"question": "q", "answer": "a"}] * 3), tmp_path / "more.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([{"question": "q", "answer": "a"}] * 3), tmp_path / "more.parquet"
+    )
     sources = ["--source", tmp_path / "rows.jsonl", "--source", tmp_path / "more.parquet"]
     done = instruct(*sources, "--out", tmp_path / "out", "--context", CONTEXT)
     assert done.returncode == 0, done.stderr
-    table = dict(line.strip().rsplit(None, 1) for line in done.stdout.splitlines() if line[:1] != "e" and "reading" not in line)
+    table = dict(
+        line.strip().rsplit(None, 1)
+        for line in done.stdout.splitlines()
+        if line[:1] != "e" and "reading" not in line
+    )
     assert table["rows read"] == "17" and table["kept"] == "13" and table["skipped"] == "4"
-    assert table["empty answer"] == "2" and table["broken JSON"] == "1" and table["not an object"] == "1"
+    assert (
+        table["empty answer"] == "2"
+        and table["broken JSON"] == "1"
+        and table["not an object"] == "1"
+    )
     strict = instruct(*sources, "--out", tmp_path / "strict", "--context", CONTEXT, "--strict")
     assert strict.returncode == 2 and not (tmp_path / "strict").exists()
-    assert strict.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'rows.jsonl'}: row 11: broken JSON")
+    assert strict.stderr.splitlines()[-1].startswith(
+        f"error: {tmp_path / 'rows.jsonl'}: row 11: broken JSON"
+    )
     assert "Traceback" not in strict.stderr
 
 
 def test_show_prints_what_the_mask_says(tmp_path):
-    source = write_lines(tmp_path / "rows.jsonl", [{"prompt": "Say é.", "completion": "é 🙂"}, {"question": "q", "answer": "a"}])
-    done = instruct("--source", source, "--out", tmp_path / "out", "--context", CONTEXT, "--show", 1)
+    source = write_lines(
+        tmp_path / "rows.jsonl",
+        [{"prompt": "Say é.", "completion": "é 🙂"}, {"question": "q", "answer": "a"}],
+    )
+    done = instruct(
+        "--source", source, "--out", tmp_path / "out", "--context", CONTEXT, "--show", 1
+    )
     assert "<|endoftext|><|user|>Say é.<|end|><|assistant|>[[é 🙂<|end|>]]\n" in done.stdout
     assert "[[a" not in done.stdout
 
@@ -197,7 +269,13 @@ def test_a_killed_run_is_made_good_by_the_same_command(tmp_path):
     whole = contents(tmp_path / "whole")
     assert instruct(*command, out, failpoint="before_replace:kill").returncode == -signal.SIGKILL
     assert not (out / MANIFEST).exists()
-    for name in ("train_000000.mask.npy", "train_000000.npy", "train_000001.mask.npy", "train_000001.npy", "train_000002.npy.tmp"):
+    for name in (
+        "train_000000.mask.npy",
+        "train_000000.npy",
+        "train_000001.mask.npy",
+        "train_000001.npy",
+        "train_000002.npy.tmp",
+    ):
         (out / name).write_bytes(b"of a run that was killed later and had more rows")
     assert instruct(*command, out).returncode == 0
     assert contents(out) == whole
@@ -208,7 +286,11 @@ def test_a_killed_run_is_made_good_by_the_same_command(tmp_path):
     assert contents(out).keys() == whole.keys() and contents(out) != whole
 
     full = instruct(*command, tmp_path / "full", failpoint="before_replace:enospc")
-    assert full.returncode == 1 and full.stderr.splitlines()[-1].startswith("failed: ") and "Traceback" not in full.stderr
+    assert (
+        full.returncode == 1
+        and full.stderr.splitlines()[-1].startswith("failed: ")
+        and "Traceback" not in full.stderr
+    )
     assert list((tmp_path / "full").iterdir()) == []
 
 
@@ -217,7 +299,11 @@ def test_other_peoples_shards_are_not_touched(tmp_path):
     before = contents(tmp_path)
     source = write_lines(tmp_path.parent / f"{tmp_path.name}.jsonl", some_rows(4))
     refused = instruct("--source", source, "--out", tmp_path, "--overwrite")
-    assert refused.returncode == 2 and "without a mask" in refused.stderr and contents(tmp_path) == before
+    assert (
+        refused.returncode == 2
+        and "without a mask" in refused.stderr
+        and contents(tmp_path) == before
+    )
 
 
 # ---- whatever comes
@@ -227,7 +313,9 @@ TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(st
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 70))
 @hypothesis_settings(max_examples=300, deadline=None)
-def test_packing_puts_every_conversation_into_one_row_that_holds_it(lengths: list[int], context: int):
+def test_packing_puts_every_conversation_into_one_row_that_holds_it(
+    lengths: list[int], context: int
+):
     rows = pack(lengths, context)
     assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
     filled = sorted(sum(lengths[number] for number in row) for row in rows)
@@ -237,11 +325,25 @@ def test_packing_puts_every_conversation_into_one_row_that_holds_it(lengths: lis
 
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3), st.none() | TEXTS)
 @hypothesis_settings(max_examples=300, deadline=None)
-def test_the_mask_is_on_answers_and_their_ends_whatever_they_say(turns: list[tuple[str, str]], system: str | None):
-    messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
-    conversation = conversation_of({"messages": [{"role": "system", "content": system}] * bool(system) + messages}, 10_000, TOKENIZER)
+def test_the_mask_is_on_answers_and_their_ends_whatever_they_say(
+    turns: list[tuple[str, str]], system: str | None
+):
+    messages = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    conversation = conversation_of(
+        {"messages": [{"role": "system", "content": system}] * bool(system) + messages},
+        10_000,
+        TOKENIZER,
+    )
     assert conversation.mask.tolist() == learned(conversation.tokens.tolist())
-    answers = "".join(TOKENIZER.decode([t for t in conversation.tokens[conversation.mask == 1].tolist() if t < END_OF_TEXT]))
+    answers = "".join(
+        TOKENIZER.decode(
+            [t for t in conversation.tokens[conversation.mask == 1].tolist() if t < END_OF_TEXT]
+        )
+    )
     assert answers == "".join(answer.strip() for _, answer in turns)
     assert np.count_nonzero(conversation.tokens[conversation.mask == 1] == END) == len(turns)
 
@@ -250,7 +352,15 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(tmp_path):
     rows = write_lines(tmp_path / "rows.jsonl", some_rows(100))
     arguments = ("--source", rows, "--context", CONTEXT, "--out")
     done = instruct(*arguments, tmp_path / "out", failpoint="before_replace:enospc")
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("failed:") and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and done.stderr.splitlines()[-1].startswith("failed:")
+        and "Traceback" not in done.stderr
+    )
     assert not list((tmp_path / "out").glob("*.tmp"))
-    assert instruct(*arguments, tmp_path / "out").returncode == instruct(*arguments, tmp_path / "whole").returncode == 0
+    assert (
+        instruct(*arguments, tmp_path / "out").returncode
+        == instruct(*arguments, tmp_path / "whole").returncode
+        == 0
+    )
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -35,7 +35,9 @@ def in_torch(model, questions: list[hellaswag.Question]) -> np.ndarray:
 
 def main() -> int:
     """Compare row by row; 1 where a choice differs that is no tie."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", required=True, help="HellaSwag's rows, a file or the hub")
     parser.add_argument("--rows", type=int, default=200, help="how many, from the first on")
     options = parser.parse_args()
@@ -47,17 +49,26 @@ def main() -> int:
     questions = hellaswag.load(options.source, 1024)[: options.rows]
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder, "saved"))
-        import_gpt2.write_run(Path(folder, "run"), *import_gpt2.read_gpt2(Path(folder, "saved")), source="transformers")
+        import_gpt2.write_run(
+            Path(folder, "run"),
+            *import_gpt2.read_gpt2(Path(folder, "saved")),
+            source="transformers",
+        )
         params, config, _ = load_run(Path(folder, "run"))
     mesh = meshes.make_mesh()
     ask = partial(scoring.score, jax.device_put(params, meshes.replicated(mesh)), config, mesh)
     found = ask([(q.context, q.endings) for q in questions])
     assert found is not None
-    ours, theirs = np.array([[score.loss for score in own] for own in found]), in_torch(model, questions)
+    ours, theirs = (
+        np.array([[score.loss for score in own] for own in found]),
+        in_torch(model, questions),
+    )
     differ = np.flatnonzero(ours.argmin(1) != theirs.argmin(1))
     best = np.sort(theirs, axis=1)
     ties = [row for row in differ if best[row, 1] - best[row, 0] < 1e-4]
-    print(f"{len(questions)} rows: losses at most {np.abs(ours - theirs).max():.1e} apart, {len(differ)} choices differ, {len(ties)} of them ties")
+    print(
+        f"{len(questions)} rows: losses at most {np.abs(ours - theirs).max():.1e} apart, {len(differ)} choices differ, {len(ties)} of them ties"
+    )
     return int(len(differ) > len(ties))
 
 

@@ -17,9 +17,23 @@ from tests.evals.test_hellaswag import evals
 @pytest.mark.parametrize(("split", "field"), [("val", "validation_loss"), ("train", "train_loss")])
 def test_the_numbers_are_those_of_the_last_evaluation(pretrained, corpus, split, field):
     last = read_jsonl(pretrained / "evaluations.jsonl")[-1]
-    done = evals("bits", "--run", pretrained, "--source", corpus, "--split", split, "--limit", "8", "--batch", "3")
+    done = evals(
+        "bits",
+        "--run",
+        pretrained,
+        "--source",
+        corpus,
+        "--split",
+        split,
+        "--limit",
+        "8",
+        "--batch",
+        "3",
+    )
     assert done.returncode == 0, done.stderr
-    found = re.search(r"loss (\S+) per token, (\S+) bits per byte \(8 rows of 32, 256 tokens", done.stdout)
+    found = re.search(
+        r"loss (\S+) per token, (\S+) bits per byte \(8 rows of 32, 256 tokens", done.stdout
+    )
     assert found, done.stdout
     assert float(found[1]) == pytest.approx(last[field], abs=1e-4)
     if split == "val":
@@ -34,10 +48,27 @@ def test_bytes_are_those_of_the_tokens_that_have_weight(tmp_path):
         writer = ShardWriter(tmp_path, split, shard_tokens=100, masked=True)
         writer.append(np.array([*ids, END_OF_TEXT], np.uint16), np.array([*mask, 0], np.uint8))
         splits[split] = (writer.close(), 1)
-    write_manifest(tmp_path, splits, tokenizer=load_tokenizer().hash, vocab_size=TEXT_VOCAB, context=4, source="by hand")
-    stream = open_stream(tmp_path, "val", tokenizer=load_tokenizer().hash, vocab_size=TEXT_VOCAB, context=4)
+    write_manifest(
+        tmp_path,
+        splits,
+        tokenizer=load_tokenizer().hash,
+        vocab_size=TEXT_VOCAB,
+        context=4,
+        source="by hand",
+    )
+    stream = open_stream(
+        tmp_path, "val", tokenizer=load_tokenizer().hash, vocab_size=TEXT_VOCAB, context=4
+    )
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), meshes.AXES)
-    found = bits.measure({}, stream, lambda params, batch: (batch.weights.sum() * np.log(2), batch.weights.sum()), mesh, rows=1, batch=1, context=4)
+    found = bits.measure(
+        {},
+        stream,
+        lambda params, batch: (batch.weights.sum() * np.log(2), batch.weights.sum()),
+        mesh,
+        rows=1,
+        batch=1,
+        context=4,
+    )
     assert found and len(ids) == 4 and found.tokens == 2 and found.loss == pytest.approx(np.log(2))
     assert found.bits_per_byte == pytest.approx(2 / len(" wonderful rivers"))
 

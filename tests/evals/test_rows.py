@@ -14,7 +14,9 @@ ROWS = [{"a": "x", "b": [1, 2]}, {"a": "y", "b": []}]
 
 
 def write(folder: Path) -> list[Path]:
-    lines, listed, split, table = (folder / name for name in ("a.jsonl", "b.json", "c.json", "d.parquet"))
+    lines, listed, split, table = (
+        folder / name for name in ("a.jsonl", "b.json", "c.json", "d.parquet")
+    )
     lines.write_text("\ufeff" + "\n\n".join(json.dumps(row) for row in ROWS))
     listed.write_text(json.dumps(ROWS))
     split.write_text(json.dumps({"train": [], "val": ROWS}))
@@ -53,8 +55,16 @@ def test_what_cannot_be_read_is_named(tmp_path, name, content, words):
 
 
 def test_of_a_folder_with_splits_one_is_read(tmp_path):
-    for name, rows in (("train.jsonl", ROWS), ("validation-0.jsonl", ROWS[:1]), ("val.json", {"validation": ROWS})):
-        (tmp_path / name).write_text(json.dumps(rows) if name.endswith("json") else "".join(json.dumps(row) + "\n" for row in rows))
+    for name, rows in (
+        ("train.jsonl", ROWS),
+        ("validation-0.jsonl", ROWS[:1]),
+        ("val.json", {"validation": ROWS}),
+    ):
+        (tmp_path / name).write_text(
+            json.dumps(rows)
+            if name.endswith("json")
+            else "".join(json.dumps(row) + "\n" for row in rows)
+        )
     assert found(tmp_path) == ROWS + ROWS[:1]
 
 

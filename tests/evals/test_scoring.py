@@ -36,7 +36,9 @@ def some_groups() -> list[Group]:
     def ids(count: int) -> list[int]:
         return [draw.randrange(CONFIG.vocab_size) for _ in range(count)]
 
-    groups: list[Group] = [(ids(draw.randint(1, 30)), [ids(draw.randint(1, 18)) for _ in range(4)]) for _ in range(12)]
+    groups: list[Group] = [
+        (ids(draw.randint(1, 30)), [ids(draw.randint(1, 18)) for _ in range(4)]) for _ in range(12)
+    ]
     groups += [(ids(n), [ids(4)]) for n in (1, 44, 45, 46, 60)]
     return [*groups, (ids(40), [ids(3), ids(48), ids(9)])]
 
@@ -52,9 +54,13 @@ def plainly(params: dict, context: list[int], continuation: list[int]) -> Score:
     row = [*context, *continuation][-(CONFIG.context + 1) :]
     padded = np.zeros((1, CONFIG.context), np.int32)
     padded[0, : len(row) - 1] = row[:-1]
-    logprobs = np.asarray(all_logprobs(GPT(CONFIG), params, padded))[0, len(row) - 1 - len(continuation) : len(row) - 1]
+    logprobs = np.asarray(all_logprobs(GPT(CONFIG), params, padded))[
+        0, len(row) - 1 - len(continuation) : len(row) - 1
+    ]
     chosen = logprobs[np.arange(len(continuation)), continuation]
-    return Score(float(chosen.sum()), len(continuation), bool((logprobs.argmax(-1) == continuation).all()))
+    return Score(
+        float(chosen.sum()), len(continuation), bool((logprobs.argmax(-1) == continuation).all())
+    )
 
 
 def scored(params: dict, groups: list[Group], mesh: jax.sharding.Mesh, **how) -> list[list[Score]]:
@@ -77,11 +83,18 @@ def params() -> dict:
 
 @pytest.fixture(scope="module")
 def expected(params) -> list[list[Score]]:
-    return [[plainly(params, list(context), list(c)) for c in continuations] for context, continuations in some_groups()]
+    return [
+        [plainly(params, list(context), list(c)) for c in continuations]
+        for context, continuations in some_groups()
+    ]
 
 
-@pytest.mark.parametrize(("sizes", "batch"), [((4, 1, 1), 64), ((4, 1, 1), 4), ((2, 1, 2), 8), ((1, 4, 1), 8)])
-def test_scores_are_those_of_a_plain_forward_pass_on_any_mesh_in_any_batch(params, expected, sizes, batch):
+@pytest.mark.parametrize(
+    ("sizes", "batch"), [((4, 1, 1), 64), ((4, 1, 1), 4), ((2, 1, 2), 8), ((1, 4, 1), 8)]
+)
+def test_scores_are_those_of_a_plain_forward_pass_on_any_mesh_in_any_batch(
+    params, expected, sizes, batch
+):
     assert_same(scored(params, some_groups(), meshes.make_mesh(*sizes), batch=batch), expected)
 
 
@@ -97,7 +110,9 @@ def test_the_vocabulary_in_slices_is_the_vocabulary(params, expected, monkeypatc
 def test_order_does_not_matter_and_nothing_else_is_needed(params, expected):
     groups, order = some_groups(), list(range(len(expected)))
     random.Random(1).shuffle(order)
-    assert_same(scored(params, [groups[i] for i in order], meshes.make_mesh()), [expected[i] for i in order])
+    assert_same(
+        scored(params, [groups[i] for i in order], meshes.make_mesh()), [expected[i] for i in order]
+    )
     assert_same(scored(params, groups[:1], meshes.make_mesh()), expected[:1])
     assert scored(params, [], meshes.make_mesh()) == []
 
@@ -109,7 +124,15 @@ import json, tests.evals.test_scoring as t
 found = t.scored(t.weights(), t.some_groups(), t.meshes.make_mesh())
 print(json.dumps([t.jax.device_count(), found]))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
     devices, found = json.loads(done.stdout)
     assert devices == 1
     assert_same([[Score(*s) for s in own] for own in found], expected)
@@ -120,7 +143,9 @@ def test_greedy_says_what_greedy_decoding_would_write(params):
     for _ in range(6):
         padded = np.zeros((1, CONFIG.context), np.int32)
         padded[0, : len(text)] = text
-        text.append(int(np.asarray(all_logprobs(GPT(CONFIG), params, padded))[0, len(text) - 1].argmax()))
+        text.append(
+            int(np.asarray(all_logprobs(GPT(CONFIG), params, padded))[0, len(text) - 1].argmax())
+        )
     other = [*text[1:-1], (text[-1] + 1) % CONFIG.vocab_size]
     (found,) = scored(params, [([5], [text[1:], other])], meshes.make_mesh())
     assert [s.greedy for s in found] == [True, False]

@@ -17,35 +17,75 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from tests.faults.scenarios import HORIZON, SAVE_EVERY, Outcome, Place, damage_checkpoint, draw_kills, kill, resume_anywhere
+from tests.faults.scenarios import (
+    HORIZON,
+    SAVE_EVERY,
+    Outcome,
+    Place,
+    damage_checkpoint,
+    draw_kills,
+    kill,
+    resume_anywhere,
+)
 from tests.harness import ENVIRONMENT, ROOT
 
 KILLS_A_RUN = 2
-IN_NUMBERS = [f"--ignore=tests/faults/test_{name}.py" for name in ("kills", "damage")]  # done here, by the hundred
+IN_NUMBERS = [
+    f"--ignore=tests/faults/test_{name}.py" for name in ("kills", "damage")
+]  # done here, by the hundred
 # Where the catalogue's other rows are tested, beside tests/faults.
 ROWS = ["tests/faults", "tests/data_tools"] + [
-    f"tests/test_{name}.py" for name in ("checkpoint", "config", "end_to_end", "generate", "interrupt", "metrics", "runs", "sample", "shards")
+    f"tests/test_{name}.py"
+    for name in (
+        "checkpoint",
+        "config",
+        "end_to_end",
+        "generate",
+        "interrupt",
+        "metrics",
+        "runs",
+        "sample",
+        "shards",
+    )
 ]
 
 
 def main() -> int:
     """Run the campaign and print its table."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.faults.campaign", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tests.faults.campaign",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--corruptions", type=int, default=200)
-    parser.add_argument("--resumes", type=int, default=HORIZON, help="resume at every step up to this one (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first fault; the others count up")
+    parser.add_argument(
+        "--resumes",
+        type=int,
+        default=HORIZON,
+        help="resume at every step up to this one (default %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first fault; the others count up"
+    )
     parser.add_argument("--workers", type=int, default=2, help="faults at a time")
-    parser.add_argument("--only", choices=("kill", "corruption", "resume", "rows"), help="one kind alone")
+    parser.add_argument(
+        "--only", choices=("kill", "corruption", "resume", "rows"), help="one kind alone"
+    )
     options = parser.parse_args()
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="campaign_"))
-    print(f"in {folder}; commit {_commit()}; {platform.machine()}, Python {platform.python_version()}, seed {options.seed}", flush=True)
+    print(
+        f"in {folder}; commit {_commit()}; {platform.machine()}, Python {platform.python_version()}, seed {options.seed}",
+        flush=True,
+    )
     outcomes = []
     if options.only != "rows":
         place = Place(folder)
-        _ = place.seconds, place.two_checkpoints, place.every_checkpoint  # made once, before the workers ask for them
+        _ = (
+            place.seconds,
+            place.two_checkpoints,
+            place.every_checkpoint,
+        )  # made once, before the workers ask for them
         with ThreadPoolExecutor(options.workers) as pool:
             for group in _faults(place, options):
                 for outcome in pool.map(_without_exceptions, group):
@@ -61,10 +101,19 @@ def main() -> int:
 
 
 def _faults(place: Place, options: argparse.Namespace) -> list[list[Callable[[], Outcome]]]:
-    kills = [draw_kills(place, seed, KILLS_A_RUN) for seed in range(options.seed, options.seed + options.kills)]
+    kills = [
+        draw_kills(place, seed, KILLS_A_RUN)
+        for seed in range(options.seed, options.seed + options.kills)
+    ]
     faults: dict[str, list[Callable[[], Outcome]]] = {
-        "kill": [partial(kill, place, f"kill_{seed}", plan) for seed, plan in enumerate(kills, options.seed)],
-        "corruption": [partial(damage_checkpoint, place, seed) for seed in range(options.seed, options.seed + options.corruptions)],
+        "kill": [
+            partial(kill, place, f"kill_{seed}", plan)
+            for seed, plan in enumerate(kills, options.seed)
+        ],
+        "corruption": [
+            partial(damage_checkpoint, place, seed)
+            for seed in range(options.seed, options.seed + options.corruptions)
+        ],
         "resume": [partial(resume_anywhere, place, step) for step in range(1, options.resumes + 1)],
     }
     return [group for kind, group in faults.items() if options.only in (None, kind)]
@@ -73,9 +122,24 @@ def _faults(place: Place, options: argparse.Namespace) -> list[list[Callable[[],
 def _rows() -> int:
     """The remaining rows of the catalogue, each a test of its own; how many failed."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-vv", "-m", "", *IN_NUMBERS, *ROWS],
-        cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-vv",
+            "-m",
+            "",
+            *IN_NUMBERS,
+            *ROWS,
+        ],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert process.stdout
     results = []
     for line in process.stdout:
@@ -102,12 +166,20 @@ def _print_table(outcomes: list[Outcome], seconds: float) -> None:
         group = [o for o in outcomes if o.kind == kind]
         good = sum(not (o.problems or o.silent) for o in group)
         redone = max(o.redone for o in group)
-        print(f"| {kind} | {sum(o.tried for o in group)} | {good} of {len(group)} | {redone} | {sum(o.silent for o in group)} |")
+        print(
+            f"| {kind} | {sum(o.tried for o in group)} | {good} of {len(group)} | {redone} | {sum(o.silent for o in group)} |"
+        )
     print(f"a save every {SAVE_EVERY} steps of {HORIZON}; {seconds / 60:.1f} minutes")
 
 
 def _commit() -> str:
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
 
 
 if __name__ == "__main__":

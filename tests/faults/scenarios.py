@@ -27,8 +27,24 @@ from tests.harness import ENVIRONMENT, ROOT, command, final_arrays, history, run
 
 HORIZON, SAVE_EVERY = 20, 3
 # 512 ids are enough to learn something from, and a checkpoint of them is written in no time.
-SMALL = {"model__vocab_size": 512, "model__embed": 16, "eval__samples": 0, "horizon__steps": HORIZON, "save__every": SAVE_EVERY, "eval__every": 7}
-POINTS = ("during_restore", "before_save", "during_write", "before_commit", "during_delete", "after_step", "before_flush", "before_replace")
+SMALL = {
+    "model__vocab_size": 512,
+    "model__embed": 16,
+    "eval__samples": 0,
+    "horizon__steps": HORIZON,
+    "save__every": SAVE_EVERY,
+    "eval__every": 7,
+}
+POINTS = (
+    "during_restore",
+    "before_save",
+    "during_write",
+    "before_commit",
+    "during_delete",
+    "after_step",
+    "before_flush",
+    "before_replace",
+)
 
 
 @dataclass
@@ -57,7 +73,14 @@ def write_numbers(folder: Path) -> Path:
         writer = ShardWriter(folder, split, shard_tokens=4000)
         writer.append((np.cumsum(draw.integers(1, 4, count)) % 512).astype(np.uint16))
         splits[split] = (writer.close(), 1)
-    write_manifest(folder, splits, tokenizer=load_tokenizer().hash, vocab_size=512, context=None, source="numbers")
+    write_manifest(
+        folder,
+        splits,
+        tokenizer=load_tokenizer().hash,
+        vocab_size=512,
+        context=None,
+        source="numbers",
+    )
     return folder
 
 
@@ -88,8 +111,13 @@ class Place:
     @cached_property
     def two_checkpoints(self) -> Path:
         """A run that was killed before its last save, with two good checkpoints, of steps 15 and 18."""
-        done = run_train(**self.settings("two_checkpoints"), environment={"MINIGPT_FAILPOINT": f"before_save@{HORIZON}:kill"})
-        assert done.returncode == -signal.SIGKILL and checkpoint_steps(self.runs / "two_checkpoints")[-2:] == [15, 18], done.stdout
+        done = run_train(
+            **self.settings("two_checkpoints"),
+            environment={"MINIGPT_FAILPOINT": f"before_save@{HORIZON}:kill"},
+        )
+        assert done.returncode == -signal.SIGKILL and checkpoint_steps(
+            self.runs / "two_checkpoints"
+        )[-2:] == [15, 18], done.stdout
         return self.runs / "two_checkpoints"
 
     @cached_property
@@ -106,11 +134,15 @@ class Place:
         found = []
         if history(run) != history(self.expected):
             found.append("other losses or batches")
-        if [e["step"] for e in read_jsonl(run / "evaluations.jsonl")] != [e["step"] for e in read_jsonl(self.expected / "evaluations.jsonl")]:
+        if [e["step"] for e in read_jsonl(run / "evaluations.jsonl")] != [
+            e["step"] for e in read_jsonl(self.expected / "evaluations.jsonl")
+        ]:
             found.append("other evaluations")
         if final_arrays(run) != final_arrays(self.expected):
             found.append("other final arrays")
-        strays = [p.name for p in (run / "checkpoints").iterdir() if not p.name.isdecimal()] + [p.name for p in run.glob("*.tmp")]
+        strays = [p.name for p in (run / "checkpoints").iterdir() if not p.name.isdecimal()] + [
+            p.name for p in run.glob("*.tmp")
+        ]
         if strays:
             found.append(f"left behind: {', '.join(strays)}")
         return found
@@ -140,7 +172,12 @@ def draw_kills(place: Place, seed: int, kills: int) -> list[Moment]:
     for number in range(kills):
         if (seed + number) % 2:
             stepping = draw.random() < 0.5
-            plan.append(Moment(seconds=draw.uniform(0.1, 1.0 if stepping else 1.5 * place.seconds), stepping=stepping))
+            plan.append(
+                Moment(
+                    seconds=draw.uniform(0.1, 1.0 if stepping else 1.5 * place.seconds),
+                    stepping=stepping,
+                )
+            )
             continue
         point = draw.choice([p for p in POINTS if number or p != "during_restore"])
         if point in ("before_save", "during_write", "before_commit"):
@@ -158,10 +195,14 @@ def kill(place: Place, name: str, plan: Sequence[Moment]) -> Outcome:
     for moment in plan:
         said, code = _kill_once(settings, moment, run, log=place.folder / f"{name}.log")
         outcome.tried += code == -signal.SIGKILL
-        outcome.problems += _unexpected(said, code, -signal.SIGKILL) + _lost_too_much(outcome, recorded, said)
+        outcome.problems += _unexpected(said, code, -signal.SIGKILL) + _lost_too_much(
+            outcome, recorded, said
+        )
         recorded = len(read_jsonl(run / "metrics.jsonl"))
     done = run_train(**settings)
-    outcome.problems += _unexpected(done.stdout, done.returncode) + _lost_too_much(outcome, recorded, done.stdout)
+    outcome.problems += _unexpected(done.stdout, done.returncode) + _lost_too_much(
+        outcome, recorded, done.stdout
+    )
     outcome.problems += place.problems(run) if done.returncode == 0 else []
     outcome.remark = f"{outcome.tried} kills, at most {outcome.redone} steps redone"
     return outcome
@@ -173,11 +214,21 @@ def _kill_once(settings: dict, moment: Moment, run: Path, log: Path) -> tuple[st
     before, steps = len(read_jsonl(run / "metrics.jsonl")), run / "metrics.jsonl"
     # Into a file: a pipe that nobody reads could stop the process before the kill does.
     with log.open("w+") as file:
-        process = subprocess.Popen(command(**settings), cwd=ROOT, env=ENVIRONMENT | point, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command(**settings),
+            cwd=ROOT,
+            env=ENVIRONMENT | point,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
         if moment.point:
             process.wait(300)  # raises where it hangs
         else:
-            while moment.stepping and process.poll() is None and (not steps.exists() or len(read_jsonl(steps)) in (0, before)):
+            while (
+                moment.stepping
+                and process.poll() is None
+                and (not steps.exists() or len(read_jsonl(steps)) in (0, before))
+            ):
                 time.sleep(0.01)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(moment.seconds)
@@ -195,11 +246,17 @@ def _unexpected(said: str, code: int, *allowed: int) -> list[str]:
 
 def _lost_too_much(outcome: Outcome, recorded: int, said: str) -> list[str]:
     """One interval of work is lost at most."""
-    if not re.search("goes on from|begins with", said):  # killed before it could say so, or done already
+    if not re.search(
+        "goes on from|begins with", said
+    ):  # killed before it could say so, or done already
         return []
     begins = resumed_at(said)
     outcome.redone = max(outcome.redone, recorded - begins)
-    return [f"{recorded} steps were done, it went on from {begins}"] if recorded - begins > SAVE_EVERY else []
+    return (
+        [f"{recorded} steps were done, it went on from {begins}"]
+        if recorded - begins > SAVE_EVERY
+        else []
+    )
 
 
 def damage_checkpoint(place: Place, seed: int) -> Outcome:

@@ -70,18 +70,30 @@ def as_archive(path: Path) -> None:
 IDS = np.arange(4000) % 512
 SHARDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda p: p.write_bytes(b""), "not a readable .npy"),
-    "header only": (lambda p: p.write_bytes(p.read_bytes()[:128]), "found 128 bytes, expected more"),
-    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-100]), "found 8028 bytes, expected more"),
+    "header only": (
+        lambda p: p.write_bytes(p.read_bytes()[:128]),
+        "found 128 bytes, expected more",
+    ),
+    "truncated": (
+        lambda p: p.write_bytes(p.read_bytes()[:-100]),
+        "found 8028 bytes, expected more",
+    ),
     "trailing bytes": (lambda p: p.write_bytes(p.read_bytes() + b"xx"), "2 bytes after the array"),
     "an .npz": (as_archive, "not a readable .npy"),
     "pickled objects": (resave(np.array([{}, None], dtype=object)), "not a readable .npy"),
-    "two dimensions": (resave(IDS.astype(np.uint16).reshape(2, -1)), "expected one dimension of uint16"),
+    "two dimensions": (
+        resave(IDS.astype(np.uint16).reshape(2, -1)),
+        "expected one dimension of uint16",
+    ),
     "float32": (resave(IDS.astype(np.float32)), "found <f4"),
     "int64": (resave(IDS.astype(np.int64)), "found <i8"),
     "int16": (resave(IDS.astype(np.int16)), "found <i2"),
     "big-endian": (resave(IDS.astype(">u2")), "found >u2"),
     "an id of 512": (resave(np.append(IDS[:-1], 512).astype(np.uint16)), "holds id 512"),
-    "shorter than the manifest says": (resave(IDS[:100].astype(np.uint16)), "manifest.json says 4000"),
+    "shorter than the manifest says": (
+        resave(IDS[:100].astype(np.uint16)),
+        "manifest.json says 4000",
+    ),
     "missing": (lambda p: p.unlink(), "missing"),
     "other content": (resave(IDS[::-1].astype(np.uint16)), "sha256"),
 }
@@ -103,24 +115,46 @@ SAMPLES: list[tuple[list[str], str]] = [
 TOOLS: list[tuple[list[str], str]] = [
     (["data_tools.fineweb", "--source", "/nowhere.parquet", "--out", "OUT"], "/nowhere.parquet"),
     (["data_tools.fineweb", "--source", "BROKEN.jsonl", "--out", "OUT"], "document"),
-    (["data_tools.fineweb", "--source", "GOOD.jsonl", "--out", "OUT", "--text-column", "body"], "body"),
+    (
+        ["data_tools.fineweb", "--source", "GOOD.jsonl", "--out", "OUT", "--text-column", "body"],
+        "body",
+    ),
     (["data_tools.instruct", "--source", "/nowhere.jsonl", "--out", "OUT"], "/nowhere.jsonl"),
-    (["data_tools.instruct", "--source", "BROKEN.jsonl", "--out", "OUT", "--strict"], "BROKEN.jsonl"),
-    (["data_tools.instruct", "--source", "GOOD.jsonl", "--out", "OUT", "--context", "1"], "--context 1"),
+    (
+        ["data_tools.instruct", "--source", "BROKEN.jsonl", "--out", "OUT", "--strict"],
+        "BROKEN.jsonl",
+    ),
+    (
+        ["data_tools.instruct", "--source", "GOOD.jsonl", "--out", "OUT", "--context", "1"],
+        "--context 1",
+    ),
     (["data_tools.instruct", "--source", "GOOD.jsonl", "--out", "NUMBERS"], "NUMBERS"),
     (["data_tools.index", "/nowhere"], "/nowhere"),
     (["data_tools.index", "."], "no .npy file"),
 ]
 
 
-def refused(arguments: list[str], word: str, capsys: pytest.CaptureFixture, shown: str, devices: int = 1) -> None:
+def refused(
+    arguments: list[str], word: str, capsys: pytest.CaptureFixture, shown: str, devices: int = 1
+) -> None:
     """Run it: it must refuse in one line."""
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    done = subprocess.run(arguments, cwd=ROOT, env=ENVIRONMENT | flags, input="", capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        arguments,
+        cwd=ROOT,
+        env=ENVIRONMENT | flags,
+        input="",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     line_of_refusal(done.returncode, done.stdout, done.stderr, word, capsys, shown)
 
 
-def line_of_refusal(code: object, out: str, err: str, word: str, capsys: pytest.CaptureFixture, shown: str) -> None:
+def line_of_refusal(
+    code: object, out: str, err: str, word: str, capsys: pytest.CaptureFixture, shown: str
+) -> None:
     """Check the line, and show it."""
     lines = [line for line in err.splitlines() if not line.startswith(("usage:", "  "))]
     with capsys.disabled():
@@ -132,12 +166,22 @@ def line_of_refusal(code: object, out: str, err: str, word: str, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    ("wrong", "word"), CONFIGS, ids=lambda value: "_".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""
+    ("wrong", "word"),
+    CONFIGS,
+    ids=lambda value: (
+        "_".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""
+    ),
 )
 def test_config(place: Place, wrong: dict, word: str, capsys):
     shown = " ".join(f"--config.{name.replace('__', '.')}={value}" for name, value in wrong.items())
     settings = place.settings("never") | wrong
-    refused(command(**{k: v for k, v in settings.items() if k != "devices"}), word, capsys, shown, devices=wrong.get("devices", 1))
+    refused(
+        command(**{k: v for k, v in settings.items() if k != "devices"}),
+        word,
+        capsys,
+        shown,
+        devices=wrong.get("devices", 1),
+    )
     assert not (place.runs / "never" / "metrics.jsonl").exists()  # nothing was begun
 
 
@@ -153,11 +197,21 @@ def test_config(place: Place, wrong: dict, word: str, capsys):
 )
 def test_config_file(tmp_path: Path, content: str, word: str, capsys):
     (tmp_path / "wrong.py").write_text(content)
-    refused([sys.executable, "train.py", "--config", str(tmp_path / "wrong.py")], word, capsys, f"a config file that holds {content!r}")
+    refused(
+        [sys.executable, "train.py", "--config", str(tmp_path / "wrong.py")],
+        word,
+        capsys,
+        f"a config file that holds {content!r}",
+    )
 
 
 def test_no_config_file(tmp_path: Path, capsys):
-    refused([sys.executable, "train.py", "--config", str(tmp_path / "none.py")], "none.py", capsys, "a config file that is not there")
+    refused(
+        [sys.executable, "train.py", "--config", str(tmp_path / "none.py")],
+        "none.py",
+        capsys,
+        "a config file that is not there",
+    )
 
 
 @pytest.mark.parametrize("what", SHARDS)
@@ -165,25 +219,40 @@ def test_shard(place: Place, tmp_path: Path, what: str, capsys):
     damage, word = SHARDS[what]
     folder = Path(shutil.copytree(place.numbers, tmp_path / "numbers"))
     damage(folder / TRAIN_SHARD)
-    refused(command(**place.settings("never") | {"data__folder": folder}), word, capsys, f"a shard: {what}")
+    refused(
+        command(**place.settings("never") | {"data__folder": folder}),
+        word,
+        capsys,
+        f"a shard: {what}",
+    )
 
 
 @pytest.mark.parametrize("wrong", SAMPLES, ids=lambda value: " ".join(value[0]))
 def test_sampling(place: Place, wrong: tuple[list[str], str], capsys, monkeypatch):
     """In this process, which has JAX already: what it says and how it ends is all that counts here."""
     prompt = [] if "--file" in wrong[0] else ["--prompt", "a"]
-    monkeypatch.setattr(sys, "argv", ["sample.py", "--run", str(place.expected), *prompt, *wrong[0]])
+    monkeypatch.setattr(
+        sys, "argv", ["sample.py", "--run", str(place.expected), *prompt, *wrong[0]]
+    )
     with pytest.raises(SystemExit) as end:
         exit_cleanly(sample.main)
     said = capsys.readouterr()
-    line_of_refusal(end.value.code, said.out, said.err, wrong[1], capsys, f"sample.py {' '.join(wrong[0])}")
+    line_of_refusal(
+        end.value.code, said.out, said.err, wrong[1], capsys, f"sample.py {' '.join(wrong[0])}"
+    )
 
 
 @pytest.mark.parametrize("wrong", TOOLS, ids=lambda value: " ".join(value[0]))
 def test_tool(place: Place, tmp_path: Path, wrong: tuple[list[str], str], capsys):
     (tmp_path / "BROKEN.jsonl").write_text('{"text": \n{"prompt": 3}\n')
-    (tmp_path / "GOOD.jsonl").write_text(json.dumps({"text": "a", "prompt": "a", "completion": "b"}) + "\n")
-    names = {"OUT": tmp_path / "out", "NUMBERS": place.numbers} | {name: tmp_path / name for name in ("BROKEN.jsonl", "GOOD.jsonl")}
-    arguments = [str(names.get(argument, tmp_path if argument == "." else argument)) for argument in wrong[0]]
+    (tmp_path / "GOOD.jsonl").write_text(
+        json.dumps({"text": "a", "prompt": "a", "completion": "b"}) + "\n"
+    )
+    names = {"OUT": tmp_path / "out", "NUMBERS": place.numbers} | {
+        name: tmp_path / name for name in ("BROKEN.jsonl", "GOOD.jsonl")
+    }
+    arguments = [
+        str(names.get(argument, tmp_path if argument == "." else argument)) for argument in wrong[0]
+    ]
     word = str(names.get(wrong[1], wrong[1]))
     refused([sys.executable, "-m", *arguments], word, capsys, " ".join(wrong[0]))

@@ -17,7 +17,13 @@ from tests.harness import ENVIRONMENT, ROOT, command, train
 
 def test_a_run_that_diverges_ends_and_keeps_its_last_good_checkpoint(place: Place):
     """Weights times -99 at every step: they leave float32 after twenty."""
-    wild = {"schedule__peak": 10.0, "schedule__kind": "constant", "schedule__warmup": 0, "optimizer__weight_decay": 10.0, "optimizer__clip": 1e30}
+    wild = {
+        "schedule__peak": 10.0,
+        "schedule__kind": "constant",
+        "schedule__warmup": 0,
+        "optimizer__weight_decay": 10.0,
+        "optimizer__clip": 1e30,
+    }
     settings = place.settings("diverging", horizon__steps=100, **wild)
     said = train(expect=1, **settings)
     assert f"not finite {TOO_MANY_SKIPPED} times in a row" in said.splitlines()[-1]
@@ -32,16 +38,25 @@ def test_a_run_that_diverges_ends_and_keeps_its_last_good_checkpoint(place: Plac
 def memory_and_files(process: subprocess.Popen) -> tuple[int, int]:
     """Resident kilobytes and open files."""
     status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]), len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+    return int(status.partition("VmRSS:")[2].split()[0]), len(
+        list(Path(f"/proc/{process.pid}/fd").iterdir())
+    )
 
 
 @pytest.mark.campaign
 def test_two_thousand_steps_after_warm_up_leave_nothing_behind(place: Place):
     # Python finds the garbage of compilation (200 MB) after about 1,250 steps: until then nothing is in its final state.
     first, last = range(1600, 1700), range(3500, 3600)
-    settings = place.settings("soak", horizon__steps=last.stop, save__every=10, eval__every=500, log__every=1)
+    settings = place.settings(
+        "soak", horizon__steps=last.stop, save__every=10, eval__every=500, log__every=1
+    )
     process = subprocess.Popen(
-        command(**settings), cwd=ROOT, env=ENVIRONMENT | {"JAX_LOG_COMPILES": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(**settings),
+        cwd=ROOT,
+        env=ENVIRONMENT | {"JAX_LOG_COMPILES": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert process.stdout
     measured, compiled = {}, []
@@ -55,10 +70,14 @@ def test_two_thousand_steps_after_warm_up_leave_nothing_behind(place: Place):
     assert process.wait() == 0
     (memory, files), (later_memory, later_files) = (np.array(measured[n]).T for n in (False, True))
     growth = (np.median(later_memory) / np.median(memory) - 1) / (last.start - first.start) * 1000
-    print(f"memory {growth:+.2%} in 1,000 steps from {np.median(memory) / 1e3:.0f} MB; {files.min()} files, then {later_files.min()}")
+    print(
+        f"memory {growth:+.2%} in 1,000 steps from {np.median(memory) / 1e3:.0f} MB; {files.min()} files, then {later_files.min()}"
+    )
     assert growth < 0.01
     assert later_files.min() <= files.min()  # between two saves
     assert compiled and not any(compiled)  # all of it before the first measurement
     run = place.runs / "soak"
-    assert len(checkpoint_steps(run)) <= 3 and all(p.name.isdecimal() for p in (run / "checkpoints").iterdir())
+    assert len(checkpoint_steps(run)) <= 3 and all(
+        p.name.isdecimal() for p in (run / "checkpoints").iterdir()
+    )
     assert not list(run.glob("*.tmp"))

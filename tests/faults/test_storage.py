@@ -25,7 +25,11 @@ cp -r "$run" "$result"
 
 
 def may_mount() -> bool:
-    return subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode == 0 if shutil.which("unshare") else False
+    return (
+        subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode == 0
+        if shutil.which("unshare")
+        else False
+    )
 
 
 @pytest.mark.skipif(not may_mount(), reason="this system lets nobody mount a small disk")
@@ -35,32 +39,55 @@ def test_a_full_disk_is_reported_and_the_same_command_goes_on(place: Place):
     arguments = ["unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", "2m", str(run), str(result)]
     done = subprocess.run(
         [*arguments, *command(**place.settings("full", save__keep=100))],
-        cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     said = done.stdout
     first, _, second = said.partition("first: ")
     assert second.startswith("1\n") and "second: 0" in second and "Traceback" not in said, said
-    assert "failed: " in first.splitlines()[-1] and "run the same command again" in first.splitlines()[-1]
-    listed = second.splitlines()[1 : second.splitlines().index(next(x for x in second.splitlines() if x.startswith(str(run))))]
-    assert listed and all(name.isdecimal() for name in listed), said  # older ones intact, nothing half-written
+    assert (
+        "failed: " in first.splitlines()[-1]
+        and "run the same command again" in first.splitlines()[-1]
+    )
+    listed = second.splitlines()[
+        1 : second.splitlines().index(
+            next(x for x in second.splitlines() if x.startswith(str(run)))
+        )
+    ]
+    assert listed and all(name.isdecimal() for name in listed), (
+        said
+    )  # older ones intact, nothing half-written
     assert f"goes on from step {max(map(int, listed))}" in second
     assert not place.problems(result)
 
 
-@pytest.mark.parametrize("point", [pytest.param("before_save@9", marks=pytest.mark.campaign), "before_commit@9"])
+@pytest.mark.parametrize(
+    "point", [pytest.param("before_save@9", marks=pytest.mark.campaign), "before_commit@9"]
+)
 def test_a_save_that_fails_ends_the_run_with_what_stands(place: Place, point: str):
     """In the foreground and in Orbax's thread; the exit code tells, and nothing half-written stays."""
     settings = place.settings(f"enospc_{point[:-2]}")
     said = train(expect=1, environment={"MINIGPT_FAILPOINT": f"{point}:enospc"}, **settings)
     assert "no space left on device" in said.splitlines()[-1]
-    assert not [p for p in (place.runs / settings["name"] / "checkpoints").iterdir() if not p.name.isdecimal()]
+    assert not [
+        p
+        for p in (place.runs / settings["name"] / "checkpoints").iterdir()
+        if not p.name.isdecimal()
+    ]
     assert "goes on from step 6" in train(**settings)
     assert not place.problems(place.runs / settings["name"])
 
 
 def test_a_last_save_that_fails_is_not_called_a_success(place: Place):
     assert "could not be written" in train(
-        expect=1, environment={"MINIGPT_FAILPOINT": f"before_commit@{HORIZON}:enospc"}, **place.settings("last_save")
+        expect=1,
+        environment={"MINIGPT_FAILPOINT": f"before_commit@{HORIZON}:enospc"},
+        **place.settings("last_save"),
     )
 
 
@@ -85,7 +112,9 @@ def test_stray_entries_are_ignored(place: Place):
     (run / "checkpoints" / "abc").write_text("")
     said = train(**place.settings("strays"))
     assert "goes on from step 18" in said and "warning" not in said
-    assert checkpoint_steps(run)[-1] == HORIZON and place.problems(run) == ["left behind: 9.tmp, abc"]
+    assert checkpoint_steps(run)[-1] == HORIZON and place.problems(run) == [
+        "left behind: 9.tmp, abc"
+    ]
 
 
 def test_another_dtype_is_refused_by_name(place: Place):
@@ -97,8 +126,12 @@ def test_another_dtype_is_refused_by_name(place: Place):
         "    meta = json.loads(path.read_text()); del meta['seal']; meta['arrays']['params/wte']['dtype'] = 'bfloat16'\n"
         "    path.write_text(json.dumps(sealed(meta)))"
     )
-    metas = [str(run / "checkpoints" / str(step) / "meta" / "metadata") for step in checkpoint_steps(run)]
-    subprocess.run([sys.executable, "-c", program, *metas], cwd=ROOT, env=ENVIRONMENT, check=True, timeout=60)
+    metas = [
+        str(run / "checkpoints" / str(step) / "meta" / "metadata") for step in checkpoint_steps(run)
+    ]
+    subprocess.run(
+        [sys.executable, "-c", program, *metas], cwd=ROOT, env=ENVIRONMENT, check=True, timeout=60
+    )
     said = train(expect=2, **place.settings("dtype"))
     assert "params/wte: bfloat16[512, 16] -> float32[512, 16]" in said and said.count("\n") == 1
 
@@ -106,15 +139,21 @@ def test_another_dtype_is_refused_by_name(place: Place):
 def test_a_changed_setting_is_refused_until_it_is_insisted_on(place: Place):
     place.copy(place.two_checkpoints, "insisted")
     said = train(expect=2, **place.settings("insisted", optimizer__b2=0.9))
-    assert "optimizer.b2: 0.95 -> 0.9" in said and "accept_changes" in said and said.count("\n") == 1
-    assert "goes on from step 18" in train(**place.settings("insisted", optimizer__b2=0.9, accept_changes=True))
+    assert (
+        "optimizer.b2: 0.95 -> 0.9" in said and "accept_changes" in said and said.count("\n") == 1
+    )
+    assert "goes on from step 18" in train(
+        **place.settings("insisted", optimizer__b2=0.9, accept_changes=True)
+    )
 
 
 def test_a_fresh_start_that_cannot_begin_deletes_nothing(place: Place):
     run = place.copy(place.two_checkpoints, "fresh")
     train(expect=2, **place.settings("fresh", fresh=True, init_from="/nowhere"))
     assert checkpoint_steps(run)[-2:] == [15, 18]
-    assert "begins with the weights of" in train(**place.settings("fresh", fresh=True, init_from=run))  # even its own
+    assert "begins with the weights of" in train(
+        **place.settings("fresh", fresh=True, init_from=run)
+    )  # even its own
 
 
 @pytest.mark.campaign

@@ -19,19 +19,35 @@ STEPS, WARMUP, PEAK, FLOOR = 10, 3, 2e-3, 2e-4
 CLIP, DECAY, BETAS, EPSILON = 1.0, 0.1, (0.9, 0.95), 1e-8
 
 
-def inputs(seed: int, *, layers: int = 2, heads: int = 3, embed: int = 12, vocab: int = 61, context: int = 12, rows: int = 8) -> dict:
+def inputs(
+    seed: int,
+    *,
+    layers: int = 2,
+    heads: int = 3,
+    embed: int = 12,
+    vocab: int = 61,
+    context: int = 12,
+    rows: int = 8,
+) -> dict:
     """Random weights "before/NAME", "tokens" [steps, B, T+1] and "mask" [steps, B, T], and what no shape tells.
 
     Nothing is zero or one that training would move: a forgotten bias, scale or epsilon changes every number.
     """
     draw = np.random.default_rng(seed)
     shape = {"layers": layers, "heads": heads, "embed": embed, "vocab": vocab, "context": context}
-    found = {name: np.array(value) for name, value in (shape | {"peak": PEAK, "warmup": WARMUP, "floor": FLOOR}).items()}
+    found = {
+        name: np.array(value)
+        for name, value in (shape | {"peak": PEAK, "warmup": WARMUP, "floor": FLOOR}).items()
+    }
     for name, parameter in build(found).transformer.named_parameters():
         spread = draw.normal(size=tuple(parameter.shape)) * 0.2
-        found[f"before/{name}"] = spread + (name.endswith("weight") and parameter.ndim == 1)  # the scales of LayerNorm
+        found[f"before/{name}"] = spread + (
+            name.endswith("weight") and parameter.ndim == 1
+        )  # the scales of LayerNorm
     found["tokens"] = draw.integers(0, vocab, (STEPS, rows, context + 1)).astype(np.uint16)
-    kept = np.linspace(0.2, 0.9, rows)[:, None]  # rows of unequal weight: a mean of means would be wrong
+    kept = np.linspace(0.2, 0.9, rows)[
+        :, None
+    ]  # rows of unequal weight: a mean of means would be wrong
     found["mask"] = (draw.random((STEPS, rows, context)) < kept).astype(np.uint8)
     found["mask"][:, :, -1] = 1
     return found
@@ -40,10 +56,18 @@ def inputs(seed: int, *, layers: int = 2, heads: int = 3, embed: int = 12, vocab
 def build(golden: Mapping[str, np.ndarray]) -> GPT2LMHeadModel:
     """The model in float64, without dropout, with the weights of `golden` where it has some."""
     shape = GPT2Config(
-        vocab_size=int(golden["vocab"]), n_positions=int(golden["context"]), n_embd=int(golden["embed"]), n_layer=int(golden["layers"]),
-        n_head=int(golden["heads"]), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+        vocab_size=int(golden["vocab"]),
+        n_positions=int(golden["context"]),
+        n_embd=int(golden["embed"]),
+        n_layer=int(golden["layers"]),
+        n_head=int(golden["heads"]),
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
         attn_implementation="eager",
-    )  # fmt: skip
+    )
     model = GPT2LMHeadModel(shape).double()
     with torch.no_grad():
         for name, parameter in model.transformer.named_parameters():
@@ -68,15 +92,22 @@ def outcomes(golden: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPSILON)
     found, curves = {}, []
     for i in range(STEPS):
-        tokens, mask = torch.tensor(golden["tokens"][i].astype(np.int64)), torch.tensor(golden["mask"][i], dtype=torch.float64)
+        tokens, mask = (
+            torch.tensor(golden["tokens"][i].astype(np.int64)),
+            torch.tensor(golden["mask"][i], dtype=torch.float64),
+        )
         scores = model(tokens[:, :-1]).logits
-        each = torch.nn.functional.cross_entropy(scores.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        each = torch.nn.functional.cross_entropy(
+            scores.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+        )
         loss = (each * mask.flatten()).sum() / mask.sum()
         optimizer.zero_grad()
         loss.backward()
         gradients = {name: p.grad for name, p in parameters.items()}
         if i == 0:
-            found |= {"logits": numpy(scores), "loss": numpy(loss)} | {f"gradient/{name}": numpy(g) for name, g in gradients.items()}
+            found |= {"logits": numpy(scores), "loss": numpy(loss)} | {
+                f"gradient/{name}": numpy(g) for name, g in gradients.items()
+            }
         norm = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
         for g in gradients.values():
             g.mul_(min(1.0, CLIP / norm))  # torch's own clipping adds 1e-6 to the norm
@@ -105,9 +136,13 @@ def main() -> None:
     golden = inputs(seed=0)
     golden |= outcomes(golden)
     clipped = golden["norms"] > CLIP
-    assert 0 < clipped.sum() < STEPS, f"clipping must be at work in some steps and not in others: {golden['norms']}"
+    assert 0 < clipped.sum() < STEPS, (
+        f"clipping must be at work in some steps and not in others: {golden['norms']}"
+    )
     np.savez(FILE, allow_pickle=False, **golden)
-    print(f"{FILE.name}: {FILE.stat().st_size:,} bytes; loss {golden['losses'][0]:.4f} to {golden['losses'][-1]:.4f}, {clipped.sum()} steps clipped")
+    print(
+        f"{FILE.name}: {FILE.stat().st_size:,} bytes; loss {golden['losses'][0]:.4f} to {golden['losses'][-1]:.4f}, {clipped.sum()} steps clipped"
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,24 @@ from minigpt_jax.loss import logits
 from minigpt_jax.model import GPT
 from minigpt_jax.tokenizer import END, END_OF_TEXT
 
-WORDS = ["what", "does", "the", "array", "return", "numpy", "list", "of", "a", "12", "élan", "日本", "(", ") ,", "don't\n", ""]
+WORDS = [
+    "what",
+    "does",
+    "the",
+    "array",
+    "return",
+    "numpy",
+    "list",
+    "of",
+    "a",
+    "12",
+    "élan",
+    "日本",
+    "(",
+    ") ,",
+    "don't\n",
+    "",
+]
 NEW = 50
 
 
@@ -34,7 +51,11 @@ def prompts(run: LoadedRun, count: int, seed: int = 0) -> list[list[int]]:
     while len(found) < count:
         turns = [{"role": "user", "content": " ".join(draw.choices(WORDS, k=draw.randint(1, 6)))}]
         if draw.random() < 0.3:
-            turns = [*turns, {"role": "assistant", "content": draw.choice(WORDS)}, {"role": "user", "content": draw.choice(WORDS)}]
+            turns = [
+                *turns,
+                {"role": "assistant", "content": draw.choice(WORDS)},
+                {"role": "user", "content": draw.choice(WORDS)},
+            ]
         ids = chat.prompt(turns, run.tokenizer)
         if len(ids) + NEW <= run.config.context:
             found.append(ids)
@@ -43,9 +64,13 @@ def prompts(run: LoadedRun, count: int, seed: int = 0) -> list[list[int]]:
 
 def scores(run: LoadedRun, ids: list[int]) -> np.ndarray:
     """[T, V] our logits."""
-    row = np.zeros((1, run.config.context), np.int32)  # one shape to compile; nothing sees what comes after it
+    row = np.zeros(
+        (1, run.config.context), np.int32
+    )  # one shape to compile; nothing sees what comes after it
     row[0, : len(ids)] = ids
-    return np.asarray(_scores(GPT(run.config), run.params, row))[0, : len(ids), : run.config.vocab_size]
+    return np.asarray(_scores(GPT(run.config), run.params, row))[
+        0, : len(ids), : run.config.vocab_size
+    ]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -57,24 +82,36 @@ def _scores(model: GPT, params: dict, row: np.ndarray) -> jax.Array:
 def greedy(run: LoadedRun, asked: list[list[int]]) -> list[list[int]]:
     """Our most likely continuations of up to NEW tokens, without what ends them."""
     writer = Generator(run.params, run.config, run.tokenizer, rows=len(asked))
-    for _ in writer.stream(asked, sampling(len(asked), run.config, temperature=0.0), max_new_tokens=NEW):
+    for _ in writer.stream(
+        asked, sampling(len(asked), run.config, temperature=0.0), max_new_tokens=NEW
+    ):
         pass
     return [answer.tokens for answer in writer.answers]
 
 
 def parted(run: LoadedRun, asked: list[int], ours: list[int], theirs: list[int], tie: float) -> str:
     """ "" for equal texts, "tie" where they part at a near tie, else where they part."""
-    at = next((i for i, (a, b) in enumerate(zip([*ours, END], [*theirs, END], strict=False)) if a != b), None)
+    at = next(
+        (i for i, (a, b) in enumerate(zip([*ours, END], [*theirs, END], strict=False)) if a != b),
+        None,
+    )
     if at is None:
         return ""
     best = np.sort(scores(run, asked + ours[:at])[-1])[-2:]
-    return "tie" if best[1] - best[0] < tie else f"token {at}: {ours[at : at + 1]} and {theirs[at : at + 1]}, best logits {best}"
+    return (
+        "tie"
+        if best[1] - best[0] < tie
+        else f"token {at}: {ours[at : at + 1]} and {theirs[at : at + 1]}, best logits {best}"
+    )
 
 
 def verdict(what: str, differences: list[str]) -> list[str]:
     """Print the line of a comparison; the real differences."""
     real, ties = [d for d in differences if d not in ("", "tie")], differences.count("tie")
-    print(f"{what}: {len(differences) - len(real) - ties} of {len(differences)} equal, {ties} ties, {len(real)} differ", *real[:3])
+    print(
+        f"{what}: {len(differences) - len(real) - ties} of {len(differences)} equal, {ties} ties, {len(real)} differ",
+        *real[:3],
+    )
     return real
 
 
@@ -83,33 +120,57 @@ def beside_transformers(run: LoadedRun, folder: Path, count: int) -> list[str]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder).eval(),
+    )
     asked, stop = prompts(run, count), gpt2.stop_tokens(run.config)
     ours, theirs, far = greedy(run, asked), [], 0.0
     for ids in asked:
         with torch.no_grad():
             long = torch.tensor([ids])
             far = max(far, float(np.abs(model(long).logits[0].numpy() - scores(run, ids)).max()))
-            made = model.generate(long, attention_mask=torch.ones_like(long), do_sample=False, max_length=len(ids) + NEW)[0, len(ids) :].tolist()
+            made = model.generate(
+                long,
+                attention_mask=torch.ones_like(long),
+                do_sample=False,
+                max_length=len(ids) + NEW,
+            )[0, len(ids) :].tolist()
         ended = [i for i, id in enumerate(made) if id in stop]
         theirs.append(made[: ended[0]] if ended else made)
         if ended and ended[0] != len(made) - 1:
             return verdict("generate stops", ["it went on after a stop token"])
     print(f"logits on {count} prompts: at most {far:.1e} apart")
     found = [f"logits {far:.1e} apart"] * (far > 1e-4)
-    found += verdict("greedy texts beside transformers", [parted(run, *texts, 1e-4) for texts in zip(asked, ours, theirs, strict=True)])
-    return found + template(run, lambda turns: tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"], 50)
+    found += verdict(
+        "greedy texts beside transformers",
+        [parted(run, *texts, 1e-4) for texts in zip(asked, ours, theirs, strict=True)],
+    )
+    return found + template(
+        run,
+        lambda turns: tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"],
+        50,
+    )
 
 
 def template(run: LoadedRun, apply: Callable[[list], list[int]], count: int) -> list[str]:
     """Ids of random conversations of several turns from another program's template; what differs."""
     draw, differences = random.Random(1), []
     for _ in range(count):
-        turns = [{"role": "system", "content": " ".join(draw.choices(WORDS, k=4))}] if draw.random() < 0.5 else []
+        turns = (
+            [{"role": "system", "content": " ".join(draw.choices(WORDS, k=4))}]
+            if draw.random() < 0.5
+            else []
+        )
         for _ in range(draw.randint(1, 4)):
-            turns += [{"role": role, "content": " ".join(draw.choices(WORDS, k=draw.randrange(6)))} for role in ("user", "assistant")]
+            turns += [
+                {"role": role, "content": " ".join(draw.choices(WORDS, k=draw.randrange(6)))}
+                for role in ("user", "assistant")
+            ]
         turns.pop()
-        differences.append("" if list(apply(turns)) == chat.prompt(turns, run.tokenizer) else repr(turns))
+        differences.append(
+            "" if list(apply(turns)) == chat.prompt(turns, run.tokenizer) else repr(turns)
+        )
     return verdict("chat templates", differences)
 
 
@@ -120,7 +181,9 @@ def beside_llama(run: LoadedRun, file: Path, count: int, exact: bool) -> list[st
 
     # A cache in f32, like ours: llama.cpp's own default is f16.
     kinds = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
-    model = llama_cpp.Llama(str(file), n_ctx=run.config.context, logits_all=False, verbose=False, **kinds)
+    model = llama_cpp.Llama(
+        str(file), n_ctx=run.config.context, logits_all=False, verbose=False, **kinds
+    )
     asked, theirs = prompts(run, count), []
     for ids in asked:
         model.reset()
@@ -133,14 +196,30 @@ def beside_llama(run: LoadedRun, file: Path, count: int, exact: bool) -> list[st
     if not exact:
         print(f"{file.name}: answers, {run.tokenizer.decode(theirs[0])[:60]!r}")
         return [] if any(theirs) else ["no answer at all"]
-    found = verdict("greedy texts beside llama.cpp", [parted(run, *texts, 1e-2) for texts in zip(asked, greedy(run, asked), theirs, strict=True)])
-    words = Jinja2ChatFormatter(model.metadata["tokenizer.chat_template"], "<|end|>", "<|endoftext|>")
-    return found + template(run, lambda turns: model.tokenize(words(messages=turns).prompt.encode(), add_bos=False, special=True), 50)
+    found = verdict(
+        "greedy texts beside llama.cpp",
+        [
+            parted(run, *texts, 1e-2)
+            for texts in zip(asked, greedy(run, asked), theirs, strict=True)
+        ],
+    )
+    words = Jinja2ChatFormatter(
+        model.metadata["tokenizer.chat_template"], "<|end|>", "<|endoftext|>"
+    )
+    return found + template(
+        run,
+        lambda turns: model.tokenize(
+            words(messages=turns).prompt.encode(), add_bos=False, special=True
+        ),
+        50,
+    )
 
 
 def main() -> int:
     """Export a run and compare; programs that are not installed are left out by name."""
-    parser = argparse.ArgumentParser(description="A finetuned run beside transformers and llama.cpp.")
+    parser = argparse.ArgumentParser(
+        description="A finetuned run beside transformers and llama.cpp."
+    )
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=64)
     options = parser.parse_args()

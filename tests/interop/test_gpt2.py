@@ -14,7 +14,10 @@ from tests.interop.models import BASE, CHAT, tensors
 def test_there_and_back_changes_no_bit(config: GPTConfig):
     theirs = tensors(config)
     ours = from_gpt2(theirs, config)
-    assert ours["wte"].shape == (config.padded_vocab, config.embed) and not ours["wte"][config.vocab_size :].any()
+    assert (
+        ours["wte"].shape == (config.padded_vocab, config.embed)
+        and not ours["wte"][config.vocab_size :].any()
+    )
     # Rows beyond the vocabulary are ours alone, whatever is in them.
     ours["wte"][config.vocab_size :] = 7.0
     back = to_gpt2(ours, config)
@@ -30,13 +33,24 @@ def test_the_shapes_are_those_of_our_model():
 
     from minigpt_jax.model import GPT
 
-    shapes = nn.unbox(jax.eval_shape(lambda: GPT(CHAT).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]))
-    jax.tree.map(lambda ours, wanted: np.testing.assert_equal(ours.shape, wanted.shape), from_gpt2(tensors(CHAT), CHAT), shapes)
+    shapes = nn.unbox(
+        jax.eval_shape(
+            lambda: GPT(CHAT).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        )
+    )
+    jax.tree.map(
+        lambda ours, wanted: np.testing.assert_equal(ours.shape, wanted.shape),
+        from_gpt2(tensors(CHAT), CHAT),
+        shapes,
+    )
 
 
 def test_the_hubs_own_names_and_buffers_are_understood():
     theirs = {name.removeprefix("transformer."): tensor for name, tensor in tensors(BASE).items()}
-    buffers = {"h.0.attn.bias": np.tril(np.ones((1, 1, 64, 64), np.float32)), "h.1.attn.masked_bias": np.float32(-1e4)}
+    buffers = {
+        "h.0.attn.bias": np.tril(np.ones((1, 1, 64, 64), np.float32)),
+        "h.1.attn.masked_bias": np.float32(-1e4),
+    }
     found = from_gpt2(theirs | buffers | {"lm_head.weight": theirs["wte.weight"]}, BASE)
     jax.tree.map(np.testing.assert_array_equal, found, from_gpt2(tensors(BASE), BASE))
 
@@ -45,15 +59,29 @@ def test_the_hubs_own_names_and_buffers_are_understood():
     ("change", "says"),
     [
         ({"transformer.h.1.ln_2.bias": None}, r"h\.1\.ln_2\.bias: found none, expected \(32,\)"),
-        ({"transformer.h.0.mlp.c_fc.weight": np.zeros((128, 32), np.float32)}, r"c_fc\.weight: found \(128, 32\), expected \(32, 128\)"),
-        ({"transformer.h.2.ln_1.bias": np.zeros(32, np.float32)}, r"h\.2\.ln_1\.bias: found \(32,\), expected none"),
-        ({"transformer.wpe.weight": np.full((64, 32), np.nan, np.float32)}, r"wpe\.weight: holds values that are not finite"),
+        (
+            {"transformer.h.0.mlp.c_fc.weight": np.zeros((128, 32), np.float32)},
+            r"c_fc\.weight: found \(128, 32\), expected \(32, 128\)",
+        ),
+        (
+            {"transformer.h.2.ln_1.bias": np.zeros(32, np.float32)},
+            r"h\.2\.ln_1\.bias: found \(32,\), expected none",
+        ),
+        (
+            {"transformer.wpe.weight": np.full((64, 32), np.nan, np.float32)},
+            r"wpe\.weight: holds values that are not finite",
+        ),
         ({"wpe.weight": np.zeros((64, 32), np.float32)}, "stand there twice"),
-        ({"lm_head.weight": np.zeros((50257, 32), np.float32)}, "lm_head.weight: differs from wte.weight"),
+        (
+            {"lm_head.weight": np.zeros((50257, 32), np.float32)},
+            "lm_head.weight: differs from wte.weight",
+        ),
     ],
 )
 def test_other_tensors_are_refused_by_name(change: dict, says: str):
-    changed = {name: tensor for name, tensor in (tensors(BASE) | change).items() if tensor is not None}
+    changed = {
+        name: tensor for name, tensor in (tensors(BASE) | change).items() if tensor is not None
+    }
     with pytest.raises(InputError, match=says):
         from_gpt2(changed, BASE)
 
@@ -78,7 +106,11 @@ def test_other_tensors_are_refused_by_name(change: dict, says: str):
     ],
 )
 def test_another_architecture_is_refused(change: dict, says: str):
-    changed = {name: value for name, value in (to_config(BASE) | change).items() if value is not None or name == "n_inner"}
+    changed = {
+        name: value
+        for name, value in (to_config(BASE) | change).items()
+        if value is not None or name == "n_inner"
+    }
     with pytest.raises(InputError, match=says):
         from_config(changed)
 

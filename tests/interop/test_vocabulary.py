@@ -16,10 +16,21 @@ from minigpt_jax.tokenizer import CHAT_VOCAB, SPECIAL_TOKENS, TEXT_VOCAB, load_t
 
 OURS = load_tokenizer()
 TEXTS = [
-    "", " ", "\n\n  \t", "Hello, I'm a language model,", "don't can't we'll I've they're it's I'd", "1234567890 3.14 1e-9",
+    "",
+    " ",
+    "\n\n  \t",
+    "Hello, I'm a language model,",
+    "don't can't we'll I've they're it's I'd",
+    "1234567890 3.14 1e-9",
     "élan naïve 日本語 🙂👩‍👩‍👧",
-    "    indented\n        more", "\x00\x01\x7f", "tabs\tand\r\nlines", " leading and trailing ", "word" * 300, "≠≤∞ ½ ﬁ", "\u200b\ufeff",
-]  # fmt: skip
+    "    indented\n        more",
+    "\x00\x01\x7f",
+    "tabs\tand\r\nlines",
+    " leading and trailing ",
+    "word" * 300,
+    "≠≤∞ ½ ﬁ",
+    "\u200b\ufeff",
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +41,23 @@ def theirs() -> tokenizers.Tokenizer:
 def test_the_vocabulary_is_gpt2s():
     assert len(vocabulary.vocabulary()) == 50256 and len(vocabulary.merges()) == 50000
     # The beginning of GPT-2's merges.txt, and words whose ids are known.
-    assert vocabulary.merges()[:6] == [("Ġ", "t"), ("Ġ", "a"), ("h", "e"), ("i", "n"), ("r", "e"), ("o", "n")]
-    assert [vocabulary.vocabulary()[word] for word in ("!", "Hello", "Ġlanguage")] == [0, 15496, 3303]
-    assert vocabulary.special_tokens(TEXT_VOCAB) == {"<|endoftext|>": 50256} and vocabulary.special_tokens(CHAT_VOCAB) == SPECIAL_TOKENS
+    assert vocabulary.merges()[:6] == [
+        ("Ġ", "t"),
+        ("Ġ", "a"),
+        ("h", "e"),
+        ("i", "n"),
+        ("r", "e"),
+        ("o", "n"),
+    ]
+    assert [vocabulary.vocabulary()[word] for word in ("!", "Hello", "Ġlanguage")] == [
+        0,
+        15496,
+        3303,
+    ]
+    assert (
+        vocabulary.special_tokens(TEXT_VOCAB) == {"<|endoftext|>": 50256}
+        and vocabulary.special_tokens(CHAT_VOCAB) == SPECIAL_TOKENS
+    )
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -48,16 +73,25 @@ def test_tokenizer_json_gives_our_ids_on_any_text(theirs: tokenizers.Tokenizer, 
 
 
 def test_markers_are_single_tokens(theirs: tokenizers.Tokenizer):
-    assert {name: theirs.encode(name).ids for name in SPECIAL_TOKENS} == {name: [id] for name, id in SPECIAL_TOKENS.items()}
+    assert {name: theirs.encode(name).ids for name in SPECIAL_TOKENS} == {
+        name: [id] for name, id in SPECIAL_TOKENS.items()
+    }
     base = tokenizers.Tokenizer.from_str(json.dumps(vocabulary.tokenizer_json(TEXT_VOCAB)))
-    assert base.encode("<|user|>").ids == OURS.encode("<|user|>") and base.encode("<|endoftext|>").ids == [50256]
+    assert base.encode("<|user|>").ids == OURS.encode("<|user|>") and base.encode(
+        "<|endoftext|>"
+    ).ids == [50256]
 
 
 def conversation(draw: random.Random) -> list[chat.Message]:
     """Any number of turns, with and without a system message, that the user ends."""
-    messages: list[chat.Message] = [{"role": "system", "content": draw.choice(TEXTS)}] if draw.random() < 0.5 else []
+    messages: list[chat.Message] = (
+        [{"role": "system", "content": draw.choice(TEXTS)}] if draw.random() < 0.5 else []
+    )
     for _ in range(draw.randrange(4)):
-        messages += [{"role": "user", "content": draw.choice(TEXTS)}, {"role": "assistant", "content": draw.choice(TEXTS)}]
+        messages += [
+            {"role": "user", "content": draw.choice(TEXTS)},
+            {"role": "assistant", "content": draw.choice(TEXTS)},
+        ]
     return [*messages, {"role": "user", "content": draw.choice(TEXTS)}]
 
 
@@ -68,20 +102,33 @@ def apply(messages, **more) -> str:
     def raise_exception(text: str):
         raise jinja2.TemplateError(text)
 
-    return environment.from_string(vocabulary.CHAT_TEMPLATE, globals={"raise_exception": raise_exception}).render(messages=messages, **more)
+    return environment.from_string(
+        vocabulary.CHAT_TEMPLATE, globals={"raise_exception": raise_exception}
+    ).render(messages=messages, **more)
 
 
 @pytest.mark.parametrize("seed", range(50))
 def test_the_template_gives_the_ids_of_chat(theirs: tokenizers.Tokenizer, seed: int):
     messages = conversation(random.Random(seed))
-    assert theirs.encode(apply(messages, add_generation_prompt=True)).ids == chat.prompt(messages, OURS)
+    assert theirs.encode(apply(messages, add_generation_prompt=True)).ids == chat.prompt(
+        messages, OURS
+    )
     whole: list[chat.Message] = [*messages, {"role": "assistant", "content": "Yes."}]
     assert theirs.encode(apply(whole)).ids == chat.render(whole, OURS)[0]
 
 
 @pytest.mark.parametrize(
     "roles",
-    ["", "system", "assistant", "user user", "user system", "system assistant", "user assistant assistant", "user tool"],
+    [
+        "",
+        "system",
+        "assistant",
+        "user user",
+        "user system",
+        "system assistant",
+        "user assistant assistant",
+        "user tool",
+    ],
 )
 def test_the_template_refuses_what_chat_refuses(roles: str):
     messages = [{"role": role, "content": "x"} for role in roles.split()]
@@ -98,7 +145,10 @@ def test_the_template_takes_text_only(content):
 
 
 def test_an_answer_is_asked_for_after_the_users_message_only():
-    messages: list[chat.Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    messages: list[chat.Message] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
     with pytest.raises(chat.BadConversation):
         chat.prompt(messages, OURS)
     with pytest.raises(jinja2.TemplateError, match="an answer follows"):

@@ -11,11 +11,17 @@ from tests.server.serving import Running, until
 
 ASKED = [
     {
-        "messages": [{"role": "user", "content": "The river reads a stone. " * (i % 7) + f"Light {i % 11}"}], "max_tokens": 1 + (7 * i) % 31,
-        "temperature": 0.0 if i % 3 else 1.0, "seed": i, "top_p": 1.0 if i % 2 else 0.9, "logprobs": i % 5 == 0,
+        "messages": [
+            {"role": "user", "content": "The river reads a stone. " * (i % 7) + f"Light {i % 11}"}
+        ],
+        "max_tokens": 1 + (7 * i) % 31,
+        "temperature": 0.0 if i % 3 else 1.0,
+        "seed": i,
+        "top_p": 1.0 if i % 2 else 0.9,
+        "logprobs": i % 5 == 0,
     }
     for i in range(64)
-]  # fmt: skip
+]
 
 
 def answer(server: Running, body: dict) -> tuple[str, str]:
@@ -37,7 +43,12 @@ def test_sixty_four_clients_get_what_they_would_get_alone(server):
 def baseline(server: Running) -> dict[str, int]:
     """What must come back: slots, the queue, tasks and open files. Connections close a moment after their clients."""
     health = server.health()
-    return {"active": health["active"], "queued": health["queued"], "tasks": health["tasks"], "files": server.files()}
+    return {
+        "active": health["active"],
+        "queued": health["queued"],
+        "tasks": health["tasks"],
+        "files": server.files(),
+    }
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -61,7 +72,11 @@ def test_clients_that_leave_leave_nothing_behind(server, stream):
 
     with ThreadPoolExecutor(40) as clients:
         list(clients.map(leave, range(200 if stream else 60)))
-    until(lambda: baseline(server) == before, lambda: (before, baseline(server)), deadline=5.0 if stream else 15.0)
+    until(
+        lambda: baseline(server) == before,
+        lambda: (before, baseline(server)),
+        deadline=5.0 if stream else 15.0,
+    )
     assert server.health()["compilations_since_warm_up"] == 0
     answer(server, ASKED[1])
 

@@ -20,7 +20,9 @@ ANYTHING = st.recursive(
     | st.floats()
     | st.text(max_size=20)
     | st.sampled_from(["\ud800", "\0", 10**400, -0.0, 5e-324]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
@@ -41,9 +43,16 @@ def _allowed(described: dict) -> st.SearchStrategy:
         needed = {name: known.pop(name) for name in described.get("required", ()) if name in known}
         return st.fixed_dictionaries(needed, optional=known)
     if kind == "array":
-        return st.lists(fitting(described["items"]), min_size=described.get("minItems", 0), max_size=min(described.get("maxItems", 4), 4))
+        return st.lists(
+            fitting(described["items"]),
+            min_size=described.get("minItems", 0),
+            max_size=min(described.get("maxItems", 4), 4),
+        )
     if kind == "string":
-        size = {"min_size": described.get("minLength", 0), "max_size": min(described.get("maxLength", 30), 30)}
+        size = {
+            "min_size": described.get("minLength", 0),
+            "max_size": min(described.get("maxLength", 30), 30),
+        }
         return st.text(**size) | st.text(string.printable, **size)
     if kind == "number":
         return st.floats(described["minimum"], described["maximum"])
@@ -56,7 +65,10 @@ def _allowed(described: dict) -> st.SearchStrategy:
 def spoil(body: bytes, place: int, junk: bytes, how: str) -> bytes:
     """A body with something cut off, put in or overwritten."""
     at = place % (len(body) + 1)
-    return body[:at] + {"cut": b"", "insert": junk + body[at:], "overwrite": junk + body[at + len(junk) :]}[how]
+    return (
+        body[:at]
+        + {"cut": b"", "insert": junk + body[at:], "overwrite": junk + body[at + len(junk) :]}[how]
+    )
 
 
 def check(server: Running, route: str, body: bytes) -> int:
@@ -72,20 +84,33 @@ def check(server: Running, route: str, body: bytes) -> int:
 @pytest.fixture(scope="module")
 def described(server) -> dict:
     paths = json.loads(server.ask("/openapi.json")[2])["paths"]
-    return {route: paths[route]["post"]["requestBody"]["content"]["application/json"]["schema"] for route in ROUTES}
+    return {
+        route: paths[route]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        for route in ROUTES
+    }
 
 
 def bodies(described: dict, found: list[int], server: Running, examples: int) -> None:
     """Ask `examples` times with whatever comes to mind."""
-    routes = st.sampled_from(ROUTES).flatmap(lambda route: st.tuples(st.just(route), fitting(described[route])))
-    damage = st.none() | st.tuples(st.integers(0, 10**6), st.binary(max_size=6), st.sampled_from(["cut", "insert", "overwrite"]))
+    routes = st.sampled_from(ROUTES).flatmap(
+        lambda route: st.tuples(st.just(route), fitting(described[route]))
+    )
+    damage = st.none() | st.tuples(
+        st.integers(0, 10**6),
+        st.binary(max_size=6),
+        st.sampled_from(["cut", "insert", "overwrite"]),
+    )
 
-    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    )
     @given(routes, damage)
     def ask(asked, damage):
         route, value = asked
         if isinstance(value, dict) and isinstance(value.get("max_tokens"), int):
-            value["max_tokens"] = min(value["max_tokens"], 5)  # refusals are what is tested, not patience
+            value["max_tokens"] = min(
+                value["max_tokens"], 5
+            )  # refusals are what is tested, not patience
         body = json.dumps({"max_tokens": 2, **value} if isinstance(value, dict) else value).encode()
         found.append(check(server, route, spoil(body, *damage) if damage else body))
 
@@ -96,49 +121,82 @@ def bodies(described: dict, found: list[int], server: Running, examples: int) ->
 def test_whatever_is_sent_is_answered(server, described, examples):
     found: list[int] = []
     bodies(described, found, server, examples)
-    assert found.count(200) > examples // 50 and found.count(400) > examples // 4  # both kinds were met
+    assert (
+        found.count(200) > examples // 50 and found.count(400) > examples // 4
+    )  # both kinds were met
     assert server.ask("/v1/chat/completions", QUESTION | {"max_tokens": 1})[0] == 200
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"null", b"[]", b'"', b"{", b"\xff\xfe{\0}\0", b"\xef\xbb\xbf{}", b"[" * 100_000, b'{"a":' * 100_000, b'{"messages":' + b"[" * 900_000,
-        b'{"messages":' + b"1" * 5000 + b"}", b'{"temperature": 1e999, "messages": [{"role": "user", "content": "a"}]}',
-        b'{"temperature": NaN, "messages": [{"role": "user", "content": "a"}]}', b'{"n": -Infinity}',
+        b"",
+        b"null",
+        b"[]",
+        b'"',
+        b"{",
+        b"\xff\xfe{\0}\0",
+        b"\xef\xbb\xbf{}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"messages":' + b"[" * 900_000,
+        b'{"messages":' + b"1" * 5000 + b"}",
+        b'{"temperature": 1e999, "messages": [{"role": "user", "content": "a"}]}',
+        b'{"temperature": NaN, "messages": [{"role": "user", "content": "a"}]}',
+        b'{"n": -Infinity}',
         b'{"messages": [{"role": "user", "content": "a\xff"}]}',
-        b'{"messages": [' + b'{"role":"user","content":"a"},' * 30_000 + b"1]}", b'{"prompt": [' + b"1," * 400_000 + b"1]}",
-        b'{"prompt": [' + b"[1]," * 200_000 + b"[1]]}", b'{"prompt": "' + b" " * 900_000 + b'"}', b'{"prompt": "' + b"a" * 900_000 + b'"}',
+        b'{"messages": [' + b'{"role":"user","content":"a"},' * 30_000 + b"1]}",
+        b'{"prompt": [' + b"1," * 400_000 + b"1]}",
+        b'{"prompt": [' + b"[1]," * 200_000 + b"[1]]}",
+        b'{"prompt": "' + b" " * 900_000 + b'"}',
+        b'{"prompt": "' + b"a" * 900_000 + b'"}',
     ],
-)  # fmt: skip
+)
 def test_known_tricks(server, body):
     for route in ROUTES:
         assert check(server, route, body) == 400
 
 
-@pytest.mark.parametrize("letter", ["a", " ", "\n", "é", "\u200d", "'", "0", "\U0001f600", "a ", "\ud800"])
+@pytest.mark.parametrize(
+    "letter", ["a", " ", "\n", "é", "\u200d", "'", "0", "\U0001f600", "a ", "\ud800"]
+)
 def test_texts_that_are_hard_to_cut_are_no_harder_for_the_server(server, letter):
     """What fits the context by its length alone is encoded: the longest such text must not take long."""
-    assert check(server, "/v1/completions", json.dumps({"prompt": letter * (30_000 // len(letter))}).encode()) in (200, 400)
+    assert check(
+        server, "/v1/completions", json.dumps({"prompt": letter * (30_000 // len(letter))}).encode()
+    ) in (200, 400)
 
 
 def test_the_last_of_equal_names_counts_and_surrogates_are_no_text(server):
     body = b'{"messages": 5, "messages": [{"role": "user", "content": "\\ud800 \\u0000"}], "max_tokens": 2, "stop": "\\udfff"}'
     assert check(server, "/v1/chat/completions", body) == 200
-    assert check(server, "/v1/chat/completions", json.dumps(QUESTION | {"model": "\ud800"}).encode()) == 404
+    assert (
+        check(server, "/v1/chat/completions", json.dumps(QUESTION | {"model": "\ud800"}).encode())
+        == 404
+    )
     assert encoded({"é": "\ud800"}) == '{"é":"?"}'.encode()
 
 
 @pytest.mark.parametrize(
     ("value", "described", "place"),
     [
-        (True, {"type": "integer", "minimum": 0, "maximum": 5}, "x"), (1.0, {"type": "integer", "minimum": 0, "maximum": 5}, "x"),
-        (float("nan"), {"type": "number", "minimum": 0, "maximum": 5}, "x"), (0, {"enum": [False]}, "x"),
+        (True, {"type": "integer", "minimum": 0, "maximum": 5}, "x"),
+        (1.0, {"type": "integer", "minimum": 0, "maximum": 5}, "x"),
+        (float("nan"), {"type": "number", "minimum": 0, "maximum": 5}, "x"),
+        (0, {"enum": [False]}, "x"),
         ({"a": [1, "b"]}, schema.CHAT, "x.messages"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}, schema.CHAT, "x.messages[0].content[0].text"),
-        (["a", 3], {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}, "x[1]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]},
+            schema.CHAT,
+            "x.messages[0].content[0].text",
+        ),
+        (
+            ["a", 3],
+            {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+            "x[1]",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_fault_is_named_where_it_is(value, described, place):
     with pytest.raises(Refusal) as refusal:
         schema.check(value, described, "x")

@@ -17,9 +17,15 @@ if CHROMIUM is None:
     pytest.skip("needs chromium", allow_module_level=True)
 
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 ANSWER = ".message.assistant .markdown"
 RICH = """# Head
 
@@ -74,7 +80,9 @@ def context(chromium, errors) -> Iterator["playwright.BrowserContext"]:
     """A browser that nobody used before. No error, refused script or dialog of a script may be left when the test ends."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
     context.set_default_timeout(DEADLINE * 1000)
-    context.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    context.on(
+        "console", lambda message: errors.append(message.text) if message.type == "error" else None
+    )
     context.on("weberror", lambda error: errors.append(str(error.error)))
     context.on("dialog", lambda dialog: (errors.append(dialog.message), dialog.dismiss()))
     yield context
@@ -93,7 +101,9 @@ def text_server(text_run, tmp_path_factory) -> Iterator[Running]:
         yield running
 
 
-def visit(context: "playwright.BrowserContext", server: Running, fragment: str = "") -> "playwright.Page":
+def visit(
+    context: "playwright.BrowserContext", server: Running, fragment: str = ""
+) -> "playwright.Page":
     """The page, connected."""
     page = context.new_page()
     page.goto(f"{server.url}/{fragment}")
@@ -112,14 +122,28 @@ def connected(page: "playwright.Page") -> None:
 
 def settings(page: "playwright.Page", **values: float) -> None:
     """Set sampling controls; temperature 0 makes the small model write until its context is full."""
-    page.evaluate("given => localStorage.setItem('minigpt.settings', JSON.stringify(given))", values)
+    page.evaluate(
+        "given => localStorage.setItem('minigpt.settings', JSON.stringify(given))", values
+    )
 
 
 def store(page: "playwright.Page", name: str, *contents: str) -> None:
     """Put a conversation of questions and answers in turn where the page keeps them, and show it."""
-    messages = [{"role": "assistant" if i % 2 else "user", "content": content} for i, content in enumerate(contents)]
-    document = {"kind": "chat", "revision": "stored", "touched": 1, "system": "", "messages": messages}
-    page.evaluate("([name, stored]) => localStorage.setItem('minigpt.document.' + name, stored)", [name, json.dumps(document)])
+    messages = [
+        {"role": "assistant" if i % 2 else "user", "content": content}
+        for i, content in enumerate(contents)
+    ]
+    document = {
+        "kind": "chat",
+        "revision": "stored",
+        "touched": 1,
+        "system": "",
+        "messages": messages,
+    }
+    page.evaluate(
+        "([name, stored]) => localStorage.setItem('minigpt.document.' + name, stored)",
+        [name, json.dumps(document)],
+    )
     page.goto(page.url.partition("#")[0] + "#" + name)
     page.reload()
     connected(page)
@@ -143,9 +167,17 @@ def said(page: "playwright.Page") -> list[str]:
 
 def answers_with(page: "playwright.Page", answer: str, **error: object) -> None:
     """From now on this answer comes for the server's, as a stream in one piece, or else an error status."""
-    pieces = [{"choices": [{"delta": {"content": answer}}]}, {"choices": [{"delta": {}, "finish_reason": "stop"}]}]
+    pieces = [
+        {"choices": [{"delta": {"content": answer}}]},
+        {"choices": [{"delta": {}, "finish_reason": "stop"}]},
+    ]
     body = "".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces) + "data: [DONE]\n\n"
-    page.route("**/v1/chat/completions", lambda route: route.fulfill(**({"content_type": "text/event-stream", "body": body} | error)))
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(
+            **({"content_type": "text/event-stream", "body": body} | error)
+        ),
+    )
 
 
 def takes_the_line(page: "playwright.Page") -> None:
@@ -170,7 +202,10 @@ def takes_the_line(page: "playwright.Page") -> None:
 def says(page: "playwright.Page", words: str, shown: str) -> None:
     """Say `words` as the server, and wait until `shown` is all that is written of the answer."""
     page.evaluate("words => say(words)", words)
-    holds(page, f"document.querySelector('.message.assistant .markdown').textContent === {json.dumps(shown)}")
+    holds(
+        page,
+        f"document.querySelector('.message.assistant .markdown').textContent === {json.dumps(shown)}",
+    )
 
 
 # ---- a conversation ----
@@ -196,9 +231,14 @@ def test_a_conversation_streams_and_survives_a_reload(page):
         pytest.fail("no answer was seen to grow")
     whole = page.inner_text(ANSWER)
     assert all(whole.startswith(text.rstrip()) for text in grown)
-    assert "120 tokens, " in page.inner_text(".message.assistant .foot") and "length limit" in page.inner_text(".message.assistant .foot")
+    assert "120 tokens, " in page.inner_text(
+        ".message.assistant .foot"
+    ) and "length limit" in page.inner_text(".message.assistant .foot")
     assert "of 256 tokens" in page.inner_text("#usage")
-    assert page.inner_text("#list").startswith("The river") and page.title() == "The river · small-chat"
+    assert (
+        page.inner_text("#list").startswith("The river")
+        and page.title() == "The river · small-chat"
+    )
     assert page.inner_text("#spoken").startswith("Answer: ")
     before = said(page)
     page.reload()
@@ -244,7 +284,12 @@ def test_a_reload_in_the_middle_of_an_answer_keeps_its_beginning(page):
 
 def test_retry_and_edit_ask_for_what_they_show(page):
     asked = []
-    page.on("request", lambda request: asked.append(request.post_data_json["messages"]) if request.method == "POST" else None)
+    page.on(
+        "request",
+        lambda request: (
+            asked.append(request.post_data_json["messages"]) if request.method == "POST" else None
+        ),
+    )
     settings(page, max_tokens=8)
     page.click("#open-settings")
     page.fill("#system", "Be brief.")
@@ -253,7 +298,12 @@ def test_retry_and_edit_ask_for_what_they_show(page):
     ask(page, "second")
     one, answer, two, last = said(page)
     system = {"role": "system", "content": "Be brief."}
-    told = [system, {"role": "user", "content": one}, {"role": "assistant", "content": answer}, {"role": "user", "content": two}]
+    told = [
+        system,
+        {"role": "user", "content": one},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": two},
+    ]
     assert asked == [told[:2], told]
     page.click("[aria-label=Retry]")
     finished(page)
@@ -268,9 +318,17 @@ def test_retry_and_edit_ask_for_what_they_show(page):
     page.press(".message textarea", "Enter")
     finished(page)
     assert asked[3:] == [[system, {"role": "user", "content": "changed"}]]
-    assert said(page)[0] == "changed" and len(said(page)) == 2 and page.inner_text("#list") == "changed"
+    assert (
+        said(page)[0] == "changed"
+        and len(said(page)) == 2
+        and page.inner_text("#list") == "changed"
+    )
     page.click("#toast button")  # Undo
-    assert said(page)[:3] == [one, answer, two] and len(said(page)) == 4 and page.inner_text("#list") == "first"
+    assert (
+        said(page)[:3] == [one, answer, two]
+        and len(said(page)) == 4
+        and page.inner_text("#list") == "first"
+    )
 
 
 def test_an_answer_is_drawn_while_it_comes(page):
@@ -307,7 +365,9 @@ def test_another_conversation_ends_the_answer(page):
     assert not page.locator(".message").count() and said(page) == []
     page.click("#list a")
     page.wait_for_selector(ANSWER)
-    assert said(page) == ["first", "half"] and "Stopped" in page.inner_text(".message.assistant .foot")
+    assert said(page) == ["first", "half"] and "Stopped" in page.inner_text(
+        ".message.assistant .foot"
+    )
 
 
 def test_delete_and_its_undo(page):
@@ -327,7 +387,10 @@ def test_delete_and_its_undo(page):
     page.click("#delete-all")
     page.click("#confirm-yes")
     page.wait_for_selector("#list >> text=Nothing yet")
-    assert page.evaluate("Object.keys(localStorage).filter(key => key.startsWith('minigpt.document'))") == []
+    assert (
+        page.evaluate("Object.keys(localStorage).filter(key => key.startsWith('minigpt.document'))")
+        == []
+    )
 
 
 def test_copy(page, context):
@@ -353,32 +416,90 @@ def test_nothing_that_the_model_wrote_is_run(page, streamed):
     else:
         store(page, "attack", "<script>window.ran = 12</script>", ATTACK)
     page.wait_for_selector(ANSWER)
-    assert page.locator("#log :is(script, img, iframe, #log svg:not(.icon), [onerror], [onload], [onclick], [onmouseover])").count() == 0
-    links = page.evaluate("[...document.querySelectorAll('#log a')].map(a => [a.protocol, a.rel, a.target])")
+    assert (
+        page.locator(
+            "#log :is(script, img, iframe, #log svg:not(.icon), [onerror], [onload], [onclick], [onmouseover])"
+        ).count()
+        == 0
+    )
+    links = page.evaluate(
+        "[...document.querySelectorAll('#log a')].map(a => [a.protocol, a.rel, a.target])"
+    )
     assert all(link == ["https:", "noopener noreferrer", "_blank"] for link in links)
     text = page.inner_text(ANSWER)
-    assert "<script>window.ran = 1</script>" in text and "[press](javascript:window.ran=4)" in text and "<script>window.ran = 11</script>" in text
+    assert (
+        "<script>window.ran = 1</script>" in text
+        and "[press](javascript:window.ran=4)" in text
+        and "<script>window.ran = 11</script>" in text
+    )
     assert page.evaluate("window.ran") is None
 
 
 def test_markdown_becomes_elements(page):
     store(page, "rich", "question", RICH)
-    shown = page.evaluate("[...document.querySelectorAll('.markdown *')].map(node => node.tagName.toLowerCase())")
-    for tag in ("h3", "em", "code", "a", "strong", "ol", "ul", "li", "pre", "blockquote", "table", "th", "td"):
+    shown = page.evaluate(
+        "[...document.querySelectorAll('.markdown *')].map(node => node.tagName.toLowerCase())"
+    )
+    for tag in (
+        "h3",
+        "em",
+        "code",
+        "a",
+        "strong",
+        "ol",
+        "ul",
+        "li",
+        "pre",
+        "blockquote",
+        "table",
+        "th",
+        "td",
+    ):
         assert tag in shown, tag
-    assert "snake_case_name" in page.inner_text(ANSWER) and page.inner_text(".code span") == "python"
-    assert page.inner_text(".code code").startswith("print(") and page.evaluate("document.querySelectorAll('.markdown li ul li strong').length") == 1
+    assert (
+        "snake_case_name" in page.inner_text(ANSWER) and page.inner_text(".code span") == "python"
+    )
+    assert (
+        page.inner_text(".code code").startswith("print(")
+        and page.evaluate("document.querySelectorAll('.markdown li ul li strong').length") == 1
+    )
 
 
 def test_a_growing_answer_looks_like_the_whole_one(page):
     """Only the last blocks are drawn anew; random texts in random pieces must end as if drawn at once."""
     draw = random.Random(0)
     parts = [
-        "word", " ", " ", "\n", "\n\n", "- ", "* ", "1. ", "  ", "```", "```py\n", "~~~", "# ", "> ", "|", "---", "|-|-|\n", "**", "*", "_", "`",
-        "[a](https://b.c)", "[", "](", "<b>",
-    ]  # fmt: skip
+        "word",
+        " ",
+        " ",
+        "\n",
+        "\n\n",
+        "- ",
+        "* ",
+        "1. ",
+        "  ",
+        "```",
+        "```py\n",
+        "~~~",
+        "# ",
+        "> ",
+        "|",
+        "---",
+        "|-|-|\n",
+        "**",
+        "*",
+        "_",
+        "`",
+        "[a](https://b.c)",
+        "[",
+        "](",
+        "<b>",
+    ]
     texts = ["".join(draw.choice(parts) for _ in range(draw.randint(1, 60))) for _ in range(400)]
-    cuts = [sorted(draw.sample(range(len(text) + 1), min(len(text), draw.randint(1, 30)))) for text in texts]
+    cuts = [
+        sorted(draw.sample(range(len(text) + 1), min(len(text), draw.randint(1, 30))))
+        for text in texts
+    ]
     different = page.evaluate(
         """([texts, cuts]) => texts.filter((text, i) => {
             const [slow, fast] = [document.createElement("div"), document.createElement("div")];
@@ -393,7 +514,27 @@ def test_a_growing_answer_looks_like_the_whole_one(page):
 
 
 @pytest.mark.parametrize(
-    "unit", ["word ", "\n\nword", "[", "*a ", "**", "**b ", "_a_ ", "`", "``a", "- a\n", "> ", ">", "|-", "a|b\n-|-\n", "```\n", "# ", "\t", "-   "]
+    "unit",
+    [
+        "word ",
+        "\n\nword",
+        "[",
+        "*a ",
+        "**",
+        "**b ",
+        "_a_ ",
+        "`",
+        "``a",
+        "- a\n",
+        "> ",
+        ">",
+        "|-",
+        "a|b\n-|-\n",
+        "```\n",
+        "# ",
+        "\t",
+        "-   ",
+    ],
 )
 def test_no_answer_takes_forever_to_draw(page, unit):
     """What took time in the square of the length would take half a minute; this takes a blink."""
@@ -461,9 +602,22 @@ def test_a_storage_that_is_full_or_off_breaks_nothing(context, server, broken):
     assert len(said(page)) == 2 and page.locator("#list a").count() == 2
 
 
-@pytest.mark.parametrize("damaged", ["", "{", "null", "[]", '{"kind": "chat"}', '{"kind": "chat", "system": "", "messages": [{"role": "x"}]}'])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        '{"kind": "chat"}',
+        '{"kind": "chat", "system": "", "messages": [{"role": "x"}]}',
+    ],
+)
 def test_what_is_damaged_in_the_storage_is_passed_over(page, damaged):
-    page.evaluate("text => ['document.bad', 'settings', 'theme'].forEach(name => localStorage.setItem('minigpt.' + name, text))", damaged)
+    page.evaluate(
+        "text => ['document.bad', 'settings', 'theme'].forEach(name => localStorage.setItem('minigpt.' + name, text))",
+        damaged,
+    )
     store(page, "good", "question", "answer")
     assert page.inner_text("#list") == "question" and said(page) == ["question", "answer"]
 
@@ -473,7 +627,9 @@ def test_what_is_damaged_in_the_storage_is_passed_over(page, damaged):
 
 def test_a_conversation_that_is_too_long_says_what_to_do(page, errors):
     ask(page, "word " * 400)
-    assert "context of 256" in page.inner_text("#trouble b") and "delete messages" in page.inner_text("#trouble")
+    assert "context of 256" in page.inner_text(
+        "#trouble b"
+    ) and "delete messages" in page.inner_text("#trouble")
     page.click("#trouble >> text=New conversation")
     page.wait_for_selector(".empty")
     assert not page.locator(".notice").count() and page.locator("#list a").count() == 1
@@ -482,11 +638,24 @@ def test_a_conversation_that_is_too_long_says_what_to_do(page, errors):
 
 
 def test_a_busy_server_and_trying_again(page, errors):
-    refusal = json.dumps({"error": {"message": "too many requests", "type": "", "param": None, "code": None}})
-    answers_with(page, "", status=429, headers={"Retry-After": "7"}, body=refusal, content_type="application/json")
+    refusal = json.dumps(
+        {"error": {"message": "too many requests", "type": "", "param": None, "code": None}}
+    )
+    answers_with(
+        page,
+        "",
+        status=429,
+        headers={"Retry-After": "7"},
+        body=refusal,
+        content_type="application/json",
+    )
     settings(page, max_tokens=4)
     ask(page, "hello")
-    assert "too many requests" in page.inner_text("#trouble") and "in 7 s" in page.inner_text("#trouble") and said(page) == ["hello"]
+    assert (
+        "too many requests" in page.inner_text("#trouble")
+        and "in 7 s" in page.inner_text("#trouble")
+        and said(page) == ["hello"]
+    )
     page.unroute("**/v1/chat/completions")
     page.click("#trouble >> text=Try again")
     finished(page)
@@ -503,7 +672,9 @@ def test_a_lost_connection_keeps_what_had_come(page):
     says(page, "half of an", "half of an")
     page.evaluate("line.error(new TypeError('network error'))")
     finished(page)
-    assert said(page) == ["hello", "half of an"] and "Incomplete" in page.inner_text(".message.assistant .foot")
+    assert said(page) == ["hello", "half of an"] and "Incomplete" in page.inner_text(
+        ".message.assistant .foot"
+    )
     assert "connection was lost" in page.inner_text("#trouble")
     # A retry that brings nothing does not take away what there was; one that brings something does.
     page.evaluate("() => { window.fetch = async () => { throw new TypeError('no network') } }")
@@ -570,7 +741,9 @@ def test_text_stands_out_from_its_background(page, scheme):
 
 
 def test_a_phone(chromium, server, errors):
-    context = chromium.new_context(viewport={"width": 375, "height": 740}, is_mobile=True, has_touch=True)
+    context = chromium.new_context(
+        viewport={"width": 375, "height": 740}, is_mobile=True, has_touch=True
+    )
     page = visit(context, server)
     store(page, "rich", "a_word_without_an_end" * 20, RICH)
     sideways = "['scrollWidth', 'clientWidth'].map(side => Math.max(document.documentElement[side], document.getElementById('scroller')[side]))"
@@ -580,7 +753,9 @@ def test_a_phone(chromium, server, errors):
         return wide == width == 375
 
     assert fits()
-    assert page.evaluate("[document.querySelector('pre')].map(pre => { pre.scrollLeft = 50; return pre.scrollLeft })") == [50]
+    assert page.evaluate(
+        "[document.querySelector('pre')].map(pre => { pre.scrollLeft = 50; return pre.scrollLeft })"
+    ) == [50]
     small = page.evaluate(
         """[...document.querySelectorAll("button, .button, input, nav a")].filter(node => node.checkVisibility({ visibilityProperty: true }))
             .filter(node => node.getBoundingClientRect().height < 44).map(node => node.outerHTML)"""
@@ -594,7 +769,11 @@ def test_a_phone(chromium, server, errors):
     page.tap("#list a")
     page.wait_for_selector("#list", state="hidden")
     page.tap("#open-settings")
-    assert fits() and page.evaluate("document.getElementById('settings').getBoundingClientRect().width") <= 375
+    assert (
+        fits()
+        and page.evaluate("document.getElementById('settings').getBoundingClientRect().width")
+        <= 375
+    )
     context.close()
 
 
@@ -630,7 +809,10 @@ def test_the_keyboard_is_enough(page):
     page.keyboard.press("End")
     assert page.inner_text("#settings output >> nth=0") == "2"
     page.keyboard.press("Escape")
-    assert page.evaluate(focused) == "Settings" and page.evaluate("samplingSettings().temperature") == 2
+    assert (
+        page.evaluate(focused) == "Settings"
+        and page.evaluate("samplingSettings().temperature") == 2
+    )
     page.focus("#delete-all")
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.textContent") == "Cancel"
@@ -642,7 +824,9 @@ def test_the_keyboard_is_enough(page):
 def test_enter_that_ends_a_composed_word_does_not_send(page):
     page.fill("#message", "にほん")
     for more in ("isComposing: true", "keyCode: 229"):
-        page.evaluate(f"document.getElementById('message').dispatchEvent(new KeyboardEvent('keydown', {{ key: 'Enter', bubbles: true, {more} }}))")
+        page.evaluate(
+            f"document.getElementById('message').dispatchEvent(new KeyboardEvent('keydown', {{ key: 'Enter', bubbles: true, {more} }}))"
+        )
     assert said(page) == [] and page.input_value("#message") == "にほん"
 
 
@@ -658,15 +842,42 @@ def test_everything_to_press_has_a_name(page):
 
 def test_settings_stay_within_their_bounds(page):
     asked = []
-    page.on("request", lambda request: asked.append(request.post_data_json) if request.method == "POST" else None)
+    page.on(
+        "request",
+        lambda request: asked.append(request.post_data_json) if request.method == "POST" else None,
+    )
     answers_with(page, "An answer.")
     settings(page, temperature=99, top_p="much", min_p=-1, max_tokens=10**9, seed=1.5)
     ask(page, "hello")
-    sent = {name: asked[0].get(name) for name in ("temperature", "top_p", "min_p", "repetition_penalty", "top_k", "max_tokens", "seed")}
-    assert sent == {"temperature": 2, "top_p": 0.95, "min_p": 0, "repetition_penalty": 1, "top_k": None, "max_tokens": 256, "seed": 2}
+    sent = {
+        name: asked[0].get(name)
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "top_k",
+            "max_tokens",
+            "seed",
+        )
+    }
+    assert sent == {
+        "temperature": 2,
+        "top_p": 0.95,
+        "min_p": 0,
+        "repetition_penalty": 1,
+        "top_k": None,
+        "max_tokens": 256,
+        "seed": 2,
+    }
     page.click("#open-settings")
     page.click("#reset-all")
-    assert page.evaluate("samplingSettings()") == {"temperature": 0.8, "top_p": 0.95, "min_p": 0, "repetition_penalty": 1}
+    assert page.evaluate("samplingSettings()") == {
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "min_p": 0,
+        "repetition_penalty": 1,
+    }
 
 
 def test_the_reader_is_not_dragged_along(page):
@@ -695,7 +906,11 @@ def test_a_text_goes_on_and_its_continuation_is_marked(context, text_server):
     page.press("#text", "Control+Enter")
     page.wait_for_selector("#halt", state="hidden")
     first = page.input_value("#text")
-    assert first.startswith("Once upon") and len(first) > 9 and page.inner_text("#generate") == "Continue"
+    assert (
+        first.startswith("Once upon")
+        and len(first) > 9
+        and page.inner_text("#generate") == "Continue"
+    )
     assert page.evaluate("document.querySelector('mark').textContent") == first[9:]
     page.click("#generate")
     page.wait_for_selector("#halt", state="hidden")
@@ -707,7 +922,9 @@ def test_a_text_goes_on_and_its_continuation_is_marked(context, text_server):
     page.keyboard.type("So: ")
     marks = page.evaluate("[...document.querySelectorAll('mark')].map(mark => mark.textContent)")
     assert marks == [first[9:], second[len(first) :]]
-    assert page.evaluate("document.getElementById('copy-of-text').textContent === document.getElementById('text').value + '\\n'")
+    assert page.evaluate(
+        "document.getElementById('copy-of-text').textContent === document.getElementById('text').value + '\\n'"
+    )
     page.click("#undo")
     assert page.input_value("#text") == "So: " + first
     page.reload()
@@ -758,5 +975,10 @@ def test_another_text_ends_the_continuation(context, text_server):
 def test_the_page_is_one_file_that_needs_no_other():
     text = (Path(__file__).parents[2] / "minigpt_jax/server/page.html").read_text(encoding="utf-8")
     assert len(re.findall(r"<script\b", text)) == len(re.findall(r"<style\b", text)) == 1
-    assert not re.search(r"\sstyle=|\son[a-z]+=\"|innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", text)
-    assert set(re.findall(r"https?://[\w.]+", text)) <= {"http://www.w3.org"}  # the name of SVG, not an address
+    assert not re.search(
+        r"\sstyle=|\son[a-z]+=\"|innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function",
+        text,
+    )
+    assert set(re.findall(r"https?://[\w.]+", text)) <= {
+        "http://www.w3.org"
+    }  # the name of SVG, not an address
