@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minigpt_jax import LoadedRun, chat, load_run
-from minigpt_jax.compiled import keep_programs
 from minigpt_jax.errors import InputError, exit_cleanly
-from minigpt_jax.generate import Generator, Sampling, sampling
+from minigpt_jax.generate import Generator
 from minigpt_jax.runs import newest_run
+from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
+from minigpt_jax.sampling import SamplingParams, sampling_params
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT
 
 HELP = """/reset   forget the conversation        /save FILE   write it to a text file
@@ -31,12 +32,12 @@ def main() -> int:
     prompt = given_prompt(options)
     folder = Path(options.run) if options.run else newest_run(Path(options.runs))
     run = load_run(folder)
-    keep_programs(folder.parent)
+    enable_compilation_cache(folder.parent)
     print(
         f"{folder}: {run.config.parameters:,} parameters, context {run.config.context}",
         file=sys.stderr,
     )
-    draw = sampling(
+    draw = sampling_params(
         options.num_samples,
         run.config,
         temperature=options.temperature,
@@ -133,7 +134,11 @@ def given_prompt(options: argparse.Namespace) -> str | None:
 
 
 def answer_once(
-    writer: Generator, run: LoadedRun, prompt: str, draw: Sampling, options: argparse.Namespace
+    writer: Generator,
+    run: LoadedRun,
+    prompt: str,
+    draw: SamplingParams,
+    options: argparse.Namespace,
 ) -> None:
     """Print the answer to `prompt`, or its continuation after itself; several samples one after another."""
     chats = run.config.vocab_size >= CHAT_VOCAB
@@ -164,7 +169,7 @@ def answer_once(
 
 
 def converse(
-    writer: Generator, run: LoadedRun, draw: Sampling, options: argparse.Namespace
+    writer: Generator, run: LoadedRun, draw: SamplingParams, options: argparse.Namespace
 ) -> None:
     """Read lines and answer until /quit or Ctrl-D."""
     chats = run.config.vocab_size >= CHAT_VOCAB
@@ -204,7 +209,7 @@ def answer(
     run: LoadedRun,
     messages: list,
     line: str,
-    draw: Sampling,
+    draw: SamplingParams,
     options: argparse.Namespace,
 ) -> list:
     """Print the model's answer to `line`; returns the conversation with both, without turns that no longer fit."""
@@ -218,7 +223,7 @@ def answer(
 
 
 def complete(
-    writer: Generator, run: LoadedRun, line: str, draw: Sampling, options: argparse.Namespace
+    writer: Generator, run: LoadedRun, line: str, draw: SamplingParams, options: argparse.Namespace
 ) -> list:
     """Print `line` and what the model makes of it; a text has no history."""
     print(line, end="")
@@ -226,7 +231,9 @@ def complete(
     return [chat.Message(role="user", content=line), chat.Message(role="assistant", content=text)]
 
 
-def show(writer: Generator, ids: list[int], draw: Sampling, options: argparse.Namespace) -> str:
+def show(
+    writer: Generator, ids: list[int], draw: SamplingParams, options: argparse.Namespace
+) -> str:
     """Print the continuation of `ids` as it is written, until it ends or Ctrl-C; returns it."""
     written = ""
     with interruptible() as interrupted:

@@ -4,7 +4,7 @@ The whole story in the order it happens: parse, build, resume or begin, fold, lo
 differ in their config alone, and the command that starts a run also continues it.
 """
 
-from minigpt_jax.interrupt import Interrupt
+from minigpt_jax.runtime.interrupt import Interrupt
 
 if (
     __name__ == "__main__"
@@ -13,16 +13,17 @@ if (
 
 import sys
 
-from minigpt_jax.config import changes, horizon_steps, parse, to_json
-from minigpt_jax.errors import InputError, RunError, or_exit
+from minigpt_jax.config import config_diff, horizon_steps, parse, to_json
+from minigpt_jax.errors import InputError, RunError, exit_on_error
 from minigpt_jax.evals import hellaswag
-from minigpt_jax.shards import Stream, open_splits, write_json
+from minigpt_jax.runtime.files import write_json
+from minigpt_jax.token_stream import Stream, open_splits
 
 if (
     __name__ == "__main__"
 ):  # still before JAX: nobody should wait for it to learn of a wrong flag or a damaged file
-    asked = or_exit(lambda: parse(sys.argv))
-    given = or_exit(
+    asked = exit_on_error(lambda: parse(sys.argv))
+    given = exit_on_error(
         lambda: open_splits(
             asked.data.folder,
             asked.model.vocab_size,
@@ -31,7 +32,7 @@ if (
         )
     )
     asking = asked.eval.hellaswag and asked.eval.hellaswag_every
-    questions = or_exit(
+    questions = exit_on_error(
         lambda: (
             hellaswag.load(asked.eval.hellaswag, asked.model.context, asked.eval.hellaswag_rows)
             if asking
@@ -41,7 +42,6 @@ if (
 
 import json
 import os
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -49,16 +49,30 @@ from functools import partial
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 
-from minigpt_jax import chat, data, generate, optim, plan, report, runs
-from minigpt_jax import mesh as meshes
-from minigpt_jax.checkpoint import Checkpoints, load_params, of_chief
-from minigpt_jax.compiled import keep_programs
+from minigpt_jax import chat, data, generate, optim, plan, runs
+from minigpt_jax.attention import attention_kernel
+from minigpt_jax.checkpoint import Checkpoints, load_params
 from minigpt_jax.evals import bits, scoring
-from minigpt_jax.failpoint import failpoint
-from minigpt_jax.metrics import Journal, read_jsonl
-from minigpt_jax.model import GPT, GPTConfig, attention_kernel, grow_vocab, product_dtype
+from minigpt_jax.model import GPT, GPTConfig, grow_vocab, resolve_compute_dtype
+from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
+from minigpt_jax.runtime.distributed import (
+    broadcast_from_main,
+    is_main_process,
+    join_processes,
+    min_over_processes,
+    should_stop,
+)
+from minigpt_jax.runtime.failpoint import failpoint
+from minigpt_jax.runtime.files import read_jsonl
+from minigpt_jax.sampling import sampling_params
+from minigpt_jax.sharding import (
+    batch_sharding,
+    check_divides,
+    data_parallel_size,
+    make_mesh,
+    replicated,
+)
 from minigpt_jax.step import (
     Batch,
     TrainState,
@@ -68,6 +82,8 @@ from minigpt_jax.step import (
     make_train_step,
 )
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
+from minigpt_jax.tracking import report
+from minigpt_jax.tracking.run_log import RunLog
 
 
 def train(
@@ -80,14 +96,14 @@ def train(
     """Run the config `c` to its horizon on `text`, from wherever it stands. Raises InputError and RunError."""
     # ---- devices
     prepare_jax(c)
-    chief = jax.process_index() == 0
-    mesh = meshes.make_mesh(**c.mesh)
-    sharding = meshes.batch_sharding(mesh)
+    main_process = is_main_process()
+    mesh = make_mesh(**c.mesh)
+    sharding = batch_sharding(mesh)
 
     # ---- the model
     config = GPTConfig(**c.model)
     model = GPT(config, **c.compute)
-    meshes.check_divides(
+    check_divides(
         mesh,
         {
             "embed": config.embed,
@@ -118,7 +134,7 @@ def train(
     run = runs.run_folder(Path(c.runs), c.name)
     run.mkdir(parents=True, exist_ok=True)
     with (
-        runs.lock(run) if chief else nullcontext(),
+        runs.lock(run) if main_process else nullcontext(),
         Checkpoints(run, keep=c.save.keep) as checkpoints,
     ):
         # ---- where to begin
@@ -138,27 +154,29 @@ def train(
                 origin = f"begins with the weights of {c.init_from}"
             checkpoints.clear()
         begin = int(state.step)
-        evaluated, reported = of_chief(on_record(run, begin) if resumed else [False, False])
+        evaluated, reported = broadcast_from_main(
+            on_record(run, begin) if resumed else [False, False]
+        )
         if begin >= horizon and evaluated and reported:
-            if chief:
+            if main_process:
                 print(
                     f"{run}: all {horizon} steps are done. For a longer run, raise what config.horizon gives"
                 )
             return
 
         # ---- what is written down
-        journal = Journal(
+        journal = RunLog(
             run,
             start=begin,
             horizon=horizon,
             every=c.log.every,
             tensorboard=c.log.tensorboard,
-            chief=chief,
+            main_process=main_process,
             tokens_per_step=c.data.batch * config.context,
             flops_per_step=c.data.batch * config.context * config.flops_per_token,
         )
         settings = json.loads(to_json(c))
-        if chief:
+        if main_process:
             write_json(run / "config.json", settings)
             write_json(run / "environment.json", report.environment())
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind} in {c.compute.dtype}"
@@ -178,7 +196,7 @@ def train(
             config=config,
             mesh=mesh,
         )
-        stop = stop_everywhere(stop_requested, begin)
+        stop = should_stop(stop_requested, begin)
         if not (evaluated or stop) and (begin % c.eval.every == 0 or begin >= horizon):
             if record := evaluate(begin, state, abandon):
                 journal.evaluation(record)
@@ -209,7 +227,7 @@ def train(
             failpoint("after_step", step)
 
             done, validation_loss = step + 1, None
-            stop = stop_everywhere(stop_requested, done)
+            stop = should_stop(stop_requested, done)
             evaluate_now = not stop and (done % c.eval.every == 0 or done == horizon)
             save_now = stop or done % c.save.every == 0 or done == horizon
             if evaluate_now or save_now:  # a checkpoint's steps are on record before it is
@@ -244,7 +262,7 @@ def train(
             jax.profiler.stop_trace()
         checkpoints.close()
         journal.close()
-        if chief:
+        if main_process:
             page = report.write(run)
             journal.say(f"report: {page}")
         if done < horizon:
@@ -264,9 +282,9 @@ def prepare_jax(c) -> None:
         os.environ["XLA_FLAGS"] = (
             os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
         )
-    meshes.join_processes()
-    keep_programs(Path(c.runs))
-    c.compute.dtype = product_dtype(c.compute.dtype)  # on record as what it is
+    join_processes()
+    enable_compilation_cache(Path(c.runs))
+    c.compute.dtype = resolve_compute_dtype(c.compute.dtype)  # on record as what it is
     if jax.default_backend() == "cpu" and Path("/proc/driver/nvidia/version").exists():
         print(
             "warning: this machine has an NVIDIA GPU that JAX does not see; install its plugin with: make install CUDA=1",
@@ -276,7 +294,7 @@ def prepare_jax(c) -> None:
 
 def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
     """Number A of micro-batches that the global batch is cut into."""
-    shards = meshes.data_shards(mesh)
+    shards = data_parallel_size(mesh)
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     known = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
@@ -295,7 +313,7 @@ def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
             config, rows=rows, accum=c.data.batch // shards // rows, **how
         ).total
 
-    room = meshes.least(
+    room = min_over_processes(
         known or plan.host_bytes() / jax.local_device_count()
     )  # all processes must decide the same
     return plan.accumulation(
@@ -305,7 +323,7 @@ def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
 
 def refuse_changes(c, meta: dict, *, text: Stream, run: Path) -> None:
     """A resumed run is the same run: what shapes its mathematics may change only when the user says so."""
-    differing = changes(meta["config"], c)
+    differing = config_diff(meta["config"], c)
     if meta["data"] != text.identity:
         differing.append(
             f"the data: {c.data.folder} does not hold the training tokens that the run began with"
@@ -326,7 +344,7 @@ def on_record(run: Path, step: int) -> list[bool]:
 
 def weights_of(source: Path, config: GPTConfig, target, mesh: jax.sharding.Mesh) -> dict:
     """The weights of another run as the start of this one, with rows for new vocabulary, placed like `target`."""
-    params, theirs, _ = load_params(source, meshes.replicated(mesh))
+    params, theirs, _ = load_params(source, replicated(mesh))
     free = ("vocab_size", "dropout")
     differing = [
         f"{k} {v} -> {asdict(config)[k]}"
@@ -361,7 +379,7 @@ def evaluation(
     asked again and again, and a resumed run makes up for it.
     """
     failpoint("during_evaluation", done)
-    shards = meshes.data_shards(mesh)
+    shards = data_parallel_size(mesh)
     how = {
         "rows": c.eval.rows,
         "batch": (c.data.micro_batch or min(c.data.batch // shards, 8)) * shards,
@@ -397,7 +415,7 @@ def write_samples(
     if not prompts:
         return []
     tokenizer = load_tokenizer()
-    whole = jax.jit(lambda p: p, out_shardings=meshes.replicated(mesh))(params)
+    whole = jax.jit(lambda p: p, out_shardings=replicated(mesh))(params)
     writer = generate.Generator(whole, config, tokenizer, rows=len(prompts))
     if config.vocab_size >= CHAT_VOCAB:
         ids = [chat.prompt([{"role": "user", "content": p}], tokenizer) for p in prompts]
@@ -406,21 +424,12 @@ def write_samples(
     ids = [i[: config.context] for i in ids]
     for _ in writer.stream(
         ids,
-        generate.sampling(len(ids), config, temperature=0.7, top_p=0.9),
+        sampling_params(len(ids), config, temperature=0.7, top_p=0.9),
         max_new_tokens=settings.sample_tokens,
     ):
         if abandon():
             break
     return [{"prompt": p, "text": a.text} for p, a in zip(prompts, writer.answers, strict=True)]
-
-
-def stop_everywhere(stop_requested: Callable[[], bool], step: int) -> bool:
-    """Whether all processes stop after this step: alone, when we were told to; together, when JAX has agreed on it."""
-    if jax.process_count() > 1:
-        if stop_requested():  # a Ctrl-C, or a SIGTERM before JAX listened: it knows SIGTERM alone
-            signal.raise_signal(signal.SIGTERM)
-        return multihost_utils.reached_preemption_sync_point(step)
-    return stop_requested()
 
 
 def profile(c, run: Path, step: int) -> None:
@@ -444,4 +453,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    or_exit(main, at_once=True)
+    exit_on_error(main, hard=True)

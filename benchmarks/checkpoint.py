@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from configs.pretrain import get_config
-from minigpt_jax import mesh as meshes
 from minigpt_jax import optim
 from minigpt_jax.checkpoint import Checkpoints, describe
 from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.sharding import make_mesh
 from minigpt_jax.step import TrainState, abstract_state, init_state
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     config, optimizer, mesh = (
         GPTConfig(**c.model),
         optim.make_optimizer(**c.optimizer),
-        meshes.make_mesh(),
+        make_mesh(),
     )
     model = GPT(config)
     state = init_state(model, optimizer, 0, mesh)

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.documents import documents
-from data_tools.fast import FastTokenizer
+from data_tools.fast_tokenizer import FastTokenizer
 from data_tools.fineweb import cores, prepare
 from minigpt_jax.errors import exit_cleanly
-from minigpt_jax.shards import Stream, open_stream, read_manifest
+from minigpt_jax.sources import documents
+from minigpt_jax.token_stream import Stream, open_stream, read_manifest
 from minigpt_jax.tokenizer import TEXT_VOCAB, load_tokenizer
 
 ROWS, CONTEXT = 32, 1024  # the batch that is loaded
@@ -71,10 +71,11 @@ def _encode_share(sources: Sequence[str], share: int, shares: int) -> float:
 
 def loader_seconds(stream: Stream, batches: int = 200) -> float:
     """Median seconds to choose, read and hand to the device a batch of ROWS x CONTEXT tokens."""
-    from minigpt_jax import mesh
     from minigpt_jax.data import batch_at, row_count, rows_at
+    from minigpt_jax.sharding import batch_sharding, make_mesh
 
-    sharding, rows = mesh.batch_sharding(mesh.make_mesh()), row_count(stream, CONTEXT)
+    sharding = batch_sharding(make_mesh())
+    rows = row_count(stream, CONTEXT)
 
     def load(step: int) -> None:
         for array in batch_at(stream, rows_at(0, step, ROWS, rows), CONTEXT, 1, sharding):
@@ -86,14 +87,14 @@ def loader_seconds(stream: Stream, batches: int = 200) -> float:
 def step_seconds(stream: Stream, steps: int = 5) -> float:
     """Median seconds of a training step of the small model, compiled."""
     from configs.pretrain import get_config
-    from minigpt_jax import mesh as meshes
     from minigpt_jax import optim
     from minigpt_jax.data import batch_at
     from minigpt_jax.model import GPT, GPTConfig
+    from minigpt_jax.sharding import batch_sharding, make_mesh
     from minigpt_jax.step import Batch, init_state, make_train_step
 
     c: Any = get_config()
-    mesh = meshes.make_mesh()
+    mesh = make_mesh()
     model = GPT(
         GPTConfig(
             vocab_size=TEXT_VOCAB,
@@ -113,9 +114,7 @@ def step_seconds(stream: Stream, steps: int = 5) -> float:
         seed=0,
         loss_chunk=32,
     )
-    batch = Batch(
-        *batch_at(stream, np.arange(STEP_ROWS), STEP_CONTEXT, 1, meshes.batch_sharding(mesh))
-    )
+    batch = Batch(*batch_at(stream, np.arange(STEP_ROWS), STEP_CONTEXT, 1, batch_sharding(mesh)))
     state = init_state(model, optimizer, 0, mesh)
 
     def work() -> None:

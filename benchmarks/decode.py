@@ -96,18 +96,19 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
     import jax
     import jax.numpy as jnp
 
-    from minigpt_jax import mesh as meshes
     from minigpt_jax import optim
-    from minigpt_jax.generate import Generator, sampling
+    from minigpt_jax.generate import Generator
     from minigpt_jax.model import GPT
+    from minigpt_jax.sampling import sampling_params
+    from minigpt_jax.sharding import make_mesh, replicated
     from minigpt_jax.step import init_state
     from minigpt_jax.tokenizer import load_tokenizer
 
     def prepare() -> Callable[[], None]:
         config = shape(options)
-        mesh = meshes.make_mesh()
+        mesh = make_mesh()
         params = jax.device_put(
-            init_state(GPT(config), optim.make_optimizer(), 0, mesh).params, meshes.replicated(mesh)
+            init_state(GPT(config), optim.make_optimizer(), 0, mesh).params, replicated(mesh)
         )
         how = {"quantize": dtype} if dtype == "int8" else {"dtype": jnp.dtype(dtype)}
         writer = Generator(params, config, load_tokenizer(), rows=options.rows, **how)
@@ -118,7 +119,9 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
             first = next(calls)
             asked = [[first, *prompt[1:]] for prompt in prompts.tolist()]
             for _ in writer.stream(
-                asked, sampling(options.rows, config, temperature=0.0), max_new_tokens=options.new
+                asked,
+                sampling_params(options.rows, config, temperature=0.0),
+                max_new_tokens=options.new,
             ):
                 pass
             written = {len(answer.tokens) for answer in writer.answers}

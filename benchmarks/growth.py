@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.pretrain import get_config
-from minigpt_jax import mesh as meshes
 from minigpt_jax import optim
 from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.sharding import AXES, batch_sharding
 from minigpt_jax.step import Batch, init_state, make_train_step
 
-AXES = {"T": (256, 512, 1024, 2048, 4096), "B": (1, 2, 4, 8, 16), "L": (2, 4, 8, 16, 24)}
+SIZES = {"T": (256, 512, 1024, 2048, 4096), "B": (1, 2, 4, 8, 16), "L": (2, 4, 8, 16, 24)}
 NAMES = {"T": "context", "B": "batch", "L": "layers"}
 ALLOWED = 1.3  # times the ratio of the FLOPs
 HORIZON = 10_000  # of the schedule: what matters is that its values are not zero
@@ -68,7 +68,7 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--loss-chunk", type=int, default=128)
-    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--axes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--plot", type=Path, help="an .svg or .png file")
     return parser.parse_args()
 
@@ -76,7 +76,7 @@ def parse() -> argparse.Namespace:
 def measure(axis: str, options: argparse.Namespace) -> list[Cost]:
     """The costs along an axis, printed as a table."""
     made = [
-        prepare(argparse.Namespace(**vars(options) | {NAMES[axis]: size})) for size in AXES[axis]
+        prepare(argparse.Namespace(**vars(options) | {NAMES[axis]: size})) for size in SIZES[axis]
     ]
     seconds = [[] for _ in made]
     for _ in range(options.rounds):
@@ -86,7 +86,7 @@ def measure(axis: str, options: argparse.Namespace) -> list[Cost]:
             own.append(time.perf_counter() - began)
     costs = [
         Cost(size, tokens, flops, statistics.median(own), work.memory)
-        for size, own, (tokens, flops, work) in zip(AXES[axis], seconds, made, strict=True)
+        for size, own, (tokens, flops, work) in zip(SIZES[axis], seconds, made, strict=True)
     ]
     print(
         f"\n| {axis} | ms a step | us a token | GFLOP/s | memory | time, FLOPs, memory: times those before | time / FLOPs per doubling |\n"
@@ -129,7 +129,7 @@ class Step:
         c: Any = get_config()
         model = GPT(config, dtype=jnp.dtype(options.dtype))
         mesh, optimizer = (
-            jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), meshes.AXES),
+            jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES),
             optim.make_optimizer(**c.optimizer),
         )
         schedule = partial(optim.learning_rate, horizon=HORIZON, **c.schedule)
@@ -143,7 +143,7 @@ class Step:
         )
         self._batch = jax.device_put(
             Batch(tokens, np.ones((1, options.batch, config.context), np.uint8)),
-            meshes.batch_sharding(mesh),
+            batch_sharding(mesh),
         )
         self._state = init_state(model, optimizer, 0, mesh)
         self._step = step.lower(self._state, self._batch).compile()

@@ -15,9 +15,9 @@ import numpy as np
 
 from minigpt_jax import LoadedRun, data, load_run
 from minigpt_jax.errors import exit_cleanly
-from minigpt_jax.generate import forward, next_logits, prepare
+from minigpt_jax.generate import forward, next_logits, prepare_for_decoding
 from minigpt_jax.model import GPT, empty_cache
-from minigpt_jax.shards import open_stream, read_manifest
+from minigpt_jax.token_stream import open_stream, read_manifest
 
 CHUNK = 128  # positions whose logits are in memory at once
 
@@ -56,7 +56,7 @@ def mean_loss(
     run: LoadedRun, quantize: str | None, tokens: np.ndarray, weights: np.ndarray
 ) -> float:
     """Weighted mean of the loss (nats) over rows `tokens` [N, T+1] with `weights` [N, T], one row at a time, as sample.py reads them."""
-    model, params = prepare(run.params, run.config, quantize=quantize)
+    model, params = prepare_for_decoding(run.params, run.config, quantize=quantize)
     losses = np.stack([row_losses(model, params, row[None].astype(np.int32)) for row in tokens])
     return float((losses * weights).sum() / weights.sum())
 

@@ -168,19 +168,19 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
     import jax
     import jax.numpy as jnp
 
-    from minigpt_jax import mesh as meshes
     from minigpt_jax import optim
-    from minigpt_jax.metrics import peak_flops
     from minigpt_jax.model import GPT
+    from minigpt_jax.sharding import batch_sharding, make_mesh
     from minigpt_jax.step import Batch, init_state, make_train_step
     from minigpt_jax.tokenizer import END_OF_TEXT
+    from minigpt_jax.tracking.run_log import peak_flops
 
     def prepare() -> Callable[[], None]:
         c: Any = get_config()
         model = GPT(
             shape(options), dtype=jnp.dtype(dtype), remat=options.remat, unroll=options.unroll
         )
-        mesh, optimizer = meshes.make_mesh(), optim.make_optimizer(**c.optimizer)
+        mesh, optimizer = make_mesh(), optim.make_optimizer(**c.optimizer)
         schedule = partial(optim.learning_rate, horizon=HORIZON, **c.schedule)
         separator = END_OF_TEXT if options.isolate_documents else None
         step = make_train_step(
@@ -195,7 +195,7 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
         tokens = random_tokens(options)
         weights = np.ones((options.batch, options.context), np.uint8)
         batch = jax.device_put(
-            Batch(tokens[None].astype(np.uint16), weights[None]), meshes.batch_sharding(mesh)
+            Batch(tokens[None].astype(np.uint16), weights[None]), batch_sharding(mesh)
         )
         state = [init_state(model, optimizer, 0, mesh)]
 

@@ -18,11 +18,11 @@ import torch
 
 from benchmarks.peer import transformers_gpt2
 from minigpt_jax import data, optim
-from minigpt_jax import mesh as meshes
 from minigpt_jax.errors import exit_cleanly
 from minigpt_jax.model import GPT, GPTConfig
-from minigpt_jax.shards import open_stream
+from minigpt_jax.sharding import make_mesh
 from minigpt_jax.step import Batch, init_state, make_train_step
+from minigpt_jax.token_stream import open_stream
 from minigpt_jax.tokenizer import load_tokenizer
 
 
@@ -59,7 +59,7 @@ def main() -> int:
         warmup=options.warmup,
         floor=options.peak / 10,
     )
-    mesh, model, optimizer = meshes.make_mesh(), GPT(config), optim.make_optimizer()
+    mesh, model, optimizer = make_mesh(), GPT(config), optim.make_optimizer()
     state = init_state(model, optimizer, 0, mesh)
     step = make_train_step(model, optimizer, schedule, mesh, seed=0, loss_chunk=32)
     peer = transformers_gpt2(config, state.params)

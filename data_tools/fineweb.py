@@ -32,18 +32,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.documents import BadRow, documents, identity, local_files, text_bytes
-from data_tools.fast import FastTokenizer, Unusable, expect_equal
+from data_tools.fast_tokenizer import FastTokenizer, Unusable, expect_equal
 from minigpt_jax.errors import InputError, RunError, exit_cleanly
-from minigpt_jax.failpoint import failpoint
-from minigpt_jax.shards import (
+from minigpt_jax.runtime.failpoint import failpoint
+from minigpt_jax.runtime.files import sha256, write_json
+from minigpt_jax.sources import BadRow, documents, identity, local_files, text_bytes
+from minigpt_jax.token_stream import (
     MANIFEST,
     SHARD_TOKENS,
     Shard,
     ShardWriter,
-    file_sha256,
     read_manifest,
-    write_json,
     write_manifest,
 )
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
@@ -207,7 +206,7 @@ def _resume(out: Path, recipe: str) -> dict[str, Place]:
             f"{out}: holds .npy files of unknown origin: choose another --out, or adopt them: python -m data_tools.index {out}"
         )
     for shard in (shard for place in places.values() for shard in place.shards):
-        if not (out / shard.file).is_file() or file_sha256(out / shard.file) != shard.sha256:
+        if not (out / shard.file).is_file() or sha256(out / shard.file) != shard.sha256:
             raise InputError(
                 f"{out / shard.file}: missing or changed since it was written: delete {out} and run again"
             )

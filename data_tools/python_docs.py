@@ -32,7 +32,8 @@ from tqdm import tqdm
 from data_tools.fineweb import prepare
 from data_tools.instruct import conversation_of, expect_free, write_packed
 from minigpt_jax.errors import InputError, RunError, exit_cleanly
-from minigpt_jax.shards import MANIFEST, read_manifest, write_json
+from minigpt_jax.runtime.files import write_json
+from minigpt_jax.token_stream import MANIFEST, read_manifest
 from minigpt_jax.tokenizer import Tokenizer, load_tokenizer
 
 DOCUMENTS = "documents.jsonl"  # beside the shards: the text they are made from

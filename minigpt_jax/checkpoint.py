@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,15 +25,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
-from jax.experimental import multihost_utils
 
 from minigpt_jax.errors import InputError, RunError
-from minigpt_jax.failpoint import failpoint
 from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.runs import checkpoint_steps
+from minigpt_jax.runtime.distributed import (
+    all_agree,
+    barrier,
+    broadcast_from_main,
+    is_main_process,
+)
+from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.step import TrainState
 from minigpt_jax.tokenizer import load_tokenizer
 
@@ -47,18 +51,18 @@ class Checkpoints:
         self.run, self.keep = run, keep
         self.folder = (run / "checkpoints").absolute()
         self._writer, self._saved = _orbax(), False
-        if jax.process_index() == 0:
+        if is_main_process():
             self.folder.mkdir(parents=True, exist_ok=True)
             for entry in self.folder.iterdir():
                 if ".orbax-checkpoint-tmp" in entry.name or entry.name.startswith("deleting-"):
                     shutil.rmtree(entry, ignore_errors=True)
-        _wait_for_all("checkpoints opened")
+        barrier("checkpoints opened")
 
     def clear(self) -> None:
         """Delete all of them: the run begins anew."""
-        for step in reversed(checkpoint_steps(self.run)) if jax.process_index() == 0 else ():
+        for step in reversed(checkpoint_steps(self.run)) if is_main_process() else ():
             self._delete(step)
-        _wait_for_all("checkpoints cleared")
+        barrier("checkpoints cleared")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -112,7 +116,7 @@ class Checkpoints:
         Damaged ones are named on stderr and passed over. `accept` sees the meta before any array is read and may raise
         InputError. Raises InputError for another architecture and RunError if all are damaged: never a silent new start.
         """
-        steps = of_chief(checkpoint_steps(self.run))
+        steps = broadcast_from_main(checkpoint_steps(self.run))
         for step in reversed(steps):
             state = meta = error = None
             try:
@@ -135,7 +139,7 @@ class Checkpoints:
                 Exception
             ) as found:  # Orbax and its storage layers raise dozens of types for a damaged file
                 error = found
-            if not _all_agree(error is None):
+            if not all_agree(error is None):
                 _warn(self.run, step, error or "another process could not read it")
                 continue
             assert state is not None and meta is not None
@@ -144,7 +148,7 @@ class Checkpoints:
                 failpoint("during_verify", step)
             except (OSError, ValueError) as found:
                 error = found
-            if not _all_agree(error is None):  # each has read its own copy of what is not cut up
+            if not all_agree(error is None):  # each has read its own copy of what is not cut up
                 _warn(self.run, step, error or "another process read it otherwise")
                 continue
             self._set_newer_aside(step)
@@ -162,7 +166,7 @@ class Checkpoints:
         self._writer.close()
 
     def _delete_old(self) -> None:
-        if jax.process_index() != 0:
+        if not is_main_process():
             return
         steps = checkpoint_steps(self.run)
         losses = {step: _validation_loss(self.run, step) for step in steps}
@@ -175,7 +179,7 @@ class Checkpoints:
     def _set_newer_aside(self, step: int) -> None:
         """What could not be used would count among the newest to keep. It goes when another checkpoint has taken its place."""
         for newer in checkpoint_steps(self.run):
-            if newer > step and jax.process_index() == 0:
+            if newer > step and is_main_process():
                 aside = self.folder / f"damaged-{newer}"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(newer)).rename(aside)
@@ -338,29 +342,6 @@ def _validation_loss(run: Path, step: int) -> float:
     except (OSError, ValueError, KeyError, InputError):
         return math.inf
     return loss if loss is not None and math.isfinite(loss) else math.inf
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
-
-
-def of_chief(numbers: Sequence[int]) -> list[int]:
-    """The chief's numbers on all processes: another host may see a file appear or go a moment later."""
-    if jax.process_count() == 1:
-        return list(numbers)
-    count = int(multihost_utils.broadcast_one_to_all(np.array(len(numbers), np.int32)))
-    return multihost_utils.broadcast_one_to_all(
-        np.resize(np.array([*numbers, 0], np.int32), count)
-    ).tolist()
-
-
-def _all_agree(good: bool) -> bool:
-    return (
-        bool(np.all(multihost_utils.process_allgather(np.array(good))))
-        if jax.process_count() > 1
-        else good
-    )
 
 
 def _read(run: Path, step: int, item: str, target):

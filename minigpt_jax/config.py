@@ -76,7 +76,7 @@ FIELDS: dict[str, tuple] = {
 # What a resumed run may change: how far it goes, where it runs (in the precision it began with), what it says and keeps. The rest
 # would make it another run.
 # (The data themselves are compared by content, so their folder may move.)
-_FREE = (
+MAY_CHANGE_ON_RESUME = (
     "name",
     "runs",
     "fresh",
@@ -208,11 +208,13 @@ def to_json(config: Config) -> str:
     return json.dumps(config.to_dict())
 
 
-def changes(before: dict, now: Config) -> list[str]:
+def config_diff(before: dict, now: Config) -> list[str]:
     """Lines "field: old -> new" for what a resumed run must not change; `before` is the JSON a checkpoint kept."""
     old, new = flatten(ConfigDict(before)), flatten(now)
     names = [
-        name for name in FIELDS if not name.startswith(_FREE) and old.get(name) != new.get(name)
+        name
+        for name in FIELDS
+        if not name.startswith(MAY_CHANGE_ON_RESUME) and old.get(name) != new.get(name)
     ]
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names]
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 import jax
 import numpy as np
 
-from minigpt_jax.shards import Stream
+from minigpt_jax.token_stream import Stream
 
 
 def row_count(stream: Stream, context: int) -> int:

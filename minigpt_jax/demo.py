@@ -9,8 +9,9 @@ from pathlib import Path
 
 from minigpt_jax import chat, load_run
 from minigpt_jax.errors import InputError, exit_cleanly
-from minigpt_jax.generate import Answer, Generator, sampling
-from minigpt_jax.metrics import read_jsonl
+from minigpt_jax.generate import Answer, Generator
+from minigpt_jax.runtime.files import read_jsonl
+from minigpt_jax.sampling import sampling_params
 
 ASKED, TOKENS = 50, 60
 
@@ -71,7 +72,9 @@ def ask(run: Path, prompts: list[str]) -> list[Answer]:
     params, config, tokenizer = load_run(run)
     writer = Generator(params, config, tokenizer, rows=len(prompts))
     ids = [chat.prompt([{"role": "user", "content": prompt}], tokenizer) for prompt in prompts]
-    for _ in writer.stream(ids, sampling(len(ids), config, temperature=0.0), max_new_tokens=TOKENS):
+    for _ in writer.stream(
+        ids, sampling_params(len(ids), config, temperature=0.0), max_new_tokens=TOKENS
+    ):
         pass
     return writer.answers
 

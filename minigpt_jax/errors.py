@@ -20,10 +20,10 @@ class RunError(Exception):
     """The input was right and the work failed all the same; the message says what is safe and how to go on."""
 
 
-def or_exit(work: Callable[[], T], *, at_once: bool = False) -> T:
+def exit_on_error(work: Callable[[], T], *, hard: bool = False) -> T:
     """What `work` returns, or the end of the program: known errors say one line on stderr, a closed pipe and Ctrl-C none.
 
-    `at_once` is for a trainer: it has not done its work where nobody reads what it says, and when it fails, neither its
+    `hard` is for a trainer: it has not done its work where nobody reads what it says, and when it fails, neither its
     threads nor the processes beside it may hold it back with a farewell. They notice that it has gone.
     """
     try:
@@ -39,7 +39,7 @@ def or_exit(work: Callable[[], T], *, at_once: bool = False) -> T:
     except BrokenPipeError:
         # The reader (head, say) has what it wanted. Python would complain once more while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = int(at_once)
+        code = int(hard)
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"failed: {error}", file=sys.stderr)
         code = 1
@@ -47,11 +47,11 @@ def or_exit(work: Callable[[], T], *, at_once: bool = False) -> T:
         print("\ninterrupted", file=sys.stderr)
         code = 130
     except Exception:
-        if not at_once:
+        if not hard:
             raise
         traceback.print_exc()
         code = 1
-    if at_once:
+    if hard:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
@@ -59,4 +59,4 @@ def or_exit(work: Callable[[], T], *, at_once: bool = False) -> T:
 
 def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` as a whole program; what it returns is the exit code."""
-    sys.exit(or_exit(main))
+    sys.exit(exit_on_error(main))

@@ -5,7 +5,6 @@ draws for), so a text depends neither on what else is in the batch nor on where 
 """
 
 import codecs
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,162 +16,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.loss import live
 from minigpt_jax.loss import logits as vocabulary_logits
-from minigpt_jax.model import GPT, LANES, Cache, GPTConfig, empty_cache, product_dtype, unstack
-from minigpt_jax.quantize import products, quantized
+from minigpt_jax.loss import mask_padded_vocab
+from minigpt_jax.model import (
+    GPT,
+    Cache,
+    GPTConfig,
+    empty_cache,
+    resolve_compute_dtype,
+    unstack,
+)
+from minigpt_jax.quantize import int8_linear_interceptor, quantize_params
+from minigpt_jax.sampling import SamplingParams, argmax_by_groups, sample_logits
 from minigpt_jax.tokenizer import END, END_OF_TEXT, Tokenizer
 
-Array = jax.Array | np.ndarray
-SLOTS = 256  # tokens that a cache holds at least, where the context has as many
+MIN_CACHE = 256  # tokens that a cache holds at least, where the context has as many
 BLOCK = 16  # tokens per dispatch: below what a reader notices, far above what a dispatch costs
 
 
-class Sampling(NamedTuple):
-    """How each row draws its tokens."""
-
-    temperature: Array  # [B] f32; 0: always the most likely
-    top_k: Array  # [B] int32; only the k most likely; padded V: all
-    top_p: Array  # [B] f32; the fewest whose probabilities reach p (Holtzman et al. 2020); 1: all
-    min_p: Array  # [B] f32; at least this share of the most likely one's probability; 0: all
-    penalty: Array  # [B] f32; logits of tokens already in the text divided (or multiplied) by it (Keskar et al. 2019)
-    seed: Array  # [B] uint32
-
-
-def sampling(
-    rows: int,
-    config: GPTConfig,
-    *,
-    temperature=1.0,
-    top_k: int | None = None,
-    top_p=1.0,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    seed: int = 0,
-) -> Sampling:
-    """The same settings for `rows` rows, seeds counting up from `seed`. Raises InputError for values out of range."""
-    vocab = config.vocab_size
-    k = vocab if top_k is None else top_k
-    for name, value, low, high in (
-        ("temperature", temperature, 0, 100),
-        ("top-k", k, 1, vocab),
-        ("top-p", top_p, 0, 1),
-        ("min-p", min_p, 0, 1),
-        ("repetition penalty", repetition_penalty, 0.01, 100),
-        ("seed", seed, 0, 2**32 - rows),
-    ):
-        if not (math.isfinite(value) and low <= value <= high):
-            raise InputError(
-                f"{name} {value} is out of range: expected a number from {low} to {high}"
-            )
-    if top_p == 0:
-        raise InputError("top-p 0 would leave no token: expected a number above 0, up to 1")
-    seeds = np.arange(seed, seed + rows, dtype=np.uint32)
-    heat, nucleus, least, penalty = (
-        np.full(rows, value, np.float32)
-        for value in (temperature, top_p, min_p, repetition_penalty)
-    )
-    # "All" counts the padded rows too, or every row would look as if it were narrowed.
-    return Sampling(
-        heat,
-        np.full(rows, k if k < vocab else config.padded_vocab, np.int32),
-        nucleus,
-        least,
-        penalty,
-        seeds,
-    )
-
-
-def sample_logits(
-    scores: jax.Array, settings: Sampling, seen: jax.Array, positions: jax.Array
-) -> jax.Array:
-    """[B] int32 tokens drawn from `scores` [B, V] for `positions` [B]; `seen` [B, V]: tokens that are penalised.
-
-    Gumbel-max: the noise belongs to (seed, position, token), so filters that keep everything change nothing.
-    """
-    penalty = settings.penalty[:, None]
-    scores = jnp.where(seen, jnp.where(scores > 0, scores / penalty, scores * penalty), scores)
-    greedy = _first_best(scores)
-    temperature = settings.temperature[:, None]
-
-    def draw():
-        heated = scores / jnp.where(temperature > 0, temperature, 1)
-        keys = jax.vmap(lambda s, p: jax.random.fold_in(jax.random.key(s), p))(
-            settings.seed, positions
-        )
-        noise = jax.vmap(lambda k: jax.random.gumbel(k, scores.shape[1:]))(keys)
-        unlikely = heated < heated.max(-1, keepdims=True) + jnp.log(settings.min_p)[:, None]
-        heated = jnp.where(unlikely, -jnp.inf, heated)
-        narrow = (settings.top_k < scores.shape[-1]) | (settings.top_p < 1)
-        kept = jax.lax.cond(jnp.any(narrow), lambda: _narrow(heated, settings), lambda: heated)
-        return _first_best(kept + noise)
-
-    drawn = jax.lax.cond(jnp.any(settings.temperature > 0), draw, lambda: greedy)
-    return jnp.where(settings.temperature > 0, drawn, greedy)
-
-
-def _first_best(scores):
-    """[B] int32, argmax of numbers: the best group of tokens, then the best within. On a CPU one argmax of all takes five times as long."""
-    groups = scores.reshape(len(scores), -1, LANES)
-    group = jnp.argmax(groups.max(-1), axis=-1)
-    within = jnp.argmax(groups[jnp.arange(len(scores)), group], axis=-1)
-    return (group * LANES + within).astype(jnp.int32)
-
-
-def _narrow(scores, settings):
-    """-inf for all but the top k and, of these, the top p. A row that wants all keeps all, whatever the others want."""
-    everything = (settings.top_k >= scores.shape[-1])[:, None]
-    ones = jnp.ones_like(scores)
-
-    def top_k():
-        return jnp.where(
-            everything | _leading(scores, ones, jnp.where(everything[:, 0], 1, settings.top_k)),
-            scores,
-            -jnp.inf,
-        )
-
-    scores = jax.lax.cond(jnp.all(everything), lambda: scores, top_k)
-    whole = (settings.top_p >= 1)[:, None]
-
-    def top_p():
-        return jnp.where(
-            whole | _leading(scores, jax.nn.softmax(scores, axis=-1), settings.top_p),
-            scores,
-            -jnp.inf,
-        )
-
-    return jax.lax.cond(jnp.all(whole), lambda: scores, top_p)
-
-
-def _leading(scores, weights, goal):
-    """[B, V] bool: the first tokens in falling order of `scores` whose `weights` [B, V] reach `goal` [B]; of equals the first ones.
-
-    By bisection on the score of the last one, bit by bit: sorting a vocabulary on a CPU takes longer than the model does.
-    """
-    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)
-    order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))  # sorts as the numbers do
-
-    def lift(i, edge):
-        higher = edge | (jnp.uint32(1 << 31) >> i)
-        reached = jnp.where(order >= higher[:, None], weights, 0).sum(-1) >= goal
-        return jnp.where(reached, higher, edge)
-
-    edge = jax.lax.fori_loop(
-        jnp.uint32(0), jnp.uint32(32), lift, jnp.zeros(len(scores), jnp.uint32)
-    )[:, None]
-    above, equal = order > edge, order == edge
-    missing = goal[:, None] - jnp.where(above, weights, 0).sum(-1, keepdims=True)
-
-    def first():
-        share = jnp.where(equal, weights, 0)
-        # One alone is in whatever `missing` rounds to: what a row keeps must not depend on ties in other rows.
-        alone = equal.sum(-1, keepdims=True) == 1
-        return equal & (alone | (jnp.cumsum(share, axis=-1) - share < missing))
-
-    return above | jax.lax.cond(jnp.any(equal.sum(-1) > 1), first, lambda: equal)
-
-
-def prepare(
+def prepare_for_decoding(
     params: dict,
     config: GPTConfig,
     dtype: jax.typing.DTypeLike | None = None,
@@ -185,14 +47,16 @@ def prepare(
     """
     if quantize not in (None, "int8"):
         raise InputError(f"quantize {quantize}: expected int8")
-    model = GPT(config, dtype=dtype or product_dtype(), attention="xla")
+    model = GPT(config, dtype=dtype or resolve_compute_dtype(), attention="xla")
 
     def held(path, a):
         # Matrices in the precision of the products: every token reads all of them, and a cast would read them in f32 each time.
         return a.astype(model.dtype) if path[-1].key in ("kernel", "wte", "wpe") else a
 
     single = unstack(params)
-    return model, quantized(single) if quantize else jax.tree_util.tree_map_with_path(held, single)
+    return model, quantize_params(single) if quantize else jax.tree_util.tree_map_with_path(
+        held, single
+    )
 
 
 class Decoding(NamedTuple):
@@ -215,7 +79,7 @@ def prefill(model: GPT, params, cache: Cache, tokens, start) -> Cache:
     return forward(model, params, tokens, positions, cache)[1]
 
 
-class Likely(NamedTuple):
+class TopLogprobs(NamedTuple):
     """Log-probabilities as the model gives them, before temperature and filters."""
 
     drawn: jax.Array  # [B, BLOCK] f32, of the drawn tokens
@@ -228,13 +92,13 @@ def decode(
     model: GPT,
     params,
     state: Decoding,
-    settings: Sampling,
+    settings: SamplingParams,
     stop_tokens,
     count,
     enough,
     top: int = 0,
     slots: int | None = None,
-) -> tuple[Decoding, jax.Array, Likely | None]:
+) -> tuple[Decoding, jax.Array, TopLogprobs | None]:
     """Draw up to `count` (at most BLOCK) tokens a row: the state after them, and the tokens [B, BLOCK], -1 behind the last.
 
     A row ends with a token of `stop_tokens` [E] (drawn and returned) or when its text fills the context; the loop, as soon as
@@ -263,7 +127,7 @@ def decode(
 
     shape = (len(state.length), BLOCK)
     likely = (
-        Likely(jnp.zeros(shape), jnp.zeros((*shape, top), jnp.int32), jnp.zeros((*shape, top)))
+        TopLogprobs(jnp.zeros(shape), jnp.zeros((*shape, top), jnp.int32), jnp.zeros((*shape, top)))
         if top
         else None
     )
@@ -277,29 +141,29 @@ def decode(
     return state, out, likely
 
 
-def _likely(scores, token, top: int) -> Likely:
+def _likely(scores, token, top: int) -> TopLogprobs:
     """Of one token a row: `drawn` [B], `ids` and `values` [B, top]."""
     rows, norm = jnp.arange(len(scores)), jax.nn.logsumexp(scores, axis=-1)
 
     def best(rest, _):
         # One maximum after the other: a handful of them costs a CPU less than any sort.
-        id = _first_best(rest)
+        id = argmax_by_groups(rest)
         return rest.at[rows, id].set(-jnp.inf), (id, rest[rows, id] - norm)
 
     _, (ids, values) = jax.lax.scan(best, scores, length=top)
-    return Likely(scores[rows, token] - norm, ids.T, values.T)
+    return TopLogprobs(scores[rows, token] - norm, ids.T, values.T)
 
 
 def forward(model: GPT, params, tokens, positions, cache: Cache) -> tuple[jax.Array, Cache]:
-    """Hidden states [B, T, D] of `tokens` [B, T] at `positions` [B, T], and the cache with them in it; `params` of `prepare`."""
-    with nn.intercept_methods(products):
+    """Hidden states [B, T, D] of `tokens` [B, T] at `positions` [B, T], and the cache with them in it; `params` of `prepare_for_decoding`."""
+    with nn.intercept_methods(int8_linear_interceptor):
         return model.apply({"params": params}, tokens, positions, cache=cache)  # pyright: ignore[reportReturnType]
 
 
 def next_logits(hidden: jax.Array, params: dict, vocab_size: int) -> jax.Array:
     """[..., V] logits of `hidden` [..., D], whatever form the table has."""
     return (
-        live(params["head"].product(hidden), vocab_size)
+        mask_padded_vocab(params["head"].product(hidden), vocab_size)
         if "head" in params
         else vocabulary_logits(hidden, params["wte"], vocab_size)
     )
@@ -358,9 +222,9 @@ class Generator:
         dtype=None,
         quantize: str | None = None,
     ):
-        """`rows`: texts written at a time. The others: `prepare`."""
+        """`rows`: texts written at a time. The others: `prepare_for_decoding`."""
         self.config, self.tokenizer, self.rows = config, tokenizer, rows
-        self.model, self.params = prepare(params, config, dtype, quantize)
+        self.model, self.params = prepare_for_decoding(params, config, dtype, quantize)
         self._place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
         self._cache = self._place(empty_cache(config, rows, self.model.dtype, 0))
         self.ids: list[list[int]] = [
@@ -370,7 +234,7 @@ class Generator:
     def stream(
         self,
         prompts: Sequence[Sequence[int]],
-        settings: Sampling,
+        settings: SamplingParams,
         *,
         max_new_tokens: int,
         stop: Sequence[str] = (),
@@ -433,7 +297,7 @@ class Generator:
         """Lengthen the cache to hold `length` tokens: every token reads all of it, so it is no longer than it must be."""
         slots, wanted = (
             self._cache[0].k.shape[2],
-            min(max(_bucket(length), SLOTS), self.config.context),
+            min(max(_bucket(length), MIN_CACHE), self.config.context),
         )
         if wanted > slots:
             self._cache = self._place(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 def logits(hidden: jax.Array, table: jax.Array, vocab_size: int) -> jax.Array:
     """[..., V] logits of `hidden` [..., D] in f32 at least; rows of `table` [V, D] beyond `vocab_size` give -inf."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    return live(
+    return mask_padded_vocab(
         jnp.einsum(
             "...d,vd->...v", hidden, table.astype(hidden.dtype), preferred_element_type=wide
         ),
@@ -22,7 +22,7 @@ def logits(hidden: jax.Array, table: jax.Array, vocab_size: int) -> jax.Array:
     )
 
 
-def live(scores: jax.Array, vocab_size: int) -> jax.Array:
+def mask_padded_vocab(scores: jax.Array, vocab_size: int) -> jax.Array:
     """`scores` [..., V] with -inf for ids that are none."""
     return jnp.where(_token_ids(scores) < vocab_size, scores, -jnp.inf)
 

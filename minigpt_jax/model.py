@@ -8,7 +8,6 @@ each in pieces of the size it needs.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -17,18 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from minigpt_jax import cpu
+from minigpt_jax.attention import (
+    SHARED_SEGMENT,
+    attend,
+    attend_by_head,
+    attend_masked,
+    attention_kernel,
+    block_length,
+    recompute_in_backward,
+    swap_time_and_heads,
+    write_cache,
+)
 from minigpt_jax.errors import InputError
 
 INIT_STD = 0.02  # GPT-2's, for every matrix and embedding
-EPSILON = 1e-5  # GPT-2's LayerNorm; Flax's default is another
-LANES = 128  # rows of the vocabulary come in multiples of so many
-PRODUCT = "product"  # what `remat` "dots" keeps
-SHARED = -1  # the segment that all others of its row see
-MIN_BLOCK, MAX_BLOCKS = (
-    128,
-    8,
-)  # attention where cuDNN does not do it: queries a block at least, and blocks at most
+LAYER_NORM_EPS = 1e-5  # GPT-2's LayerNorm; Flax's default is another
+VOCAB_MULTIPLE = 128  # rows of the vocabulary come in multiples of so many
+MATMUL_OUTPUT = "product"  # what `remat` "dots" keeps
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,8 @@ class GPTConfig:
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding: `vocab_size` rounded up to a multiple of LANES, which matrix units and tensor meshes divide well."""
-        return math.ceil(self.vocab_size / LANES) * LANES
+        """Rows of the embedding: `vocab_size` rounded up to a multiple of VOCAB_MULTIPLE, which matrix units and tensor meshes divide well."""
+        return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     @property
     def parameters(self) -> int:
@@ -137,25 +141,20 @@ class Linear(nn.Module):
             self.shape[self.inputs :],
             self.names[self.inputs :],
         )
-        y = checkpoint_name(jnp.tensordot(x, kernel.astype(self.dtype), self.inputs), PRODUCT)
+        y = checkpoint_name(jnp.tensordot(x, kernel.astype(self.dtype), self.inputs), MATMUL_OUTPUT)
         return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
 
 
-# What costs little is computed again in the backward pass, whatever `remat` says: keeping it would take more memory
-# than the results of all matrix products together. (In a scan over layers XLA cannot undo this; prevent_cse adds nothing.)
-cheap = partial(jax.checkpoint, prevent_cse=False)
-
-
-@cheap
+@recompute_in_backward
 def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """LayerNorm over the last dimension of `x` [B, T, D], in f32 at least."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = x - x.mean(-1, keepdims=True)
-    normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPSILON)
+    normal = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + LAYER_NORM_EPS)
     return normal * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)
 
 
-@cheap
+@recompute_in_backward
 def gelu(x: jax.Array) -> jax.Array:
     """GPT-2's form of it, with tanh."""
     return nn.gelu(x, approximate=True)
@@ -190,7 +189,8 @@ class Attention(nn.Module):
         visible = (
             None
             if segments is None
-            else (segments[:, :, None] == segments[:, None, :]) | (segments == SHARED)[:, None, :]
+            else (segments[:, :, None] == segments[:, None, :])
+            | (segments == SHARED_SEGMENT)[:, None, :]
         )
         kernel = attention_kernel(
             self.implementation, self.dtype, jax.sharding.get_abstract_mesh().size
@@ -200,20 +200,24 @@ class Attention(nn.Module):
             # overwritten before it comes into view. A position beyond the cache (padding) is dropped, not clamped.
             cache = KVCache(
                 *(
-                    _write(jnp.asarray(old), new.astype(old.dtype), positions)
+                    write_cache(jnp.asarray(old), new.astype(old.dtype), positions)
                     for old, new in ((cache.k, k), (cache.v, v))
                 )
             )
             k, v = cache
             seen = jnp.arange(k.shape[2])[None, None] <= positions[:, :, None]
-            y = _turned(_attend(_turned(q), k.astype(self.dtype), v.astype(self.dtype), seen))
+            y = swap_time_and_heads(
+                attend_masked(
+                    swap_time_and_heads(q), k.astype(self.dtype), v.astype(self.dtype), seen
+                )
+            )
         elif kernel == "cudnn":
             mask = None if visible is None else visible[:, None]
             y = jax.nn.dot_product_attention(
                 q, k, v, mask=mask, is_causal=True, implementation="cudnn"
             )
         elif kernel == "cpu":
-            y = cpu.attend(block_length(x.shape[1]), q, k, v, visible)
+            y = attend_by_head(block_length(x.shape[1]), q, k, v, visible)
         else:
             y = attend(q, k, v, visible)
         std = INIT_STD / math.sqrt(
@@ -224,76 +228,9 @@ class Attention(nn.Module):
         )(y), cache
 
 
-def product_dtype(name: str = "auto") -> str:
+def resolve_compute_dtype(name: str = "auto") -> str:
     """What "auto" means here: "bfloat16", but "float32" on a CPU, where steps in bfloat16 were measured to take longer."""
     return name if name != "auto" else "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def attention_kernel(implementation: str, dtype: jax.typing.DTypeLike, devices: int) -> str:
-    """What "auto" means here: "cudnn" (16 bit, on Ampere and newer) and "cpu" (a mesh of one device) keep no [T, T] scores, "xla" does."""
-    if implementation != "auto":
-        return implementation
-    device = jax.devices()[0]
-    major = str(getattr(device, "compute_capability", "")).partition(".")[
-        0
-    ]  # "9.0" of an H100, "gfx90a" of others
-    if (
-        major.isdecimal()
-        and int(major) >= 8
-        and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
-    ):
-        return "cudnn"
-    return "cpu" if device.platform == "cpu" and devices <= 1 else "xla"
-
-
-def block_length(length: int) -> int:
-    """How many of `length` positions attention takes at a time."""
-    return max(MIN_BLOCK, math.ceil(length / MAX_BLOCKS))
-
-
-@cheap
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
-    """Causal attention: softmax(q k^T / sqrt(K)) v of all positions up to each query's own, the softmax in f32 at least.
-
-    `q`, `k`, `v` [B, T, H, K]; `visible` [B, T, T] or None: what each query may see of them. Queries are taken in blocks,
-    each with the keys that it can see: half the work.
-    """
-    q, k, v = (_turned(a) for a in (q, k, v))
-    length, block, parts = q.shape[2], block_length(q.shape[2]), []
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        seen = jnp.tri(end - start, end, start, dtype=bool)[None]
-        if visible is not None:
-            seen = seen & visible[:, start:end, :end]
-        parts.append(_attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], seen))
-    return _turned(jnp.concatenate(parts, axis=2))
-
-
-def _write(old, new, positions):
-    """`old` [B, H, S, K] with `new` [B, T, H, K] in the slots `positions` [B, T], where there are such."""
-    if new.shape[1] > 1:
-        return old.at[jnp.arange(len(old))[:, None], :, positions].set(new, mode="drop")
-    # XLA copies the whole cache for a scatter, up to three times; a selection is made in place.
-    return jnp.where(
-        (jnp.arange(old.shape[2])[None] == positions)[:, None, :, None], _turned(new), old
-    )
-
-
-def _attend(q, k, v, seen):
-    """`q` [B, H, T, K]; `k`, `v` [B, H, S, K]; `seen` [B, T, S]."""
-    wide = jnp.promote_types(
-        q.dtype, jnp.float32
-    )  # jax.nn's own would round float64 to float32 here
-    scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=wide) / math.sqrt(
-        q.shape[-1]
-    )
-    weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bhts,bhsk->bhtk", weights.astype(v.dtype), v)
-
-
-def _turned(a):
-    """[B, T, H, K] as [B, H, T, K], or back: a CPU is slower at products over heads in the middle."""
-    return jnp.swapaxes(a, 1, 2)
 
 
 class MLP(nn.Module):
@@ -362,7 +299,7 @@ class GPT(nn.Module):
         it uses them, which is nothing beside a batch of long rows and half the time of a single token.
 
         `tokens` [B, T]; `positions` [B, T] (default 0..T-1); `segments` [B, T]: tokens see only their own segment
-        and SHARED ones (not together with a cache). Positions beyond the context are not checked here: callers do, on the
+        and SHARED_SEGMENT ones (not together with a cache). Positions beyond the context are not checked here: callers do, on the
         host. With dropout and `deterministic=False` it needs a "dropout" key.
         """
         c = self.config
@@ -385,7 +322,7 @@ class GPT(nn.Module):
         block = Block
         if self.remat != "none":
             policy = (
-                jax.checkpoint_policies.save_only_these_names(PRODUCT)
+                jax.checkpoint_policies.save_only_these_names(MATMUL_OUTPUT)
                 if self.remat == "dots"
                 else None
             )

@@ -19,9 +19,9 @@ import numpy as np
 
 from minigpt_jax.config import horizon_steps, parse
 from minigpt_jax.errors import InputError, exit_cleanly
-from minigpt_jax.mesh import mesh_sizes
-from minigpt_jax.metrics import PEAK_FLOPS
 from minigpt_jax.model import GPTConfig
+from minigpt_jax.sharding import mesh_sizes
+from minigpt_jax.tracking.run_log import PEAK_FLOPS
 
 REMAT = ("none", "dots", "full")
 MARGIN = 0.15  # what the estimate may be wrong by

@@ -3,7 +3,7 @@
 A weight is a whole number from -127 to 127 times the scale of its output channel. The rows that enter a product are
 rounded alike, each with a scale of its own, so what becomes of a row depends on no other; products and sums of whole
 numbers are exact. (Weights in eight bits times rows in f32 would round less, but XLA's CPU products are slower that way.)
-The model knows nothing of this: `products` stands in for its Linear layers while they are applied.
+The model knows nothing of this: `int8_linear_interceptor` stands in for its Linear layers while they are applied.
 """
 
 import math
@@ -55,7 +55,7 @@ def to_int8(kernel: jax.Array, inputs: int) -> Int8:
     )
 
 
-def quantized(params: dict) -> dict:
+def quantize_params(params: dict) -> dict:
     """`params` of single layers (model.unstack) with every kernel in eight bits, and the embedding once more as "head".
 
     The table that tokens are looked up in stays as it is: a row of it is all that a token reads.
@@ -71,7 +71,7 @@ def _kernels(tree: dict) -> dict:
     }
 
 
-def products(layer, args, kwargs, context):
+def int8_linear_interceptor(layer, args, kwargs, context):
     """An interceptor of Flax modules (`nn.intercept_methods`): a Linear whose kernel is in eight bits multiplies with that."""
     module = context.module
     kernel = module.get_variable("params", "kernel") if isinstance(module, Linear) else None

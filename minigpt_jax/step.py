@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from minigpt_jax import loss
-from minigpt_jax import mesh as meshes
+from minigpt_jax.sharding import RULES, batch_sharding, replicated, state_sharding
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -42,12 +42,12 @@ class OnMesh(NamedTuple):
 
     def __call__(self, *arguments):
         """What `function` returns."""
-        with jax.set_mesh(self.mesh), nn.logical_axis_rules(list(meshes.RULES)):
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(list(RULES)):
             return self.function(*arguments)
 
     def lower(self, *arguments):
         """All but running it, for arguments or their shapes: `.compile().memory_analysis()` says what it will take."""
-        with jax.set_mesh(self.mesh), nn.logical_axis_rules(list(meshes.RULES)):
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(list(RULES)):
             return self.function.lower(*arguments)
 
 
@@ -72,7 +72,7 @@ def abstract_state(
 @lru_cache(maxsize=1)  # tracing the model takes a third of a second, and everything here asks
 def _abstract_state(model, optimizer, mesh) -> TrainState:
     named = jax.eval_shape(lambda: _build(model, optimizer, seed=0))
-    shardings = meshes.state_sharding(named, mesh)
+    shardings = state_sharding(named, mesh)
     return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), nn.unbox(named), shardings
     )
@@ -156,11 +156,11 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    shardings = (_shardings(model, optimizer, mesh), meshes.batch_sharding(mesh))
+    shardings = (_shardings(model, optimizer, mesh), batch_sharding(mesh))
     compiled = jax.jit(
         step,
         in_shardings=shardings,
-        out_shardings=(shardings[0], meshes.replicated(mesh)),
+        out_shardings=(shardings[0], replicated(mesh)),
         donate_argnums=0,
     )
     return OnMesh(mesh, compiled)
@@ -195,7 +195,7 @@ def make_eval_step(
 
         return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), tuple(batch))[0]
 
-    return OnMesh(mesh, jax.jit(step, out_shardings=meshes.replicated(mesh)))
+    return OnMesh(mesh, jax.jit(step, out_shardings=replicated(mesh)))
 
 
 def document_layout(tokens: jax.Array, separator: int) -> tuple[jax.Array, jax.Array]:

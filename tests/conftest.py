@@ -21,6 +21,11 @@ from pathlib import Path
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+# Modules whose signatures (types and shapes) are checked at every call, in the tests only.
+CHECKED: list[str] = []
+install_import_hook(CHECKED, "beartype.beartype")
 
 from tests.harness import write_corpus
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minigpt_jax.metrics import read_jsonl
 from minigpt_jax.runs import checkpoint_steps
-from minigpt_jax.shards import ShardWriter, write_manifest
+from minigpt_jax.runtime.files import read_jsonl
+from minigpt_jax.token_stream import ShardWriter, write_manifest
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 
 ROOT = Path(__file__).parents[1]

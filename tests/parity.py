@@ -62,12 +62,12 @@ def differences(
     modules = SimpleNamespace(
         **{
             name: import_module(f"{package}.{name}")
-            for name in ("model", "loss", "optim", "step", "mesh")
+            for name in ("attention", "model", "loss", "optim", "step", "sharding")
         }
     )
     for name in CHECKS if checks is None else checks:
         # Blocks of 5 queries: the golden rows of 16 must cross the borders that long rows cross.
-        with jax.enable_x64(True), patch.object(modules.model, "MIN_BLOCK", 5):
+        with jax.enable_x64(True), patch.object(modules.attention, "MIN_BLOCK", 5):
             found = list(
                 CHECKS[name](modules, golden)
             )  # before the mode is left: a generator would take it to its caller
@@ -115,7 +115,7 @@ def training(modules, golden: Golden, *, accum: int) -> Iterator[Difference]:
     steps, rows = golden["tokens"].shape[:2]
     mesh = jax.make_mesh(
         (1, 1, 1),
-        modules.mesh.AXES,
+        modules.sharding.AXES,
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
         devices=jax.devices()[:1],
     )

@@ -19,7 +19,7 @@ LEVELS = {
     2: "chat shards step plan quantize report",
     3: "data checkpoint generate",
     4: "__init__ engine evals interop",
-    5: "data_tools.documents data_tools.fast server",
+    5: "minigpt_jax.sources data_tools.fast_tokenizer server",
     6: "data_tools.fineweb data_tools.instruct data_tools.index",
     7: "data_tools.python_docs train sample demo configs",
 }
@@ -232,7 +232,7 @@ print(sorted({name.partition(".")[0] for name in sys.modules} & {"jax", "jaxlib"
 
 def test_importing_the_package_costs_nothing():
     """`import minigpt_jax` and its data side start at once; JAX comes with load_run."""
-    code = "import sys, minigpt_jax, minigpt_jax.shards, minigpt_jax.chat; print(sorted({'jax', 'torch', 'datasets'} & set(sys.modules)))"
+    code = "import sys, minigpt_jax, minigpt_jax.token_stream, minigpt_jax.chat; print(sorted({'jax', 'torch', 'datasets'} & set(sys.modules)))"
     assert program(code).strip() == "[]"
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from minigpt_jax import load_run
-from minigpt_jax import mesh as meshes
 from minigpt_jax.checkpoint import Checkpoints, describe, load_params, read_meta
 from minigpt_jax.errors import InputError, RunError
 from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.optim import make_optimizer
 from minigpt_jax.runs import checkpoint_steps
+from minigpt_jax.sharding import make_mesh
 from minigpt_jax.step import TrainState, abstract_state, init_state
 
 CONFIG = GPTConfig(vocab_size=250, context=16, layers=2, heads=4, embed=32)
@@ -24,7 +24,7 @@ META = {"model": asdict(CONFIG), "config": {}, "data": "none", "validation_loss"
 
 @pytest.fixture(scope="module")
 def mesh():
-    return meshes.make_mesh(2, 2, 1)
+    return make_mesh(2, 2, 1)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def largest_file(folder: Path) -> Path:
 
 def test_every_bit_comes_back_on_this_mesh_and_on_any_other(tmp_path, state, mesh):
     run = saved(tmp_path / "run", state, [3])
-    for other in (mesh, meshes.make_mesh(1, 1, 4), meshes.make_mesh(4, 1, 1)):
+    for other in (mesh, make_mesh(1, 1, 4), make_mesh(4, 1, 1)):
         found, meta = restored(run, other)
         assert meta["step"] == found.step == 3
         assert equal(found.opt_state, state.opt_state) and equal(
@@ -88,9 +88,7 @@ def test_the_checksum_sees_any_flipped_bit_and_no_sharding():
     array = draw.normal(size=(24, 8)).astype(np.float32)
     reference = describe({"a": jnp.asarray(array)})
     for axes in ((4, 1, 1), (1, 4, 1), (2, 2, 1)):
-        spread = jax.device_put(
-            array, jax.NamedSharding(meshes.make_mesh(*axes), jax.P(("data", "fsdp")))
-        )
+        spread = jax.device_put(array, jax.NamedSharding(make_mesh(*axes), jax.P(("data", "fsdp"))))
         assert describe({"a": spread}) == reference
     for bit in draw.integers(0, array.nbytes * 8, 300):
         damaged = bytearray(array.tobytes())

@@ -252,14 +252,14 @@ def another_value(field: str, value):
 def test_a_resumed_run_may_change_horizon_mesh_logging_and_saving_and_nothing_that_shapes_its_mathematics():
     before = parse()
     kept = configs.ConfigDict(before.to_dict()).to_dict()
-    assert configs.changes(kept, before) == []
+    assert configs.config_diff(kept, before) == []
     for field, old in configs.flatten(before).items():
         now = parse()
         section, _, name = field.rpartition(".")
         new = another_value(field, old)
         (now[section] if section else now)[name] = new
         expected = [f"{field}: {old!r} -> {new!r}"] if name in FIXED.get(section, ()) else []
-        assert configs.changes(kept, now) == expected, field
+        assert configs.config_diff(kept, now) == expected, field
     assert {
         f"{section}.{name}".lstrip(".") for section, names in FIXED.items() for name in names
     } < configs.FIELDS.keys()
@@ -268,7 +268,7 @@ def test_a_resumed_run_may_change_horizon_mesh_logging_and_saving_and_nothing_th
 def test_a_config_survives_the_json_that_a_checkpoint_keeps():
     config = parse()
     again = json.loads(configs.to_json(config))
-    assert configs.changes(again, config) == []
+    assert configs.config_diff(again, config) == []
     assert configs.flatten(configs.ConfigDict(again)) == configs.flatten(config)
 
 

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from minigpt_jax import mesh as meshes
 from minigpt_jax.data import (
     batch_at,
     batch_hash,
@@ -18,7 +17,8 @@ from minigpt_jax.data import (
     row_order,
     rows_at,
 )
-from minigpt_jax.shards import ShardWriter, Stream, open_stream, write_manifest
+from minigpt_jax.sharding import batch_sharding, make_mesh
+from minigpt_jax.token_stream import ShardWriter, Stream, open_stream, write_manifest
 
 CONTEXT, ROWS = 5, 23
 MESHES = [(4, 1, 1), (1, 4, 1), (1, 1, 4), (2, 2, 1), (2, 1, 2), (1, 2, 2)]
@@ -50,7 +50,7 @@ def stream(tmp_path_factory) -> Stream:
 
 
 def sharding_of(data: int, fsdp: int, tensor: int) -> jax.sharding.NamedSharding:
-    return meshes.batch_sharding(meshes.make_mesh(data, fsdp, tensor))
+    return batch_sharding(make_mesh(data, fsdp, tensor))
 
 
 # ---- the order

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from minigpt_jax import load_run
-from minigpt_jax.metrics import read_jsonl
 from minigpt_jax.runs import checkpoint_steps
+from minigpt_jax.runtime.files import read_jsonl
 from tests.harness import ENVIRONMENT, ROOT, command, history, start_pair, train, write_chat
 
 

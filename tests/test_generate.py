@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from minigpt_jax import generate
+from minigpt_jax import generate, sampling
 from minigpt_jax.errors import InputError
-from minigpt_jax.generate import Generator, Sampling, TextStream, sample_logits, sampling
+from minigpt_jax.generate import Generator, TextStream
 from minigpt_jax.loss import logits
 from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.sampling import SamplingParams, sample_logits, sampling_params
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 from tests.test_model import weights
 
@@ -33,7 +34,7 @@ def make(params):
     return partial(Generator, params, CONFIG, TOKENIZER)
 
 
-def write(writer: Generator, prompts, draw: Sampling, count: int = 20, stop=()):
+def write(writer: Generator, prompts, draw: SamplingParams, count: int = 20, stop=()):
     pieces = list(writer.stream(prompts, draw, max_new_tokens=count, stop=stop))
     for row, answer in enumerate(writer.answers):
         assert "".join(piece for r, piece in pieces if r == row) == answer.text
@@ -71,14 +72,14 @@ def uncached(params):
 @pytest.mark.parametrize("prompt", [PROMPT, [END_OF_TEXT]])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_it_writes_what_the_model_without_a_cache_writes(make, uncached, temperature, prompt):
-    draw = sampling(1, CONFIG, temperature=temperature, seed=5)
+    draw = sampling_params(1, CONFIG, temperature=temperature, seed=5)
     answer = write(make(), [prompt], draw, 30)[0]
     assert answer.tokens == uncached(prompt, draw, 30) and len(answer.tokens) > 20
 
 
 def test_a_text_goes_on_where_the_cache_had_to_grow(make, uncached, monkeypatch):
-    monkeypatch.setattr(generate, "SLOTS", 16)  # fewer than the context has
-    writer, draw = make(), sampling(1, CONFIG, temperature=0.0)
+    monkeypatch.setattr(generate, "MIN_CACHE", 16)  # fewer than the context has
+    writer, draw = make(), sampling_params(1, CONFIG, temperature=0.0)
     first = write(writer, [PROMPT], draw, 4)[0].tokens
     slots = writer._cache[0].k.shape[2]
     longer = [*PROMPT, *first, *TOKENIZER.encode(" A small dog sees")]
@@ -87,25 +88,27 @@ def test_a_text_goes_on_where_the_cache_had_to_grow(make, uncached, monkeypatch)
 
 
 def test_a_row_is_the_same_alone_and_in_a_batch_of_other_prompts(make):
-    alone = write(make(), [PROMPT], sampling(1, CONFIG, seed=8))[0]
+    alone = write(make(), [PROMPT], sampling_params(1, CONFIG, seed=8))[0]
     others = [[END_OF_TEXT], PROMPT, [END_OF_TEXT, *TOKENIZER.encode("A light token")]]
-    batch = write(make(rows=3), others, sampling(3, CONFIG, seed=7))  # seeds 7, 8, 9
+    batch = write(make(rows=3), others, sampling_params(3, CONFIG, seed=7))  # seeds 7, 8, 9
     assert batch[1] == alone and batch[0].tokens != alone.tokens
 
 
 def test_the_cache_of_the_last_turn_changes_no_text(make):
     writer = make()
-    first = write(writer, [PROMPT], sampling(1, CONFIG))[0]
+    first = write(writer, [PROMPT], sampling_params(1, CONFIG))[0]
     longer = [*PROMPT, *first.tokens[:7], *TOKENIZER.encode(" and the dog")]
-    assert write(writer, [longer], sampling(1, CONFIG)) == write(
-        make(), [longer], sampling(1, CONFIG)
+    assert write(writer, [longer], sampling_params(1, CONFIG)) == write(
+        make(), [longer], sampling_params(1, CONFIG)
     )
-    assert write(writer, [PROMPT], sampling(1, CONFIG))[0] == first  # and back to the shorter one
+    assert (
+        write(writer, [PROMPT], sampling_params(1, CONFIG))[0] == first
+    )  # and back to the shorter one
 
 
 def test_it_ends_at_the_context_and_refuses_what_is_longer(make, uncached):
     filling = [END_OF_TEXT, *TOKENIZER.encode(" river" * 60)]
-    greedy = sampling(1, CONFIG, temperature=0.0)
+    greedy = sampling_params(1, CONFIG, temperature=0.0)
     for length in (47, 48):
         answer = write(make(), [filling[:length]], greedy)[0]
         assert answer.reason == "length" and answer.tokens == uncached(filling[:length], greedy, 20)
@@ -115,17 +118,17 @@ def test_it_ends_at_the_context_and_refuses_what_is_longer(make, uncached):
 
 
 def test_the_number_of_new_tokens_is_kept_to(make):
-    assert write(make(), [PROMPT], sampling(1, CONFIG), 0)[0].tokens == []
+    assert write(make(), [PROMPT], sampling_params(1, CONFIG), 0)[0].tokens == []
     for count in (1, 16, 17):
-        assert len(write(make(), [PROMPT], sampling(1, CONFIG), count)[0].tokens) == count
+        assert len(write(make(), [PROMPT], sampling_params(1, CONFIG), count)[0].tokens) == count
     with pytest.raises(InputError, match="negative"):
-        write(make(), [PROMPT], sampling(1, CONFIG), -1)
+        write(make(), [PROMPT], sampling_params(1, CONFIG), -1)
 
 
 def test_a_stop_string_ends_the_text_before_itself(make):
-    whole = write(make(), [PROMPT], sampling(1, CONFIG))[0].text
+    whole = write(make(), [PROMPT], sampling_params(1, CONFIG))[0].text
     stop = whole[12:17]
-    answer = write(make(), [PROMPT], sampling(1, CONFIG), stop=[stop])[0]
+    answer = write(make(), [PROMPT], sampling_params(1, CONFIG), stop=[stop])[0]
     assert answer.text == whole[: whole.index(stop)] and answer.reason == "stop"
 
 
@@ -135,7 +138,7 @@ TINY = GPTConfig(vocab_size=384, context=8, layers=1, heads=1, embed=8)
 
 def drawn(draws: int = 400, scores=SCORES, seen=None, **how) -> np.ndarray:
     """Tokens from the same scores at many positions."""
-    settings = jax.tree.map(lambda a: np.repeat(a, draws), sampling(1, TINY, **how))
+    settings = jax.tree.map(lambda a: np.repeat(a, draws), sampling_params(1, TINY, **how))
     seen = jnp.zeros(scores.shape, bool) if seen is None else seen
     return np.asarray(
         jax.jit(sample_logits)(
@@ -186,12 +189,14 @@ def test_narrowing_keeps_what_a_stable_sort_would_keep(values, top_k, top_p, smo
     weights = np.exp(scores[kept] - scores.max()).astype(np.float64)
     before = (np.cumsum(weights) - weights) / weights.sum()
     sure, possible = set(kept[before < top_p - 1e-5]), set(kept[before < top_p + 1e-5])
-    settings = jax.tree.map(lambda a: np.repeat(a, 2), sampling(1, TINY, top_k=top_k, top_p=top_p))
+    settings = jax.tree.map(
+        lambda a: np.repeat(a, 2), sampling_params(1, TINY, top_k=top_k, top_p=top_p)
+    )
     settings = settings._replace(
         top_k=np.array([top_k, 384], np.int32), top_p=np.array([top_p, 1.0], np.float32)
     )
     narrowed = np.asarray(
-        jax.jit(generate._narrow)(jnp.asarray(np.stack([scores, scores])), settings)
+        jax.jit(sampling.filter_top_k_top_p)(jnp.asarray(np.stack([scores, scores])), settings)
     )
     assert (
         sure
@@ -205,11 +210,11 @@ def test_narrowing_keeps_what_a_stable_sort_would_keep(values, top_k, top_p, smo
 def test_a_row_that_wants_all_is_not_narrowed(vocab):
     config = GPTConfig(vocab_size=vocab, context=8, layers=1, heads=1, embed=8)
     for how in ({}, {"top_k": vocab}):
-        assert sampling(1, config, **how).top_k[0] == config.padded_vocab
+        assert sampling_params(1, config, **how).top_k[0] == config.padded_vocab
 
 
 def test_log_probabilities_are_those_of_the_logits(params):
-    whole, (model, params) = params, generate.prepare(params, CONFIG)
+    whole, (model, params) = params, generate.prepare_for_decoding(params, CONFIG)
     prompt = np.array([PROMPT], np.int32)
     empty = generate.empty_cache(CONFIG, 1, jnp.float32)
     hidden, _ = GPT(CONFIG).apply({"params": whole}, prompt)
@@ -221,7 +226,7 @@ def test_log_probabilities_are_those_of_the_logits(params):
         model,
         params,
         state,
-        sampling(1, CONFIG, temperature=3.0, top_p=0.5, seed=3),
+        sampling_params(1, CONFIG, temperature=3.0, top_p=0.5, seed=3),
         np.array([-1]),
         1,
         1,
@@ -234,7 +239,7 @@ def test_log_probabilities_are_those_of_the_logits(params):
 
 
 def test_the_loop_ends_with_as_many_rows_as_are_enough(params):
-    model, params = generate.prepare(params, CONFIG)
+    model, params = generate.prepare_for_decoding(params, CONFIG)
     prompts = np.array([PROMPT, PROMPT[::-1]], np.int32)
 
     def block(stop: int, enough: int) -> np.ndarray:
@@ -253,7 +258,13 @@ def test_the_loop_ends_with_as_many_rows_as_are_enough(params):
         state = generate.Decoding(cache, prompts[:, -1], length, seen, no)
         return np.asarray(
             generate.decode(
-                model, params, state, sampling(2, CONFIG, seed=1), np.array([stop]), 8, enough
+                model,
+                params,
+                state,
+                sampling_params(2, CONFIG, seed=1),
+                np.array([stop]),
+                8,
+                enough,
             )[1]
         )
 
@@ -278,7 +289,9 @@ def test_the_best_is_the_first_of_the_best():
     scores[0], scores[1, :300], scores[2, [130, 131]] = -np.inf, -np.inf, np.inf
     blank = jnp.zeros(scores.shape, bool), jnp.zeros(64, jnp.int32)
     assert (
-        sample_logits(jnp.array(scores), sampling(64, CONFIG, temperature=0.0), *blank).tolist()
+        sample_logits(
+            jnp.array(scores), sampling_params(64, CONFIG, temperature=0.0), *blank
+        ).tolist()
         == scores.argmax(-1).tolist()
     )
 
@@ -319,7 +332,7 @@ def test_rows_beyond_the_vocabulary_are_never_drawn():
 )
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(InputError, match=str(next(iter(bad.values()))).replace("+", ".")):
-        sampling(1, TINY, **bad)
+        sampling_params(1, TINY, **bad)
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=60), st.integers(1, 5))

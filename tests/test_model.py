@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs.pretrain import SIZES
-from minigpt_jax import cpu, model
+from minigpt_jax import attention, model
 from minigpt_jax.loss import logits
 from minigpt_jax.model import (
     GPT,
@@ -19,7 +19,7 @@ from minigpt_jax.model import (
     attention_kernel,
     empty_cache,
     grow_vocab,
-    product_dtype,
+    resolve_compute_dtype,
     unstack,
 )
 from minigpt_jax.step import document_layout
@@ -30,7 +30,7 @@ SMALL = GPTConfig(vocab_size=300, context=16, layers=3, heads=4, embed=32)
 @pytest.fixture(autouse=True)
 def blocks(monkeypatch):
     """Queries in blocks of 5, so that 16 of them make four, the last uneven."""
-    monkeypatch.setattr(model, "MIN_BLOCK", 5)
+    monkeypatch.setattr(attention, "MIN_BLOCK", 5)
 
 
 def weights(config: GPTConfig, seed: int = 0) -> dict:
@@ -252,9 +252,9 @@ def test_attention_takes_the_kernel_that_fits_the_device(
 def test_products_are_in_float32_on_a_cpu_alone(monkeypatch, backend, dtype):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert (
-        product_dtype() == dtype
-        and product_dtype("float32") == "float32"
-        and product_dtype("bfloat16") == "bfloat16"
+        resolve_compute_dtype() == dtype
+        and resolve_compute_dtype("float32") == "float32"
+        and resolve_compute_dtype("bfloat16") == "bfloat16"
     )
 
 
@@ -271,8 +271,8 @@ def test_one_head_at_a_time_is_the_same_attention(length, documents, dtype):
         y, pull = jax.vjp(attend, q, k, v)
         return y, *pull(g)
 
-    ours = run(lambda q, k, v: cpu.attend(5, q, k, v, visible))
-    plain = run(lambda q, k, v: model.attend(q, k, v, visible))
+    ours = run(lambda q, k, v: attention.attend_by_head(5, q, k, v, visible))
+    plain = run(lambda q, k, v: attention.attend(q, k, v, visible))
     for mine, theirs in zip(ours, plain, strict=True):
         assert mine.dtype == theirs.dtype == dtype
         np.testing.assert_allclose(

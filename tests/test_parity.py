@@ -128,15 +128,17 @@ def place(tmp_path, monkeypatch) -> Iterator[Path]:
 
 def copy(place: Path, mutant: Mutant | None = None) -> str:
     """Our package under another name, wrong where the mutant says."""
-    (place / "copied").mkdir()
-    for path in Path(minigpt_jax.__file__).parent.glob("*.py"):
+    root = Path(minigpt_jax.__file__).parent
+    for path in root.rglob("*.py"):
         text = path.read_text()
-        if mutant and path.stem == mutant.file:
+        if mutant and path == root / f"{mutant.file}.py":
             assert text.count(mutant.old) == mutant.times, (
                 f"{path.name} has changed: say anew what would be wrong there ({mutant.what})"
             )
             text = text.replace(mutant.old, mutant.new)
-        (place / "copied" / path.name).write_text(text.replace("minigpt_jax", "copied"))
+        copied = place / "copied" / path.relative_to(root)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        copied.write_text(text.replace("minigpt_jax", "copied"))
     return "copied"
 
 

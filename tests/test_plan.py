@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from configs.pretrain import get_config
-from minigpt_jax import mesh as meshes
 from minigpt_jax import optim
 from minigpt_jax.errors import InputError
 from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.plan import MARGIN, accumulation, largest, step_memory
+from minigpt_jax.sharding import AXES
 from minigpt_jax.step import Batch, abstract_state, make_train_step
 from tests.harness import ROOT, run_train
 
@@ -98,7 +98,7 @@ def settings(rows: int, remat: str, dtype: str) -> dict:
 def xla_bytes(config: GPTConfig, rows: int, remat: str, dtype: str) -> float:
     """Bytes that XLA gives to the compiled step: arguments, results that are not arguments, and everything in between."""
     c = get_config()
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), meshes.AXES)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
     model, optimizer = (
         GPT(config, dtype=jnp.dtype(dtype), remat=remat),
         optim.make_optimizer(**c.optimizer),

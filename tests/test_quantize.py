@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.generate import Generator, forward, next_logits, prepare, sampling
+from minigpt_jax.generate import Generator, forward, next_logits, prepare_for_decoding
 from minigpt_jax.model import GPTConfig, Linear, empty_cache
-from minigpt_jax.quantize import Int8, products, to_int8
+from minigpt_jax.quantize import Int8, int8_linear_interceptor, to_int8
+from minigpt_jax.sampling import sampling_params
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 from tests.test_model import weights
 from tests.test_sample import command, make_run
@@ -70,7 +71,7 @@ def test_a_linear_in_eight_bits_is_the_float_one_within_the_bound(shape, inputs)
     given = {"kernel": normal(*shape), "bias": normal(*shape[inputs:], seed=2)}
     x = normal(2, 3, *shape[:inputs], seed=1)
     exact = layer.apply({"params": given}, x)
-    with nn.intercept_methods(products):
+    with nn.intercept_methods(int8_linear_interceptor):
         same = layer.apply({"params": given}, x)
         eight = layer.apply({"params": given | {"kernel": to_int8(given["kernel"], inputs)}}, x)
     assert jnp.array_equal(same, exact)
@@ -82,7 +83,7 @@ def test_a_linear_in_eight_bits_is_the_float_one_within_the_bound(shape, inputs)
 
 
 def test_every_matrix_and_nothing_else_is_in_eight_bits(params):
-    eight = prepare(params, CONFIG, quantize="int8")[1]
+    eight = prepare_for_decoding(params, CONFIG, quantize="int8")[1]
     for part, count in {"head": 1, **{f"layer_{i}": 4 for i in range(CONFIG.layers)}}.items():
         found = [
             node
@@ -97,7 +98,7 @@ def test_every_matrix_and_nothing_else_is_in_eight_bits(params):
 
 def loss_of(params: dict, ids: jax.Array, quantize: str | None) -> float:
     """Mean loss of rows `ids` [B, T+1]."""
-    model, held = prepare(params, CONFIG, quantize=quantize)
+    model, held = prepare_for_decoding(params, CONFIG, quantize=quantize)
     rows, length = ids.shape[0], ids.shape[1] - 1
 
     @jax.jit
@@ -120,7 +121,7 @@ def test_the_loss_rises_by_less_than_a_hundredth(params):
     list(
         writer.stream(
             [[END_OF_TEXT, first] for first in (11, 22, 33, 44)],
-            sampling(4, CONFIG, temperature=0.0),
+            sampling_params(4, CONFIG, temperature=0.0),
             max_new_tokens=47,
         )
     )
@@ -140,7 +141,7 @@ def test_greedy_text_is_the_same_alone_and_in_a_batch(params):
         writer = Generator(params, CONFIG, TOKENIZER, rows=len(prompts), quantize="int8")
         list(
             writer.stream(
-                prompts, sampling(len(prompts), CONFIG, temperature=0.0), max_new_tokens=30
+                prompts, sampling_params(len(prompts), CONFIG, temperature=0.0), max_new_tokens=30
             )
         )
         return [answer.tokens for answer in writer.answers]
@@ -149,7 +150,7 @@ def test_greedy_text_is_the_same_alone_and_in_a_batch(params):
     alone = write(PROMPT)[0]
     assert len(alone) > 20 and write(*others)[1] == alone
     plain = Generator(params, CONFIG, TOKENIZER)
-    list(plain.stream([PROMPT], sampling(1, CONFIG, temperature=0.0), max_new_tokens=3))
+    list(plain.stream([PROMPT], sampling_params(1, CONFIG, temperature=0.0), max_new_tokens=3))
     assert plain.answers[0].tokens[:1] == alone[:1]  # the same model
 
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minigpt_jax import mesh as meshes
 from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.optim import learning_rate, make_optimizer
+from minigpt_jax.sharding import AXES, batch_sharding, make_mesh
 from minigpt_jax.step import (
     Batch,
     TrainState,
@@ -43,7 +43,7 @@ def losses(mesh, *, accum: int = 1, steps: int = 4, **how) -> tuple[list[float],
     for i in range(steps):
         batch = Batch(
             *(
-                jax.device_put(a.reshape(accum, 8 // accum, -1), meshes.batch_sharding(mesh))
+                jax.device_put(a.reshape(accum, 8 // accum, -1), batch_sharding(mesh))
                 for a in rows(i)
             )
         )
@@ -56,7 +56,7 @@ def losses(mesh, *, accum: int = 1, steps: int = 4, **how) -> tuple[list[float],
 def one_device():
     return jax.make_mesh(
         (1, 1, 1),
-        meshes.AXES,
+        AXES,
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
         devices=jax.devices()[:1],
     )
@@ -80,7 +80,7 @@ def reference(one_device):
 def test_mesh_accumulation_and_unrolling_leave_the_losses_as_they_are(
     reference, data, fsdp, tensor, accum, unroll
 ):
-    mesh = meshes.make_mesh(data, fsdp, tensor)
+    mesh = make_mesh(data, fsdp, tensor)
     found, state = losses(mesh, accum=accum, unroll=unroll)
     np.testing.assert_allclose(found, reference, atol=1e-5)
     kernel = state.params["layers"]["mlp"]["up"]["kernel"]
@@ -192,7 +192,7 @@ def test_dropout_differs_from_step_to_step_and_is_off_in_evaluation(one_device):
 
 def test_the_weights_do_not_depend_on_the_mesh(one_device):
     alone = init_state(GPT(CONFIG), OPTIMIZER, 3, one_device)
-    cut = init_state(GPT(CONFIG), OPTIMIZER, 3, meshes.make_mesh(1, 2, 2))
+    cut = init_state(GPT(CONFIG), OPTIMIZER, 3, make_mesh(1, 2, 2))
     assert jax.tree.all(jax.tree.map(np.array_equal, alone, cut))
     assert not isinstance(
         jax.tree.leaves(alone.params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))[0],

@@ -14,16 +14,18 @@ from typing import NamedTuple
 
 import jax
 
-from minigpt_jax import data, report
-from minigpt_jax import mesh as meshes
+from minigpt_jax import data
 from minigpt_jax.checkpoint import load_params
-from minigpt_jax.compiled import keep_programs
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.evals import answers, bits, harness, hellaswag, scoring
-from minigpt_jax.model import GPT, GPTConfig, grow_vocab, product_dtype
-from minigpt_jax.shards import open_stream, write_json
+from minigpt_jax.model import GPT, GPTConfig, grow_vocab, resolve_compute_dtype
+from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
+from minigpt_jax.runtime.files import write_json
+from minigpt_jax.sharding import data_parallel_size, make_mesh, replicated
 from minigpt_jax.step import make_eval_step
+from minigpt_jax.token_stream import open_stream
 from minigpt_jax.tokenizer import END_OF_TEXT, load_tokenizer
+from minigpt_jax.tracking import report
 
 NOBODY_STOPS_IT = "only train.py abandons an evaluation"
 LOSS_CHUNK = 32  # positions a row whose logits are in memory at once, as in configs/quickstart.py
@@ -40,9 +42,9 @@ class Loaded(NamedTuple):
 
 def load(run: Path) -> Loaded:
     """The run in folder `run`. Raises InputError."""
-    mesh = meshes.make_mesh()
-    loaded = Loaded(*load_params(run, meshes.replicated(mesh)), mesh)
-    keep_programs(run.parent)
+    mesh = make_mesh()
+    loaded = Loaded(*load_params(run, replicated(mesh)), mesh)
+    enable_compilation_cache(run.parent)
     return loaded
 
 
@@ -81,12 +83,12 @@ def run_bits(options) -> None:
     )
     trained = model.meta.get("config", {}).get("data", {})
     apart = stream.masks is not None or trained.get("isolate_documents", False)
-    how = GPT(model.config, dtype=options.dtype or product_dtype())
+    how = GPT(model.config, dtype=options.dtype or resolve_compute_dtype())
     step = make_eval_step(
         how, model.mesh, loss_chunk=LOSS_CHUNK, separator=END_OF_TEXT if apart else None
     )
     rows = min(options.limit or data.row_count(stream, context), data.row_count(stream, context))
-    batch = options.batch * meshes.data_shards(model.mesh)
+    batch = options.batch * data_parallel_size(model.mesh)
     began = time.monotonic()
     found = bits.measure(
         model.params, stream, step, model.mesh, rows=rows, batch=batch, context=context
@@ -163,7 +165,7 @@ def base_of(asked: Path | None, model: Loaded) -> dict | None:
     if not (asked or run.name):
         return None
     try:
-        params, config, _ = load_params(run, meshes.replicated(model.mesh))
+        params, config, _ = load_params(run, replicated(model.mesh))
         if (
             replace(config, vocab_size=model.config.vocab_size, dropout=model.config.dropout)
             != model.config

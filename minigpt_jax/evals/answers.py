@@ -12,8 +12,9 @@ from minigpt_jax import chat
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals import rows
 from minigpt_jax.evals.scoring import Group, Score
-from minigpt_jax.generate import Generator, sampling
+from minigpt_jax.generate import Generator
 from minigpt_jax.model import GPTConfig
+from minigpt_jax.sampling import sampling_params
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, END_OF_TEXT, SPECIAL_TOKENS, Tokenizer
 
 FILE = "answers.json"
@@ -100,7 +101,7 @@ def write(
         part = prompts[start : start + rows]
         part += part[:1] * (rows - len(part))  # one shape to compile
         for _ in writer.stream(
-            part, sampling(rows, config, temperature=0.0), max_new_tokens=tokens
+            part, sampling_params(rows, config, temperature=0.0), max_new_tokens=tokens
         ):
             pass
         behind = [

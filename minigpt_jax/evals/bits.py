@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 
 from minigpt_jax import data
-from minigpt_jax import mesh as meshes
-from minigpt_jax.shards import Stream
+from minigpt_jax.sharding import batch_sharding
 from minigpt_jax.step import Batch
+from minigpt_jax.token_stream import Stream
 from minigpt_jax.tokenizer import load_tokenizer
 
 
@@ -39,7 +39,7 @@ def measure(
     lengths = load_tokenizer().byte_lengths()
     total = weight = size = 0.0
     for numbers, arrays in data.fixed_batches(
-        stream, rows=rows, batch=batch, context=context, sharding=meshes.batch_sharding(mesh)
+        stream, rows=rows, batch=batch, context=context, sharding=batch_sharding(mesh)
     ):
         if abandon():
             return None

@@ -18,8 +18,9 @@ import numpy as np
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals.scoring import Group, score
-from minigpt_jax.generate import Generator, sampling
+from minigpt_jax.generate import Generator
 from minigpt_jax.model import GPTConfig
+from minigpt_jax.sampling import sampling_params
 from minigpt_jax.tokenizer import END_OF_TEXT, Tokenizer
 
 GENERATED = 256  # tokens of an answer, where a task does not say: lm_eval's own number
@@ -160,7 +161,7 @@ def adapter(
 
     def write(prompts: list[list[int]], seeds: list[int], asked: dict[str, Any]) -> list[str]:
         rows = [begun(prompt)[room(asked) - config.context :] for prompt in prompts]
-        settings = sampling(len(rows), config, **asked["sampling"])._replace(
+        settings = sampling_params(len(rows), config, **asked["sampling"])._replace(
             seed=np.array(seeds, np.uint32)
         )
         writer = Generator(params, config, tokenizer, rows=len(rows), dtype=dtype)
@@ -177,7 +178,7 @@ def begun(context: Sequence[int]) -> list[int]:
 
 
 def wishes(given: dict[str, Any]) -> dict[str, Any]:
-    """How a task wants its text: "until" (stop strings), "tokens" and "sampling" (arguments of generate.sampling).
+    """How a task wants its text: "until" (stop strings), "tokens" and "sampling" (arguments of sampling.sampling_params).
 
     Greedy unless the task says `do_sample` or a temperature. Raises InputError for what this generator cannot do.
     """

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from minigpt_jax import loss
-from minigpt_jax import mesh as meshes
+from minigpt_jax.attention import SHARED_SEGMENT
 from minigpt_jax.errors import InputError
-from minigpt_jax.model import GPT, SHARED, GPTConfig, product_dtype
+from minigpt_jax.model import GPT, GPTConfig, resolve_compute_dtype
+from minigpt_jax.sharding import RULES, batch_sharding, data_parallel_size, replicated
 
 Group = tuple[
     Sequence[int], Sequence[Sequence[int]]
@@ -68,7 +69,7 @@ class _Work(NamedTuple):
     positions: np.ndarray | jax.Array  # [1, B, T] each continuation's go on where the context's end
     segments: (
         np.ndarray | jax.Array
-    )  # [1, B, T] SHARED for the context, then a number for each continuation
+    )  # [1, B, T] SHARED_SEGMENT for the context, then a number for each continuation
     targets: (
         np.ndarray | jax.Array
     )  # [1, shards, N] tokens of all continuations of a shard, one after the other
@@ -92,9 +93,9 @@ def score(
     A context that leaves no room is cut from the left, for each continuation by itself. None once `abandon` says so.
     Raises InputError for a continuation longer than the model's context, and where there is nothing to score.
     """
-    model = GPT(config, dtype=dtype or product_dtype(), attention="xla")
-    shards = meshes.data_shards(mesh)
-    sharding = meshes.batch_sharding(mesh)
+    model = GPT(config, dtype=dtype or resolve_compute_dtype(), attention="xla")
+    shards = data_parallel_size(mesh)
+    sharding = batch_sharding(mesh)
     scores = [[Score(0.0, 0, False)] * len(continuations) for _, continuations in groups]
     by_length: dict[int, list[_Row]] = {}
     for row in _rows(groups, config.context):
@@ -112,7 +113,7 @@ def score(
                     for a in work
                 )
             )
-            with jax.set_mesh(mesh), nn.logical_axis_rules(list(meshes.RULES)):
+            with jax.set_mesh(mesh), nn.logical_axis_rules(list(RULES)):
                 logprobs, greedy = jax.device_get(
                     _log_probabilities(model, mesh, chunk, params, arrays, chunks)
                 )
@@ -172,7 +173,7 @@ def _arrange(shares: Sequence[Sequence[_Row]], length: int, batch: int) -> tuple
             tokens[at][:known], positions[at][:known], segments[at][:known] = (
                 row.context,
                 np.arange(known),
-                SHARED,
+                SHARED_SEGMENT,
             )
             end = known
             for i, continuation in enumerate(row.continuations):
@@ -221,7 +222,7 @@ def _log_probabilities(
         jnp.zeros(targets.shape, bool),
     )
     return jax.lax.with_sharding_constraint(
-        jax.lax.fori_loop(0, chunks, compute, start), meshes.replicated(mesh)
+        jax.lax.fori_loop(0, chunks, compute, start), replicated(mesh)
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from minigpt_jax.checkpoint import load_params
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.interop import gpt2, vocabulary
-from minigpt_jax.model import EPSILON, GPTConfig
+from minigpt_jax.model import LAYER_NORM_EPS, GPTConfig
 from minigpt_jax.tokenizer import END_OF_TEXT
 
 TYPES = ("f32", "f16", "q8_0")
@@ -89,7 +89,7 @@ def write(
     writer.add_feed_forward_length(config.mlp)
     writer.add_block_count(config.layers)
     writer.add_head_count(config.heads)
-    writer.add_layer_norm_eps(EPSILON)
+    writer.add_layer_norm_eps(LAYER_NORM_EPS)
     _add_vocabulary(writer, gguf, config)
     for long, tensor in tensors.items():
         tensor, theirs = tensor.astype(np.float32), tensor_name(long)

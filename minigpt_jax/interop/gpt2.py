@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.model import EPSILON, GPTConfig
+from minigpt_jax.model import LAYER_NORM_EPS, GPTConfig
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, END_OF_TEXT, TEXT_VOCAB
 
 PREFIX = "transformer."
@@ -38,7 +38,7 @@ _AROUND = {
 _FIXED = {
     "model_type": "gpt2",
     "activation_function": "gelu_new",
-    "layer_norm_epsilon": EPSILON,
+    "layer_norm_epsilon": LAYER_NORM_EPS,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,

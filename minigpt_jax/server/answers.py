@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Sequence
 
-from minigpt_jax.engine import Piece, Token
+from minigpt_jax.server.engine import Piece, Token
 from minigpt_jax.tokenizer import END_OF_TEXT, Tokenizer
 
 _FLOOR = -9999.0  # for a token that cannot be drawn: JSON has no infinity

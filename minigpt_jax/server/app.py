@@ -19,11 +19,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from minigpt_jax import __version__, chat
-from minigpt_jax.engine import Busy, Closed, Engine, Job, Piece, Token, check_prompt
 from minigpt_jax.errors import InputError
-from minigpt_jax.generate import Sampling, sampling
+from minigpt_jax.sampling import SamplingParams, sampling_params
 from minigpt_jax.server import schema
 from minigpt_jax.server.answers import Shape, encoded
+from minigpt_jax.server.engine import Busy, Closed, Engine, Job, Piece, Token, check_prompt
 from minigpt_jax.server.refusal import Refusal
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT
 
@@ -251,7 +251,7 @@ class App:
         )
         return Order(jobs, shape, body.get("stream", False), sum(map(len, prompts)))
 
-    def _sampling(self, body: dict, seed: int) -> Sampling:
+    def _sampling(self, body: dict, seed: int) -> SamplingParams:
         given = {
             name: body[name] for name in ("top_p", "min_p", "repetition_penalty") if name in body
         }
@@ -260,7 +260,7 @@ class App:
         given["temperature"] = temperature if temperature >= 1e-4 else 0.0
         given["top_p"] = max(given.get("top_p", 1.0), 1e-6)
         vocab = self._config.vocab_size
-        return sampling(
+        return sampling_params(
             1, self._config, seed=seed, top_k=top_k if 0 < top_k < vocab else None, **given
         )
 

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 from minigpt_jax import load_run
-from minigpt_jax.compiled import keep_programs
-from minigpt_jax.engine import Engine
 from minigpt_jax.errors import InputError
 from minigpt_jax.runs import newest_run
+from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
 from minigpt_jax.server.app import App
 from minigpt_jax.server.connection import make_server, on_signals
+from minigpt_jax.server.engine import Engine
 from minigpt_jax.server.guard import Guard, is_loopback
 
 
@@ -24,7 +24,7 @@ def main() -> int:
     folder = Path(options.run) if options.run else newest_run(Path(options.runs))
     with listen(options.host, options.port) as door:
         run = load_run(folder)
-        keep_programs(folder.parent)
+        enable_compilation_cache(folder.parent)
         print(
             f"{folder}: {run.config.parameters:,} parameters, context {run.config.context}; compiling",
             file=sys.stderr,

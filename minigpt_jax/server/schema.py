@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 
-from minigpt_jax.engine import TOP
+from minigpt_jax.server.engine import TOP
 from minigpt_jax.server.refusal import Refusal
 
 MAX_ANSWERS = 16  # that one request may ask for, prompts times n

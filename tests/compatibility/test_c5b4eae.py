@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from minigpt_jax import load_run
-from minigpt_jax.metrics import read_jsonl
+from minigpt_jax.runtime.files import read_jsonl
 from tests.harness import run_command
 
 ARCHIVE = Path(__file__).parent / "c5b4eae.tar.xz"

@@ -16,7 +16,7 @@ import pytest
 
 from data_tools.fineweb import _BATCH_CHARACTERS, prepare
 from minigpt_jax.errors import InputError
-from minigpt_jax.shards import read_manifest
+from minigpt_jax.token_stream import read_manifest
 from minigpt_jax.tokenizer import END_OF_TEXT, load_tokenizer
 
 WORDS = [

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from data_tools.instruct import conversation_of, messages_of, pack
 from minigpt_jax.chat import BadConversation, render
-from minigpt_jax.shards import MANIFEST, open_stream
+from minigpt_jax.token_stream import MANIFEST, open_stream
 from minigpt_jax.tokenizer import ASSISTANT, CHAT_VOCAB, END, END_OF_TEXT, USER, load_tokenizer
 
 ROOT = Path(__file__).parents[2]

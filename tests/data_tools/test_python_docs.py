@@ -16,7 +16,7 @@ from data_tools.python_docs import (
     parsed_documents,
     questions,
 )
-from minigpt_jax.shards import MANIFEST, open_stream
+from minigpt_jax.token_stream import MANIFEST, open_stream
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from minigpt_jax import load_run
-from minigpt_jax import mesh as meshes
 from minigpt_jax.evals import hellaswag, scoring
 from minigpt_jax.interop import import_gpt2
+from minigpt_jax.sharding import make_mesh, replicated
 
 
 def in_torch(model, questions: list[hellaswag.Question]) -> np.ndarray:
@@ -55,8 +55,8 @@ def main() -> int:
             source="transformers",
         )
         params, config, _ = load_run(Path(folder, "run"))
-    mesh = meshes.make_mesh()
-    ask = partial(scoring.score, jax.device_put(params, meshes.replicated(mesh)), config, mesh)
+    mesh = make_mesh()
+    ask = partial(scoring.score, jax.device_put(params, replicated(mesh)), config, mesh)
     found = ask([(q.context, q.endings) for q in questions])
     assert found is not None
     ours, theirs = (

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from minigpt_jax import chat, load_run, loss, report
+from minigpt_jax import chat, load_run, loss
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals import answers
 from minigpt_jax.evals.answers import Pair, Written
 from minigpt_jax.model import GPT, grow_vocab
 from minigpt_jax.tokenizer import END, USER, load_tokenizer
+from minigpt_jax.tracking import report
 from tests.evals.test_hellaswag import evals
 
 

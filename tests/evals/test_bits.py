@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from minigpt_jax import mesh as meshes
 from minigpt_jax.evals import bits
-from minigpt_jax.metrics import read_jsonl
-from minigpt_jax.shards import ShardWriter, open_stream, write_manifest
+from minigpt_jax.runtime.files import read_jsonl
+from minigpt_jax.sharding import AXES
+from minigpt_jax.token_stream import ShardWriter, open_stream, write_manifest
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 from tests.evals.test_hellaswag import evals
 
@@ -59,7 +59,7 @@ def test_bytes_are_those_of_the_tokens_that_have_weight(tmp_path):
     stream = open_stream(
         tmp_path, "val", tokenizer=load_tokenizer().hash, vocab_size=TEXT_VOCAB, context=4
     )
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), meshes.AXES)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
     found = bits.measure(
         {},
         stream,

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from minigpt_jax import load_run
-from minigpt_jax import mesh as meshes
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals import harness, hellaswag
 from minigpt_jax.evals.scoring import score
-from minigpt_jax.generate import Generator, sampling
+from minigpt_jax.generate import Generator
+from minigpt_jax.sampling import sampling_params
+from minigpt_jax.sharding import AXES, replicated
 from minigpt_jax.tokenizer import END_OF_TEXT
 from tests.harness import ENVIRONMENT, ROOT
 
@@ -39,9 +40,9 @@ def model(pretrained):
     """Weights, config, tokenizer and mesh."""
     params, config, tokenizer = load_run(pretrained)
     mesh = jax.sharding.Mesh(
-        np.array(jax.devices()[:1]).reshape(1, 1, 1), meshes.AXES
+        np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES
     )  # one device: the others would only repeat it
-    return jax.device_put(params, meshes.replicated(mesh)), config, tokenizer, mesh
+    return jax.device_put(params, replicated(mesh)), config, tokenizer, mesh
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_texts_end_at_stop_strings_and_at_their_limit_whoever_shares_the_batch(a
         writer = Generator(params, config, tokenizer)
         pieces = writer.stream(
             [[END_OF_TEXT, *tokenizer.encode(prompt)]],
-            sampling(1, config, temperature=0.0),
+            sampling_params(1, config, temperature=0.0),
             max_new_tokens=9,
         )
         assert text == "".join(piece for _, piece in pieces)

@@ -12,10 +12,10 @@ import pytest
 
 from benchmarks.peer import transformers_gpt2
 from minigpt_jax import load_run
-from minigpt_jax import mesh as meshes
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals import hellaswag, scoring
-from minigpt_jax.metrics import read_jsonl
+from minigpt_jax.runtime.files import read_jsonl
+from minigpt_jax.sharding import make_mesh, replicated
 from minigpt_jax.tokenizer import END_OF_TEXT, load_tokenizer
 from tests.evals.peer import in_torch
 from tests.harness import ENVIRONMENT, ROOT, run_train
@@ -74,8 +74,8 @@ def test_a_limit_takes_rows_from_all_of_the_file(questions):
 def test_every_loss_is_that_of_a_plain_scorer_in_torch(pretrained, questions):
     asked = hellaswag.load(str(questions), 32)
     params, config, _ = load_run(pretrained)
-    mesh = meshes.make_mesh()
-    ask = partial(scoring.score, jax.device_put(params, meshes.replicated(mesh)), config, mesh)
+    mesh = make_mesh()
+    ask = partial(scoring.score, jax.device_put(params, replicated(mesh)), config, mesh)
     found = ask([(q.context, q.endings) for q in asked])
     assert found is not None
     pytest.importorskip("torch")

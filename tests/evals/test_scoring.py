@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from minigpt_jax import loss
-from minigpt_jax import mesh as meshes
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals import scoring
 from minigpt_jax.evals.scoring import Group, Score, cut, score
 from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.sharding import AXES, make_mesh, replicated
 from tests.harness import ENVIRONMENT, ROOT
 
 CONFIG = GPTConfig(vocab_size=300, context=48, layers=2, heads=2, embed=32)
@@ -64,7 +64,7 @@ def plainly(params: dict, context: list[int], continuation: list[int]) -> Score:
 
 
 def scored(params: dict, groups: list[Group], mesh: jax.sharding.Mesh, **how) -> list[list[Score]]:
-    found = score(jax.device_put(params, meshes.replicated(mesh)), CONFIG, mesh, groups, **how)
+    found = score(jax.device_put(params, replicated(mesh)), CONFIG, mesh, groups, **how)
     assert found is not None
     return found
 
@@ -95,7 +95,7 @@ def expected(params) -> list[list[Score]]:
 def test_scores_are_those_of_a_plain_forward_pass_on_any_mesh_in_any_batch(
     params, expected, sizes, batch
 ):
-    assert_same(scored(params, some_groups(), meshes.make_mesh(*sizes), batch=batch), expected)
+    assert_same(scored(params, some_groups(), make_mesh(*sizes), batch=batch), expected)
 
 
 def test_the_vocabulary_in_slices_is_the_vocabulary(params, expected, monkeypatch):
@@ -103,7 +103,7 @@ def test_the_vocabulary_in_slices_is_the_vocabulary(params, expected, monkeypatc
     monkeypatch.setattr(scoring, "SLICE", 128)
     monkeypatch.setattr(scoring, "WIDTH", CONFIG.context)
     assert max(row.first for row in scoring._rows(some_groups(), CONFIG.context)) > 0
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), meshes.AXES)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
     assert_same(scored(params, some_groups(), mesh, batch=3), expected)
 
 
@@ -111,17 +111,17 @@ def test_order_does_not_matter_and_nothing_else_is_needed(params, expected):
     groups, order = some_groups(), list(range(len(expected)))
     random.Random(1).shuffle(order)
     assert_same(
-        scored(params, [groups[i] for i in order], meshes.make_mesh()), [expected[i] for i in order]
+        scored(params, [groups[i] for i in order], make_mesh()), [expected[i] for i in order]
     )
-    assert_same(scored(params, groups[:1], meshes.make_mesh()), expected[:1])
-    assert scored(params, [], meshes.make_mesh()) == []
+    assert_same(scored(params, groups[:1], make_mesh()), expected[:1])
+    assert scored(params, [], make_mesh()) == []
 
 
 def test_one_device_agrees_with_four(expected):
     assert jax.device_count() == 4  # what all other tests here use
     code = """
 import json, tests.evals.test_scoring as t
-found = t.scored(t.weights(), t.some_groups(), t.meshes.make_mesh())
+found = t.scored(t.weights(), t.some_groups(), t.make_mesh())
 print(json.dumps([t.jax.device_count(), found]))
 """
     done = subprocess.run(
@@ -147,7 +147,7 @@ def test_greedy_says_what_greedy_decoding_would_write(params):
             int(np.asarray(all_logprobs(GPT(CONFIG), params, padded))[0, len(text) - 1].argmax())
         )
     other = [*text[1:-1], (text[-1] + 1) % CONFIG.vocab_size]
-    (found,) = scored(params, [([5], [text[1:], other])], meshes.make_mesh())
+    (found,) = scored(params, [([5], [text[1:], other])], make_mesh())
     assert [s.greedy for s in found] == [True, False]
     assert found[0].loss == pytest.approx(-found[0].logprob / 6) and found[0].loss < found[1].loss
 
@@ -161,8 +161,8 @@ def test_a_context_is_cut_from_the_left_only_as_far_as_needed():
 @pytest.mark.parametrize("group", [([], [[1]]), ([1], []), ([1], [[2], []]), ([1], [[2] * 49])])
 def test_what_cannot_be_scored_is_refused(params, group):
     with pytest.raises(InputError, match="token"):
-        score(params, CONFIG, meshes.make_mesh(), [([1], [[1]]), group])
+        score(params, CONFIG, make_mesh(), [([1], [[1]]), group])
 
 
 def test_it_is_given_up_when_there_is_no_time(params):
-    assert score(params, CONFIG, meshes.make_mesh(), some_groups(), abandon=lambda: True) is None
+    assert score(params, CONFIG, make_mesh(), some_groups(), abandon=lambda: True) is None

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from minigpt_jax import load_run
-from minigpt_jax.metrics import TOO_MANY_SKIPPED, read_jsonl
 from minigpt_jax.runs import checkpoint_steps
+from minigpt_jax.runtime.files import read_jsonl
+from minigpt_jax.tracking.run_log import TOO_MANY_SKIPPED
 from tests.faults.scenarios import Place
 from tests.harness import ENVIRONMENT, ROOT, command, train
 

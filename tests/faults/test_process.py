@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt_jax.metrics import read_jsonl
 from minigpt_jax.runs import checkpoint_steps
+from minigpt_jax.runtime.files import read_jsonl
 from tests.faults.scenarios import HORIZON, SAVE_EVERY, Place
 from tests.harness import (
     ENVIRONMENT,

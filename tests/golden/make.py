@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 FILE = Path(__file__).with_name("gpt2.npz")
 STEPS, WARMUP, PEAK, FLOOR = 10, 3, 2e-3, 2e-4
-CLIP, DECAY, BETAS, EPSILON = 1.0, 0.1, (0.9, 0.95), 1e-8
+CLIP, DECAY, BETAS, ADAM_EPS = 1.0, 0.1, (0.9, 0.95), 1e-8
 
 
 def inputs(
@@ -89,7 +89,7 @@ def outcomes(golden: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         {"params": [p for p in parameters.values() if p.ndim == 2], "weight_decay": DECAY},
         {"params": [p for p in parameters.values() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPSILON)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=ADAM_EPS)
     found, curves = {}, []
     for i in range(STEPS):
         tokens, mask = (

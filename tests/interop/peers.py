@@ -18,10 +18,11 @@ import jax
 import numpy as np
 
 from minigpt_jax import LoadedRun, chat, load_run
-from minigpt_jax.generate import Generator, sampling
+from minigpt_jax.generate import Generator
 from minigpt_jax.interop import export_gguf, export_hf, gpt2
 from minigpt_jax.loss import logits
 from minigpt_jax.model import GPT
+from minigpt_jax.sampling import sampling_params
 from minigpt_jax.tokenizer import END, END_OF_TEXT
 
 WORDS = [
@@ -83,7 +84,7 @@ def greedy(run: LoadedRun, asked: list[list[int]]) -> list[list[int]]:
     """Our most likely continuations of up to NEW tokens, without what ends them."""
     writer = Generator(run.params, run.config, run.tokenizer, rows=len(asked))
     for _ in writer.stream(
-        asked, sampling(len(asked), run.config, temperature=0.0), max_new_tokens=NEW
+        asked, sampling_params(len(asked), run.config, temperature=0.0), max_new_tokens=NEW
     ):
         pass
     return [answer.tokens for answer in writer.answers]

@@ -15,7 +15,7 @@ from minigpt_jax import load_run
 from minigpt_jax.errors import InputError
 from minigpt_jax.interop import export_hf, import_gpt2
 from minigpt_jax.interop.gpt2 import from_gpt2, to_config
-from minigpt_jax.metrics import read_jsonl
+from minigpt_jax.runtime.files import read_jsonl
 from tests.harness import ENVIRONMENT, ROOT, train, write_corpus
 from tests.interop.models import BASE, tensors
 

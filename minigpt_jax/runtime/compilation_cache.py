@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 
-def keep_programs(runs: Path) -> None:
+def enable_compilation_cache(runs: Path) -> None:
     """Keep what JAX compiles in `runs`/.compiled, or where JAX_COMPILATION_CACHE_DIR says; nowhere if that cannot be written."""
     if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         folder = (runs / ".compiled").absolute()

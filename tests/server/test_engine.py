@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from minigpt_jax import generate
-from minigpt_jax.engine import TOP, Busy, Closed, Engine, Job, Piece, _spans
 from minigpt_jax.errors import InputError
-from minigpt_jax.generate import Generator, sampling
+from minigpt_jax.generate import Generator
 from minigpt_jax.model import GPTConfig
+from minigpt_jax.sampling import sampling_params
+from minigpt_jax.server.engine import TOP, Busy, Closed, Engine, Job, Piece, _spans
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, USER, load_tokenizer
 from tests.test_model import weights
 
@@ -28,7 +29,7 @@ SLOTS, QUEUE, DEADLINE = 4, 40, 60
 def three_spans() -> Iterator[None]:
     """A context of 64 is long: steps look at 16 slots, at 32, or at all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minigpt_jax.engine.SPAN", 16)
+        patch.setattr("minigpt_jax.server.engine.SPAN", 16)
         yield
 
 
@@ -47,7 +48,7 @@ def engine(params) -> Iterator[Engine]:
 def job(text: str, tokens: int = 20, stop=(), logprobs: int | None = None, **how) -> Job:
     return Job(
         [1, *(byte for byte in text.encode())],
-        sampling(1, CONFIG, **{"temperature": 0.0, **how}),
+        sampling_params(1, CONFIG, **{"temperature": 0.0, **how}),
         tokens,
         stop,
         logprobs,
@@ -135,7 +136,7 @@ def test_nothing_is_compiled_after_the_start(engine):
         ],
     )
     for length in range(1, CONFIG.context):
-        answers(engine, [Job([5] * length, sampling(1, CONFIG), 1)])
+        answers(engine, [Job([5] * length, sampling_params(1, CONFIG), 1)])
     answers(engine, [job("a", 7, logprobs=20), job("b", 3)])
     assert engine.health()["compilations"] == before
     assert before > 5  # the counter counts at all
@@ -146,7 +147,7 @@ def test_an_answer_ends_at_its_length_the_context_or_a_stop_string(engine):
         text, ids, reason = answers(engine, [job("The river", length)])[0]
         assert (len(ids), reason) == (length, "length")
     prompt = [7] * (CONFIG.context - 3)
-    _, ids, reason = answers(engine, [Job(prompt, sampling(1, CONFIG), 1000)])[0]
+    _, ids, reason = answers(engine, [Job(prompt, sampling_params(1, CONFIG), 1000)])[0]
     assert (len(ids), reason) == (3, "length")
     whole, ids, _ = answers(engine, [job("The river", 30)])[0]
     stop = whole[10:14]
@@ -190,7 +191,7 @@ def test_role_markers_inside_an_answer_are_no_text_but_count():
 
 def test_an_answer_that_ends_makes_room_before_its_neighbours_have_a_block_more(monkeypatch):
     monkeypatch.setattr(
-        "minigpt_jax.engine.PACE", 60.0
+        "minigpt_jax.server.engine.PACE", 60.0
     )  # blocks are as long as they may be, however slow this machine is
     config = GPTConfig(vocab_size=CHAT_VOCAB, context=128, layers=1, heads=1, embed=8)
     params = weights(config)
@@ -261,7 +262,7 @@ def test_the_queue_is_bounded_and_takes_all_or_none(engine):
 @pytest.mark.parametrize("length", [0, CONFIG.context, 1000])
 def test_a_prompt_that_does_not_fit_is_refused(engine, length):
     with pytest.raises(InputError, match=f"has {length} tokens"):
-        engine.submit([Job([5] * length, sampling(1, CONFIG), 1)], lambda i, piece: None)
+        engine.submit([Job([5] * length, sampling_params(1, CONFIG), 1)], lambda i, piece: None)
 
 
 def test_closing_ends_what_is_left(params):

@@ -17,11 +17,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.shards import (
+from minigpt_jax.runtime.files import sha256
+from minigpt_jax.token_stream import (
     MANIFEST,
     Shard,
     ShardWriter,
-    file_sha256,
     mask_file,
     open_stream,
     read_manifest,
@@ -151,7 +151,7 @@ def test_the_writer_cuts_by_size_whatever_it_is_given_at_once(tmp_path: Path, sh
             50 % shard_tokens
         ] * (50 % shard_tokens > 0)
         for s in shards:
-            assert s.sha256 == file_sha256(folder / s.file) and s.mask_sha256 == file_sha256(
+            assert s.sha256 == sha256(folder / s.file) and s.mask_sha256 == sha256(
                 folder / mask_file(s.file)
             )
         contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
@@ -207,7 +207,7 @@ def test_the_identity_changes_with_any_token_and_with_nothing_else(tmp_path: Pat
 
 def test_a_kill_before_a_file_has_its_name_leaves_no_file_of_that_name(tmp_path: Path):
     program = (
-        "import sys, numpy as np; from pathlib import Path; from minigpt_jax.shards import ShardWriter\n"
+        "import sys, numpy as np; from pathlib import Path; from minigpt_jax.token_stream import ShardWriter\n"
         "w = ShardWriter(Path(sys.argv[1]), 'train', 8); w.append(np.zeros(8, np.uint16)); print('written')"
     )
     environment = os.environ | {

@@ -9,7 +9,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.summary import scalar
 
 
-class Board:
+class TensorBoardWriter:
     """Curves for TensorBoard in `folder`; points of an earlier process from step `start` on are hidden."""
 
     # tensorboardX's SummaryWriter has a thread and a queue: on a full disk the thread dies and the queue blocks for ever.

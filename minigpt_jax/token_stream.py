@@ -10,7 +10,6 @@ through this module, so what it checks is checked everywhere.
 
 import hashlib
 import json
-import os
 from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.failpoint import failpoint
+from minigpt_jax.runtime.files import atomic_write, sha256, write_json
 from minigpt_jax.tokenizer import load_tokenizer
 
 FORMAT = 1
@@ -276,17 +275,17 @@ def _load_mask(path: Path, expected: int) -> np.ndarray:
 def _expect_unchanged(folder: Path, shard: Shard) -> None:
     """Compare checksums where a file is younger than its manifest: reading every byte at every start would take minutes."""
     written = (folder / MANIFEST).stat().st_mtime_ns
-    for path, sha256 in (
+    for path, expected in (
         (folder / shard.file, shard.sha256),
         (folder / mask_file(shard.file), shard.mask_sha256),
     ):
-        if sha256 is not None and path.stat().st_mtime_ns > written:
-            expect_sha256(path, sha256)
+        if expected is not None and path.stat().st_mtime_ns > written:
+            expect_sha256(path, expected)
 
 
 def expect_sha256(path: Path, expected: str) -> None:
     """Raises InputError unless the file holds the bytes that its manifest vouched for."""
-    found = file_sha256(path)
+    found = sha256(path)
     if found != expected:
         raise InputError(
             f"{path}: sha256 {found[:12]}, {MANIFEST} says {expected[:12]}: it changed since it was prepared"
@@ -298,34 +297,9 @@ def mask_file(token_file: str) -> str:
     return token_file.removesuffix(".npy") + ".mask.npy"
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write JSON so that a reader finds the old file or the new one, whatever happens in between."""
-    _replace(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
-
-
 def _save(path: Path, array: np.ndarray) -> str:
-    _replace(path, lambda file: np.save(file, array))
-    return file_sha256(path)
-
-
-def _replace(path: Path, write) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        failpoint("before_replace")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    atomic_write(path, lambda file: np.save(file, array))
+    return sha256(path)
 
 
 def _load(path: Path, dtype: np.dtype, expected: int | None) -> np.ndarray:

@@ -22,8 +22,9 @@ import numpy as np
 
 from minigpt_jax import generate
 from minigpt_jax.errors import InputError
-from minigpt_jax.generate import BLOCK, Decoding, Sampling, TextStream, sampling
+from minigpt_jax.generate import BLOCK, Decoding, TextStream
 from minigpt_jax.model import GPT, GPTConfig, empty_cache
+from minigpt_jax.sampling import SamplingParams, sampling_params
 from minigpt_jax.tokenizer import END, END_OF_TEXT, Tokenizer
 
 TOP = 20  # most likely tokens that may be asked for beside each drawn one
@@ -61,7 +62,7 @@ class Job:
     """What to write. `sampling` is of one row; `logprobs`: None, or how many of the most likely tokens to name (up to TOP)."""
 
     prompt: Sequence[int]
-    sampling: Sampling
+    sampling: SamplingParams
     max_tokens: int
     stop: Sequence[str] = ()
     logprobs: int | None = None
@@ -85,7 +86,7 @@ class Step(NamedTuple):
 
     riders: list[tuple[int, Ticket]]
     tokens: jax.Array
-    likely: generate.Likely | None
+    likely: generate.TopLogprobs | None
     started: float
     paced: bool  # nothing but the step itself was waited for
 
@@ -112,10 +113,10 @@ class Engine:
         dtype=None,
         quantize: str | None = None,
     ):
-        """`params` as `load_run` gives them; `queue`: requests that may wait; `dtype`, `quantize`: see `generate.prepare`."""
+        """`params` as `load_run` gives them; `queue`: requests that may wait; `dtype`, `quantize`: see `generate.prepare_for_decoding`."""
         self.config, self.tokenizer, self.slots, self.queue = config, tokenizer, slots, queue
         self._compilations = CompilationCounter()
-        self._model, self._params = generate.prepare(params, config, dtype, quantize)
+        self._model, self._params = generate.prepare_for_decoding(params, config, dtype, quantize)
         place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
         vocab = config.padded_vocab
         blank = (
@@ -125,7 +126,7 @@ class Engine:
             np.ones(slots, bool),
         )
         self._state = Decoding(*place((empty_cache(config, slots, self._model.dtype), *blank)))
-        self._idle = sampling(1, config, temperature=0.0)
+        self._idle = sampling_params(1, config, temperature=0.0)
         self._tickets: list[Ticket | None] = [None] * slots
         self._waiting: deque[Ticket] = deque()
         self._change = threading.Condition()
@@ -274,7 +275,9 @@ class Engine:
         settings, done = [self._idle] * self.slots, np.ones(self.slots, bool)
         for row, ticket in riders:
             settings[row], done[row] = ticket.job.sampling, False
-        together = Sampling(*(np.concatenate(column) for column in zip(*settings, strict=True)))
+        together = SamplingParams(
+            *(np.concatenate(column) for column in zip(*settings, strict=True))
+        )
         top = TOP if any(ticket.job.logprobs is not None for _, ticket in riders) else 0
         started = time.monotonic()
         longest = max(len(ticket.job.prompt) + ticket.written for _, ticket in riders) + count
@@ -312,7 +315,7 @@ class Engine:
                     self._reap(
                         ticket,
                         block[row, :turns],
-                        likely and generate.Likely(*(a[row] for a in likely)),
+                        likely and generate.TopLogprobs(*(a[row] for a in likely)),
                     )
                 )
         with self._change:
@@ -322,7 +325,9 @@ class Engine:
                     self._tickets[row] = None
         return harvest
 
-    def _reap(self, ticket: Ticket, drawn: np.ndarray, likely: generate.Likely | None) -> Harvest:
+    def _reap(
+        self, ticket: Ticket, drawn: np.ndarray, likely: generate.TopLogprobs | None
+    ) -> Harvest:
         """A row's share of a block: its tokens up to its end."""
         job, live = ticket.job, [int(id) for id in drawn if id >= 0]
         stopped = next((i for i, id in enumerate(live) if id in _STOP_TOKENS), None)

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import pytest
 
 from minigpt_jax.errors import RunError
-from minigpt_jax.metrics import (
+from minigpt_jax.runtime.files import read_jsonl
+from minigpt_jax.tracking.run_log import (
     PEAK_FLOPS,
     TOO_MANY_SKIPPED,
-    Journal,
+    RunLog,
     StepLog,
     duration,
     peak_flops,
-    read_jsonl,
 )
 
 
@@ -26,17 +26,17 @@ def steps_in(path: Path) -> list[int]:
     return [record["step"] for record in read_jsonl(path)]
 
 
-def journal(run: Path, **how) -> Journal:
+def journal(run: Path, **how) -> RunLog:
     settings = {
         "start": 0,
         "horizon": 100,
         "every": 1,
         "tensorboard": False,
-        "chief": True,
+        "main_process": True,
         "tokens_per_step": 50,
         "flops_per_step": 1e6,
     }
-    return Journal(run, **(settings | how))
+    return RunLog(run, **(settings | how))
 
 
 def values(loss: float = 2.5, skipped: int = 0) -> dict:
@@ -100,7 +100,7 @@ def test_numbers_survive_the_file_bit_for_bit(tmp_path: Path):
 def test_what_was_written_before_a_kill_is_there_and_the_rest_follows(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     program = (
-        "import itertools, sys; from pathlib import Path; from minigpt_jax.metrics import StepLog\nlog = StepLog(Path(sys.argv[1]), 0)\n"
+        "import itertools, sys; from pathlib import Path; from minigpt_jax.tracking.run_log import StepLog\nlog = StepLog(Path(sys.argv[1]), 0)\n"
         "for step in itertools.count(): log.write({'step': step, 'text': 'x' * 5000}); print(step, flush=True)"
     )
     environment = os.environ | {
@@ -195,18 +195,20 @@ def test_lines_appear_at_the_first_the_last_and_every_nth_step(tmp_path: Path, c
     assert steps_in(tmp_path / "metrics.jsonl") == list(range(10))  # the file has them all
 
 
-def test_only_the_chief_writes(tmp_path: Path, capsys):
-    diary = journal(tmp_path, chief=False, tensorboard=True)
+def test_only_the_main_process_writes(tmp_path: Path, capsys):
+    diary = journal(tmp_path, main_process=False, tensorboard=True)
     diary.step(0, "", values())
     diary.say("hello")
     diary.close()
     assert capsys.readouterr().out == "" and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("chief", [True, False])
-def test_five_skipped_updates_in_a_row_end_the_run_and_four_do_not(tmp_path: Path, chief: bool):
+@pytest.mark.parametrize("main_process", [True, False])
+def test_five_skipped_updates_in_a_row_end_the_run_and_four_do_not(
+    tmp_path: Path, main_process: bool
+):
     assert TOO_MANY_SKIPPED == 5
-    diary = journal(tmp_path, chief=chief)
+    diary = journal(tmp_path, main_process=main_process)
     for step in range(10):
         diary.step(step, "", values(loss=float("nan") if step % 5 else 2.0, skipped=bool(step % 5)))
     with pytest.raises(
@@ -214,7 +216,7 @@ def test_five_skipped_updates_in_a_row_end_the_run_and_four_do_not(tmp_path: Pat
     ):
         diary.step(10, "", values(loss=float("nan"), skipped=1))
     diary.close()
-    if chief:  # those steps are on record all the same, as JSON that every reader takes
+    if main_process:  # those steps are on record all the same, as JSON that every reader takes
         assert steps_in(tmp_path / "metrics.jsonl") == list(range(11))
 
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.documents import (
+from minigpt_jax.errors import InputError
+from minigpt_jax.sources import (
     BadRow,
     documents,
     hub_rows,
@@ -19,7 +20,6 @@ from data_tools.documents import (
     rows,
     text_bytes,
 )
-from minigpt_jax.errors import InputError
 
 TEXTS = [f"document {n}: café 漢字 \0 <|endoftext|>\r\n" + "long " * n for n in range(700)]
 ROWS = [{"text": text, "id": n} for n, text in enumerate(TEXTS)]

@@ -7,14 +7,10 @@
 The model names dimensions ("embed", "heads", ...) and never learns about devices; XLA inserts the communication.
 """
 
-import os
 from collections.abc import Mapping
-from importlib.util import find_spec
 
 import flax.linen as nn
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from minigpt_jax.errors import InputError
@@ -29,48 +25,6 @@ RULES = (
     ("mlp", "tensor"),
     ("vocab", "tensor"),
 )
-
-
-def join_processes(environment: Mapping[str, str] = os.environ) -> None:
-    """Join the other processes of a multi-host run when a launcher announces them; must precede any other JAX call.
-
-    Slurm, Open MPI and Kubernetes are recognised by JAX itself; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID serve any other launcher.
-    """
-    # The others learn of a dead process after this long; JAX's own default is 100 s.
-    heartbeat = 10
-    if "JAX_COORDINATOR_ADDRESS" in environment:
-        names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-        missing = [name for name in names if not environment.get(name, "").isdigit()]
-        if missing:
-            raise InputError(
-                f"JAX_COORDINATOR_ADDRESS is set, so {' and '.join(missing)} must be a number too"
-            )
-        count, index = (int(environment[name]) for name in names)
-        jax.distributed.initialize(
-            environment["JAX_COORDINATOR_ADDRESS"],
-            count,
-            index,
-            heartbeat_timeout_seconds=heartbeat,
-        )
-    elif _announced(environment):
-        try:
-            jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
-        except ValueError as error:
-            raise InputError(
-                f"a launcher announces several processes, but JAX does not find them ({error}): set JAX_COORDINATOR_ADDRESS"
-            ) from None
-
-
-def _announced(environment: Mapping[str, str]) -> bool:
-    """Whether this process was started as one of several: a task of srun or mpirun, or a pod of an indexed Kubernetes job."""
-    slurm = environment.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_PROCID" in environment else "1"
-    sizes = (slurm, environment.get("OMPI_COMM_WORLD_SIZE", "1"))
-    pod = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
-    # JAX asks the cluster through this package for how many pods there are; without it a pod is alone.
-    return any(size.isdigit() and int(size) > 1 for size in sizes) or (
-        pod and find_spec("kubernetes") is not None
-    )
 
 
 def mesh_sizes(devices: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> tuple[int, ...]:
@@ -115,16 +69,7 @@ def check_divides(mesh: Mesh, dimensions: Mapping[str, int]) -> None:
             )
 
 
-def least(value: float) -> float:
-    """The smallest `value` of all processes, which all must ask for."""
-    return (
-        float(np.min(multihost_utils.process_allgather(np.float64(value))))
-        if jax.process_count() > 1
-        else value
-    )
-
-
-def data_shards(mesh: Mesh) -> int:
+def data_parallel_size(mesh: Mesh) -> int:
     """Into how many parts the batch is cut."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt_jax import report
 from minigpt_jax.errors import InputError, RunError
-from minigpt_jax.metrics import StepLog
+from minigpt_jax.tracking import report
+from minigpt_jax.tracking.run_log import StepLog
 
 SECTIONS = ("Summary", "Before and after", "Curves", "Samples", "Config", "Environment")
 TOKENS = 1000  # of a step
 
 
 def step_record(step: int, **changed) -> dict:
-    """What the Journal writes for a step of half a second; the first one compiles."""
+    """What the RunLog writes for a step of half a second; the first one compiles."""
     seconds = 30.0 if step == 0 else 0.5
     loss = 3 + 8 / (step + 1)
     record = {
@@ -40,7 +40,7 @@ def step_record(step: int, **changed) -> dict:
 
 
 def evaluation_record(step: int, loss: float, text: str = "some text") -> dict:
-    """What the Journal writes for an evaluation."""
+    """What the RunLog writes for an evaluation."""
     samples = [{"prompt": "Once", "text": text}]
     return {
         "step": step,

@@ -12,7 +12,8 @@ from pathlib import Path
 import jax
 
 from minigpt_jax.errors import RunError
-from minigpt_jax.failpoint import failpoint
+from minigpt_jax.runtime.failpoint import failpoint
+from minigpt_jax.runtime.files import read_jsonl
 
 TOO_MANY_SKIPPED = 5  # updates in a row that were not finite: the run has diverged
 
@@ -63,26 +64,11 @@ class StepLog:
         self._file.close()
 
 
-def read_jsonl(path: Path) -> list[dict]:
-    """All records of a `.jsonl` file, [] where there is none. Half a line that a killed writer left at the end does not count."""
-    records = []
-    for number, line in enumerate(
-        path.read_bytes().splitlines(keepends=True) if path.is_file() else (), 1
-    ):
-        try:
-            if line.endswith(b"\n"):
-                record = json.loads(line)
-                records.append(record | {"step": int(record["step"])})
-        except (ValueError, KeyError, TypeError):
-            print(f"warning: {path}: line {number} is damaged and left out", file=sys.stderr)
-    return records
-
-
-class Journal:
+class RunLog:
     """The diary of a run: a record a step and one an evaluation, each to its file, to TensorBoard and to the console.
 
     The console has one line that renews itself on a terminal, and a plain line every `every` steps elsewhere. Only the
-    `chief` process writes; the others keep count. `start` is the first step to come: what an interrupted process wrote
+    `main_process` process writes; the others keep count. `start` is the first step to come: what an interrupted process wrote
     from there on is dropped. Raises RunError when the disk is full, and where the run has diverged.
     """
 
@@ -94,14 +80,14 @@ class Journal:
         horizon: int,
         every: int,
         tensorboard: bool,
-        chief: bool,
+        main_process: bool,
         tokens_per_step: int,
         flops_per_step: float,
     ):
-        self.run, self.horizon, self.every, self.chief = run, horizon, every, chief
+        self.run, self.horizon, self.every, self.main_process = run, horizon, every, main_process
         self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
         self._steps = self._evaluations = self._board = None
-        self._wants_board, self._begin = tensorboard and chief, start
+        self._wants_board, self._begin = tensorboard and main_process, start
         with self._on_disk():
             before = [
                 record for record in read_jsonl(run / "metrics.jsonl") if record["step"] < start
@@ -109,7 +95,7 @@ class Journal:
             self._skipped_in_a_row = len(
                 list(takewhile(lambda record: record["skipped"], reversed(before)))
             )
-            if chief:
+            if main_process:
                 self._steps = StepLog(run / "metrics.jsonl", start)
                 # The evaluation "at step n" follows update n, so that of the step we go on from is already there.
                 self._evaluations = StepLog(run / "evaluations.jsonl", start + 1 if start else 0)
@@ -176,7 +162,7 @@ class Journal:
 
     def say(self, text: str) -> None:
         """A lasting line on the console."""
-        if self.chief:
+        if self.main_process:
             print("\n" * self._line_open + text, flush=True)
             self._line_open = False
 
@@ -221,9 +207,9 @@ class Journal:
     def _open_board(self) -> None:
         """Not before it is needed: tensorboardX loads torch where there is one, which takes seconds."""
         if self._wants_board and not self._board:
-            from minigpt_jax.board import Board
+            from minigpt_jax.tracking.tensorboard import TensorBoardWriter
 
-            self._board = Board(self.run / "tensorboard", self._begin + 1)
+            self._board = TensorBoardWriter(self.run / "tensorboard", self._begin + 1)
 
     @contextmanager
     def _on_disk(self) -> Iterator[None]:

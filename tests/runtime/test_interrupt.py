@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-BEGINNING = "import hashlib, sys, time\nfrom minigpt_jax.interrupt import Interrupt\ninterrupt = Interrupt()\nprint('ready', flush=True)\n"
+BEGINNING = "import hashlib, sys, time\nfrom minigpt_jax.runtime.interrupt import Interrupt\ninterrupt = Interrupt()\nprint('ready', flush=True)\n"
 # One call into C of several minutes, which releases the interpreter's lock as a compilation does: no handler of Python's runs in it.
 C_CALL = BEGINNING + "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\nprint('returned', flush=True)"
 LOOP = BEGINNING + "while not interrupt.requested: time.sleep(0.01)\nprint('saved', flush=True)"
@@ -79,7 +79,7 @@ def test_other_signals_are_not_its_business():
 
 def test_it_is_there_before_anything_slow():
     """train.py's first statements: a machine may be taken away while JAX is still being imported."""
-    program = "import sys\nfrom minigpt_jax.interrupt import Interrupt\nprint(sorted({'jax', 'numpy', 'absl'} & set(sys.modules)))"
+    program = "import sys\nfrom minigpt_jax.runtime.interrupt import Interrupt\nprint(sorted({'jax', 'numpy', 'absl'} & set(sys.modules)))"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.fast import FastTokenizer, Unusable, expect_equal
+from data_tools.fast_tokenizer import FastTokenizer, Unusable, expect_equal
 from data_tools.fineweb import prepare
-from minigpt_jax.shards import read_manifest
+from minigpt_jax.token_stream import read_manifest
 from minigpt_jax.tokenizer import END_OF_TEXT, RANKS, SPECIAL_TOKENS, load_tokenizer
 from tests.test_tokenizer import random_strings
 

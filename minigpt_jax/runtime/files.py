@@ -1,0 +1,56 @@
+"""Write files that are complete or absent, and read them back."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from minigpt_jax.runtime.failpoint import failpoint
+
+
+def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Replace `path` by what `write` puts into a binary file.
+
+    A reader finds the old file or the new one, also after a crash. Raises OSError naming `path`.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        failpoint("before_replace")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as JSON, atomically. Raises OSError naming `path`."""
+    text = json.dumps(content, indent=1) + "\n"
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """All records of a `.jsonl` file, [] where there is none. Half a line that a killed writer left at the end does not count."""
+    records = []
+    for number, line in enumerate(
+        path.read_bytes().splitlines(keepends=True) if path.is_file() else (), 1
+    ):
+        try:
+            if line.endswith(b"\n"):
+                record = json.loads(line)
+                records.append(record | {"step": int(record["step"])})
+        except (ValueError, KeyError, TypeError):
+            print(f"warning: {path}: line {number} is damaged and left out", file=sys.stderr)
+    return records
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
