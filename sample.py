@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minigpt_jax import LoadedRun, chat, load_run
+from minigpt_jax import chat, load_run
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.generate import Generator
+from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.runs import newest_run
 from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
 from minigpt_jax.sampling import SamplingParams, sampling_params
@@ -47,9 +48,7 @@ def main() -> int:
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
     )
-    writer = Generator(
-        run.params, run.config, run.tokenizer, rows=options.num_samples, quantize=options.quantize
-    )
+    writer = run.generator(rows=options.num_samples, quantize=options.quantize)
     if prompt is not None:
         answer_once(writer, run, prompt, draw, options)
     elif options.num_samples > 1:
@@ -164,7 +163,7 @@ def answer_once(
         return
     for _ in pieces:
         pass
-    for number, answer in enumerate(writer.answers, 1):
+    for number, answer in enumerate(writer.completions, 1):
         print(f"--- sample {number} ({answer.reason})\n{shown}{answer.text}")
 
 

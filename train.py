@@ -429,7 +429,7 @@ def write_samples(
     ):
         if abandon():
             break
-    return [{"prompt": p, "text": a.text} for p, a in zip(prompts, writer.answers, strict=True)]
+    return [{"prompt": p, "text": a.text} for p, a in zip(prompts, writer.completions, strict=True)]
 
 
 def profile(c, run: Path, step: int) -> None:

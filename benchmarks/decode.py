@@ -124,7 +124,7 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
                 max_new_tokens=options.new,
             ):
                 pass
-            written = {len(answer.tokens) for answer in writer.answers}
+            written = {len(answer.tokens) for answer in writer.completions}
             if written != {options.new}:
                 raise RuntimeError(f"{options.new} tokens were asked for, {written} came")
 

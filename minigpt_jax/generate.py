@@ -201,8 +201,8 @@ class TextStream:
 
 
 @dataclass
-class Answer:
-    """What one row wrote. `reason`: "stop" (it ended by itself or at a stop string) or "length"."""
+class Completion:
+    """The generated text of one row. `reason`: "stop" (it ended by itself or at a stop string) or "length"."""
 
     text: str
     tokens: list[int]
@@ -239,7 +239,7 @@ class Generator:
         max_new_tokens: int,
         stop: Sequence[str] = (),
     ) -> Iterator[tuple[int, str]]:
-        """Yield (row, piece of text) as `prompts` (one a row, ids) are continued; then `answers` holds the whole.
+        """Yield (row, piece of text) as `prompts` (one a row, ids) are continued; then `completions` holds the whole.
 
         Ends a row at `<|end|>`, `<|endoftext|>`, a stop string, `max_new_tokens`, or the end of the context. Raises
         InputError for an empty prompt or one longer than the context.
@@ -253,7 +253,7 @@ class Generator:
         if max_new_tokens < 0:
             raise InputError(f"max-new-tokens {max_new_tokens} is negative")
         texts = [TextStream(self.tokenizer, stop) for _ in prompts]
-        self.answers = [Answer("", [], "length") for _ in prompts]
+        self.completions = [Completion("", [], "length") for _ in prompts]
         self._make_room(max(map(len, prompts)) + max_new_tokens)
         state = self._start(prompts)
         stop_tokens = np.array([END, END_OF_TEXT])
@@ -266,19 +266,32 @@ class Generator:
             self._cache = state.cache
             tokens = np.asarray(block)[:, :count]
             remaining -= count
-            for row, answer in enumerate(self.answers):
+            for row, answer in enumerate(self.completions):
                 if not finished[row]:
                     piece, finished[row] = self._take(tokens[row], answer, texts[row], row)
                     if piece:
                         yield row, piece
-        for row, answer in enumerate(self.answers):
+        for row, answer in enumerate(self.completions):
             piece = texts[row].push([], final=True)
             answer.text += piece
             if piece:
                 yield row, piece
 
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: SamplingParams,
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+    ) -> list[Completion]:
+        """Continue all `prompts` to their end. Arguments and errors: as `stream`."""
+        for _ in self.stream(prompts, settings, max_new_tokens=max_new_tokens, stop=stop):
+            pass
+        return self.completions
+
     def _take(
-        self, tokens: np.ndarray, answer: Answer, text: TextStream, row: int
+        self, tokens: np.ndarray, answer: Completion, text: TextStream, row: int
     ) -> tuple[str, bool]:
         """Add a row's share of a block to its answer: the new text, and whether the row has ended."""
         live = [int(t) for t in tokens if t >= 0]

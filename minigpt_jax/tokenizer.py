@@ -46,6 +46,10 @@ class Tokenizer:
         """Ids 0..50255 of `text`. Marker strings in it stay plain text; lone surrogates become U+FFFD."""
         return self._encoding.encode_ordinary(text)
 
+    def encode_document(self, text: str) -> list[int]:
+        """Ids of a document: `<|endoftext|>`, with which every document begins, then `text`."""
+        return [END_OF_TEXT, *self.encode(text)]
+
     def encode_array(self, text: str) -> np.ndarray:
         """[n] uint16, the same ids without the detour over a list of Python integers, for bulk work."""
         try:

@@ -191,6 +191,7 @@ def test_stray_entries_are_ignored_and_left_overs_removed(tmp_path, state, mesh)
 
 
 def test_load_run_gives_the_weights_alone(tmp_path, state):
-    params, config, tokenizer = load_run(saved(tmp_path / "run", state, [4]))
+    run = load_run(saved(tmp_path / "run", state, [4]))
+    params, config, tokenizer = run.params, run.config, run.tokenizer
     assert config == CONFIG and equal(params["layers"], state.params["layers"])
     assert tokenizer.decode(tokenizer.encode("whole")) == "whole"

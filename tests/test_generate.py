@@ -36,9 +36,9 @@ def make(params):
 
 def write(writer: Generator, prompts, draw: SamplingParams, count: int = 20, stop=()):
     pieces = list(writer.stream(prompts, draw, max_new_tokens=count, stop=stop))
-    for row, answer in enumerate(writer.answers):
+    for row, answer in enumerate(writer.completions):
         assert "".join(piece for r, piece in pieces if r == row) == answer.text
-    return writer.answers
+    return writer.completions
 
 
 @pytest.fixture(scope="module")

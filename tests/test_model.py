@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs.pretrain import SIZES
-from minigpt_jax import attention, model
+from minigpt_jax import attention
 from minigpt_jax.loss import logits
 from minigpt_jax.model import (
     GPT,

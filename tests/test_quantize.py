@@ -128,7 +128,7 @@ def test_the_loss_rises_by_less_than_a_hundredth(params):
     ids = jnp.asarray(
         [
             [END_OF_TEXT, first, *answer.tokens][:48]
-            for first, answer in zip((11, 22, 33, 44), writer.answers, strict=True)
+            for first, answer in zip((11, 22, 33, 44), writer.completions, strict=True)
         ]
     )
     float_loss, eight = (loss_of(params, ids, quantize) for quantize in (None, "int8"))
@@ -144,14 +144,14 @@ def test_greedy_text_is_the_same_alone_and_in_a_batch(params):
                 prompts, sampling_params(len(prompts), CONFIG, temperature=0.0), max_new_tokens=30
             )
         )
-        return [answer.tokens for answer in writer.answers]
+        return [answer.tokens for answer in writer.completions]
 
     others = [[END_OF_TEXT], PROMPT, [END_OF_TEXT, *TOKENIZER.encode("A light token")]]
     alone = write(PROMPT)[0]
     assert len(alone) > 20 and write(*others)[1] == alone
     plain = Generator(params, CONFIG, TOKENIZER)
     list(plain.stream([PROMPT], sampling_params(1, CONFIG, temperature=0.0), max_new_tokens=3))
-    assert plain.answers[0].tokens[:1] == alone[:1]  # the same model
+    assert plain.completions[0].tokens[:1] == alone[:1]  # the same model
 
 
 def test_what_cannot_be_is_refused(params):

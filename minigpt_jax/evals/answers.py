@@ -109,7 +109,7 @@ def write(
         ]  # an Answer keeps no marks
         written += [
             Written(answer.text, ids, answer.reason == "stop")
-            for answer, ids in zip(writer.answers, behind, strict=True)
+            for answer, ids in zip(writer.completions, behind, strict=True)
         ]
     return written[: len(prompts)]
 

@@ -167,7 +167,7 @@ def adapter(
         writer = Generator(params, config, tokenizer, rows=len(rows), dtype=dtype)
         for _ in writer.stream(rows, settings, max_new_tokens=room(asked), stop=asked["until"]):
             pass
-        return [answer.text for answer in writer.answers]
+        return [answer.text for answer in writer.completions]
 
     return Adapter()
 

@@ -30,9 +30,7 @@ def main() -> int:
             file=sys.stderr,
         )
         engine = Engine(
-            run.params,
-            run.config,
-            run.tokenizer,
+            run,
             slots=options.slots,
             queue=options.queue,
             quantize=options.quantize,

@@ -23,9 +23,10 @@ import numpy as np
 from minigpt_jax import generate
 from minigpt_jax.errors import InputError
 from minigpt_jax.generate import BLOCK, Decoding, TextStream
+from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model import GPT, GPTConfig, empty_cache
 from minigpt_jax.sampling import SamplingParams, sampling_params
-from minigpt_jax.tokenizer import END, END_OF_TEXT, Tokenizer
+from minigpt_jax.tokenizer import END, END_OF_TEXT
 
 TOP = 20  # most likely tokens that may be asked for beside each drawn one
 SPAN = 64  # of a cache, the least that a step looks at
@@ -104,17 +105,16 @@ class Engine:
 
     def __init__(
         self,
-        params: dict,
-        config: GPTConfig,
-        tokenizer: Tokenizer,
+        run: LoadedRun,
         *,
         slots: int = 8,
         queue: int = 64,
         dtype=None,
         quantize: str | None = None,
     ):
-        """`params` as `load_run` gives them; `queue`: requests that may wait; `dtype`, `quantize`: see `generate.prepare_for_decoding`."""
-        self.config, self.tokenizer, self.slots, self.queue = config, tokenizer, slots, queue
+        """`queue`: requests that may wait; `dtype`, `quantize`: see `generate.prepare_for_decoding`."""
+        config, params = run.config, run.params
+        self.config, self.tokenizer, self.slots, self.queue = config, run.tokenizer, slots, queue
         self._compilations = CompilationCounter()
         self._model, self._params = generate.prepare_for_decoding(params, config, dtype, quantize)
         place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)

@@ -54,7 +54,8 @@ def main() -> int:
             *import_gpt2.read_gpt2(Path(folder, "saved")),
             source="transformers",
         )
-        params, config, _ = load_run(Path(folder, "run"))
+        run = load_run(Path(folder, "run"))
+        params, config = run.params, run.config
     mesh = make_mesh()
     ask = partial(scoring.score, jax.device_put(params, replicated(mesh)), config, mesh)
     found = ask([(q.context, q.endings) for q in questions])

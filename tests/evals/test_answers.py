@@ -104,8 +104,10 @@ def test_base_and_finetuned_are_compared_and_shown(finetuned, pretrained, tmp_pa
     done = evals("answers", "--run", finetuned, "--source", source)
     assert done.returncode == 0, done.stderr
     record = json.loads((finetuned / "answers.json").read_text())
-    params, config, _ = load_run(finetuned)
-    before, theirs, _ = load_run(pretrained)
+    run = load_run(finetuned)
+    params, config = run.params, run.config
+    base = load_run(pretrained)
+    before, theirs = base.params, base.config
     grown = grow_vocab(before, theirs.vocab_size, config)
     page = (finetuned / "report.html").read_text()
     for name, weights in (("finetuned", params), ("before", grown)):

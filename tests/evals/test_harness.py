@@ -38,7 +38,8 @@ metric_list: [{{metric: acc}}]
 @pytest.fixture(scope="module")
 def model(pretrained):
     """Weights, config, tokenizer and mesh."""
-    params, config, tokenizer = load_run(pretrained)
+    run = load_run(pretrained)
+    params, config, tokenizer = run.params, run.config, run.tokenizer
     mesh = jax.sharding.Mesh(
         np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES
     )  # one device: the others would only repeat it

@@ -73,7 +73,8 @@ def test_a_limit_takes_rows_from_all_of_the_file(questions):
 
 def test_every_loss_is_that_of_a_plain_scorer_in_torch(pretrained, questions):
     asked = hellaswag.load(str(questions), 32)
-    params, config, _ = load_run(pretrained)
+    run = load_run(pretrained)
+    params, config = run.params, run.config
     mesh = make_mesh()
     ask = partial(scoring.score, jax.device_put(params, replicated(mesh)), config, mesh)
     found = ask([(q.context, q.endings) for q in asked])

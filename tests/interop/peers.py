@@ -17,9 +17,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from minigpt_jax import LoadedRun, chat, load_run
+from minigpt_jax import chat, load_run
 from minigpt_jax.generate import Generator
 from minigpt_jax.interop import export_gguf, export_hf, gpt2
+from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.loss import logits
 from minigpt_jax.model import GPT
 from minigpt_jax.sampling import sampling_params
@@ -87,7 +88,7 @@ def greedy(run: LoadedRun, asked: list[list[int]]) -> list[list[int]]:
         asked, sampling_params(len(asked), run.config, temperature=0.0), max_new_tokens=NEW
     ):
         pass
-    return [answer.tokens for answer in writer.answers]
+    return [answer.tokens for answer in writer.completions]
 
 
 def parted(run: LoadedRun, asked: list[int], ours: list[int], theirs: list[int], tie: float) -> str:

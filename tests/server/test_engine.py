@@ -12,6 +12,7 @@ import pytest
 from minigpt_jax import generate
 from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Generator
+from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model import GPTConfig
 from minigpt_jax.sampling import sampling_params
 from minigpt_jax.server.engine import TOP, Busy, Closed, Engine, Job, Piece, _spans
@@ -40,7 +41,7 @@ def params() -> dict:
 
 @pytest.fixture(scope="module")
 def engine(params) -> Iterator[Engine]:
-    engine = Engine(params, CONFIG, TOKENIZER, slots=SLOTS, queue=QUEUE)
+    engine = Engine(LoadedRun(params, CONFIG, TOKENIZER), slots=SLOTS, queue=QUEUE)
     yield engine
     engine.close()
 
@@ -111,9 +112,9 @@ def test_it_writes_what_the_generator_writes(engine, params):
         for _ in writer.stream([one.prompt], one.sampling, max_new_tokens=one.max_tokens):
             pass
         assert (text, ids, reason) == (
-            writer.answers[0].text,
-            writer.answers[0].tokens,
-            writer.answers[0].reason,
+            writer.completions[0].text,
+            writer.completions[0].tokens,
+            writer.completions[0].reason,
         )
 
 
@@ -184,7 +185,7 @@ def test_role_markers_inside_an_answer_are_no_text_but_count():
         "ln_f": {"scale": jnp.zeros(8), "bias": jnp.ones(8)},
         "wte": params["wte"].at[USER].set(10),
     }
-    engine = Engine(params | always, config, TOKENIZER, slots=1)
+    engine = Engine(LoadedRun(params | always, config, TOKENIZER), slots=1)
     assert answers(engine, [job("The", 5)]) == [("", [USER] * 5, "length")]
     engine.close()
 
@@ -199,7 +200,7 @@ def test_an_answer_that_ends_makes_room_before_its_neighbours_have_a_block_more(
         "ln_f": {"scale": jnp.zeros(8), "bias": jnp.ones(8)},
         "wte": params["wte"].at[END].set(10),
     }
-    engine = Engine(params | ends, config, TOKENIZER, slots=2)
+    engine = Engine(LoadedRun(params | ends, config, TOKENIZER), slots=2)
     heat = {"temperature": 100.0, "seed": 1}  # draws anything, where the others end at once
     answers(engine, [job("A", 60, **heat)])  # how long a token takes is known
     heard, over = [], threading.Event()
@@ -266,7 +267,7 @@ def test_a_prompt_that_does_not_fit_is_refused(engine, length):
 
 
 def test_closing_ends_what_is_left(params):
-    engine = Engine(params, CONFIG, TOKENIZER, slots=SLOTS, queue=3)
+    engine = Engine(LoadedRun(params, CONFIG, TOKENIZER), slots=SLOTS, queue=3)
     ends = queue.Queue()
     engine.submit(
         [job("A stone", 10_000, temperature=1.0)] * 7, lambda i, piece: ends.put(piece.reason)
@@ -286,7 +287,7 @@ def test_closing_ends_what_is_left(params):
 
 
 def test_a_failing_device_is_told_to_all_who_wait(params, capsys):
-    engine = Engine(params, CONFIG, TOKENIZER, slots=SLOTS)
+    engine = Engine(LoadedRun(params, CONFIG, TOKENIZER), slots=SLOTS)
     engine._params = {
         name: value for name, value in engine._params.items() if name != "ln_f"
     }  # weights that are gone
@@ -298,7 +299,7 @@ def test_a_failing_device_is_told_to_all_who_wait(params, capsys):
 
 
 def test_who_ended_just_before_a_failure_has_the_whole_answer(params, capsys):
-    engine = Engine(params, CONFIG, TOKENIZER, slots=SLOTS)
+    engine = Engine(LoadedRun(params, CONFIG, TOKENIZER), slots=SLOTS)
     dispatch, ends = engine._dispatch, queue.Queue()
 
     def fails_later(*given, **named):
