@@ -104,14 +104,14 @@ def attend_with_cache(
     Also returns the cache, to which `k` and `v` were added first.
     """
     with jax.named_scope("attention_with_cache"):
-        cache = KVCache(_write(cache.k, k, positions), _write(cache.v, v, positions))
+        keys = _write(cache.k, k, positions)
+        values = _write(cache.v, v, positions)
         # Slots are positions, so causality is the whole mask: a stale slot lies ahead of every
         # query, and is overwritten before a query reaches it.
-        mask = jnp.arange(cache.k.shape[2])[None, None] <= positions[:, :, None]
-        keys = cache.k.astype(q.dtype)
-        values = cache.v.astype(q.dtype)
-        y = _attend_masked(swap_time_and_heads(q), keys, values, mask)
-        return swap_time_and_heads(y), cache
+        mask = jnp.arange(keys.shape[2])[None, None] <= positions[:, :, None]
+        q = swap_time_and_heads(q)
+        y = _attend_masked(q, keys.astype(q.dtype), values.astype(q.dtype), mask)
+        return swap_time_and_heads(y), KVCache(keys, values)
 
 
 def segment_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:

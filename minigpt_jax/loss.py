@@ -50,7 +50,7 @@ def cross_entropy(
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     with jax.named_scope("cross_entropy"):
         total = _loss_sum(vocab_size, chunk, hidden, table, targets, weights)
-        return total, weights.sum(dtype=wide)
+        return total, weights.sum(dtype=wide)  # pyright: ignore[reportReturnType] (of custom_vjp)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

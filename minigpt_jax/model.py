@@ -30,7 +30,7 @@ VOCAB_MULTIPLE = 128
 # The name of the results that `remat="dots"` keeps for the backward pass.
 MATMUL_OUTPUT = "matmul_output"
 
-TokenRows = Int[Array | np.ndarray, "B T"]
+Indices = Int[Array, "B T"]
 Hidden = Float[Array, "B T D"]
 Cache = tuple[KVCache, ...]  # one KVCache for each of the L layers
 
@@ -163,7 +163,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, cache: KVCache | None, positions: TokenRows, segments: TokenRows | None
+        self, x: Hidden, cache: KVCache | None, positions: Indices, segments: Indices | None
     ) -> tuple[Hidden, KVCache | None]:
         c = self.config
         shape = (c.embed, 3, c.heads, c.head_dim)
@@ -208,7 +208,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, cache: KVCache | None, positions: TokenRows, segments: TokenRows | None
+        self, x: Hidden, cache: KVCache | None, positions: Indices, segments: Indices | None
     ) -> tuple[Hidden, KVCache | None]:
         dropout = nn.Dropout(self.config.dropout, deterministic=self.deterministic)
         attention = Attention(self.config, self.dtype, self.attention, name="attention")
@@ -239,9 +239,9 @@ class GPT(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: TokenRows,
-        positions: TokenRows | None = None,
-        segments: TokenRows | None = None,
+        tokens: Indices | Int[np.ndarray, "B T"],
+        positions: Indices | None = None,
+        segments: Indices | None = None,
         cache: Cache | None = None,
         deterministic: bool = True,
     ) -> tuple[Hidden, Cache | None]:

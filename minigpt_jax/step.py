@@ -203,7 +203,8 @@ def make_eval_step(
 
     def step(params, batch: Batch):
         def add(sums, micro_batch):
-            new = _loss_sums(model, params, *micro_batch, loss_chunk, separator)
+            tokens, weights = micro_batch
+            new = _loss_sums(model, params, tokens, weights, loss_chunk, separator)
             return jax.tree.map(jnp.add, sums, new), None
 
         zeros = (jnp.zeros(()), jnp.zeros(()))
