@@ -15,7 +15,7 @@ from minigpt_jax.model import GPTConfig, Linear, empty_cache
 from minigpt_jax.quantize import Int8, int8_linear_interceptor, to_int8
 from minigpt_jax.sampling import sampling_params
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
-from tests.test_model import weights
+from tests.models import weights
 from tests.test_sample import command, make_run
 
 CONFIG = GPTConfig(vocab_size=TEXT_VOCAB, context=48, layers=2, heads=2, embed=32)
