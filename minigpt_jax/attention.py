@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 # The segment that all other segments of its row may attend to.
@@ -49,21 +50,29 @@ class KVCache(NamedTuple):
     v: Float[Array | np.ndarray, "B H S K"]
 
 
-def attention_kernel(implementation: str, dtype: jax.typing.DTypeLike, devices: int) -> str:
-    """The kernel for `implementation` on a mesh of `devices`; "auto" takes the fastest here.
+def attention_kernel(implementation: str, dtype: DTypeLike, devices: int) -> str:
+    """`choose_kernel` for the devices of this machine."""
+    device = jax.devices()[0]
+    capability = str(getattr(device, "compute_capability", ""))
+    return choose_kernel(implementation, dtype, devices, device.platform, capability)
+
+
+def choose_kernel(
+    implementation: str, dtype: DTypeLike, devices: int, platform: str, compute_capability: str
+) -> str:
+    """The kernel for `implementation` on a mesh of `devices`; "auto" takes the fastest.
 
     "cudnn" needs 16 bits and an Ampere GPU or newer, "cpu" a mesh of one device. "xla" runs
     anywhere, but is the only one that keeps all scores [B, H, T, T] of a layer in memory.
     """
     if implementation != "auto":
         return implementation
-    device = jax.devices()[0]
     # "9.0" on an H100, "gfx90a" on an AMD GPU.
-    capability = str(getattr(device, "compute_capability", "")).partition(".")[0]
+    capability = compute_capability.partition(".")[0]
     is_ampere = capability.isdecimal() and int(capability) >= CUDNN_CAPABILITY
     if is_ampere and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16):
         return "cudnn"
-    return "cpu" if device.platform == "cpu" and devices <= 1 else "xla"
+    return "cpu" if platform == "cpu" and devices <= 1 else "xla"
 
 
 def attend(

@@ -86,11 +86,14 @@ class GPTConfig:
         return 6 * weights + 12 * self.layers * self.embed * self.context
 
 
-def resolve_compute_dtype(name: str = "auto") -> str:
-    """`name`, but for "auto": "float32" on a CPU, where bfloat16 is slower, else "bfloat16"."""
+def resolve_compute_dtype(name: str = "auto", platform: str | None = None) -> str:
+    """`name`, but for "auto": "float32" on a CPU, where bfloat16 is slower, else "bfloat16".
+
+    `platform`: of this machine by default.
+    """
     if name != "auto":
         return name
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
 
 
 def param_with_axes(

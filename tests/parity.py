@@ -1,5 +1,4 @@
-"""Is this GPT-2? Compares the model, the loss and the training step of a package with transformers
-and PyTorch.
+"""Is this GPT-2? Compares a package's model, loss and training step with transformers and PyTorch.
 
     python -m tests.parity
 

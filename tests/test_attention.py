@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minigpt_jax import attention
-from minigpt_jax.attention import SHARED_SEGMENT, attention_kernel, segment_mask
+from minigpt_jax.attention import SHARED_SEGMENT, attention_kernel, choose_kernel, segment_mask
 
 BLOCK = 5
 
@@ -37,13 +37,17 @@ def blocks(monkeypatch):
     ],
 )
 def test_auto_chooses_a_kernel_that_the_device_supports(
-    monkeypatch, implementation, dtype, platform, capability, kernel
+    implementation, dtype, platform, capability, kernel
 ):
-    device = SimpleNamespace(platform=platform, compute_capability=capability)
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert attention_kernel(implementation, dtype, devices=1) == kernel
+    assert choose_kernel(implementation, dtype, 1, platform, capability) == kernel
     on_many_devices = "xla" if kernel == "cpu" else kernel
-    assert attention_kernel(implementation, dtype, devices=2) == on_many_devices
+    assert choose_kernel(implementation, dtype, 2, platform, capability) == on_many_devices
+
+
+def test_the_kernel_is_chosen_for_the_first_device(monkeypatch):
+    device = SimpleNamespace(platform="gpu", compute_capability="9.0")
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert attention_kernel("auto", "bfloat16", devices=8) == "cudnn"
 
 
 @pytest.mark.parametrize("length", [3, 17])
