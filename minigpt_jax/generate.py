@@ -163,7 +163,7 @@ def forward(model: GPT, params, tokens, positions, cache: Cache) -> tuple[jax.Ar
 def next_logits(hidden: jax.Array, params: dict, vocab_size: int) -> jax.Array:
     """[..., V] logits of `hidden` [..., D], whatever form the table has."""
     return (
-        mask_padded_vocab(params["head"].product(hidden), vocab_size)
+        mask_padded_vocab(params["head"].matmul(hidden), vocab_size)
         if "head" in params
         else vocabulary_logits(hidden, params["wte"], vocab_size)
     )

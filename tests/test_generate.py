@@ -17,7 +17,7 @@ from minigpt_jax.loss import logits
 from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.sampling import SamplingParams, sample_logits, sampling_params
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
-from tests.test_model import weights
+from tests.models import weights
 
 CONFIG = GPTConfig(vocab_size=TEXT_VOCAB, context=48, layers=1, heads=2, embed=16)
 TOKENIZER = load_tokenizer()

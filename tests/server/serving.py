@@ -22,7 +22,7 @@ from minigpt_jax.model import GPTConfig
 from minigpt_jax.step import TrainState
 from minigpt_jax.tokenizer import END, load_tokenizer
 from tests.harness import ROOT
-from tests.test_model import weights
+from tests.models import weights
 
 DEADLINE = 60.0  # seconds, generous: what takes longer will never come
 CONTEXT = 256

@@ -17,7 +17,7 @@ from minigpt_jax.model import GPTConfig
 from minigpt_jax.sampling import sampling_params
 from minigpt_jax.server.engine import TOP, Busy, Closed, Engine, Job, Piece, _spans
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, USER, load_tokenizer
-from tests.test_model import weights
+from tests.models import weights
 
 CONFIG = GPTConfig(
     vocab_size=384, context=64, layers=2, heads=2, embed=16
