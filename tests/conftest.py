@@ -24,7 +24,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Modules whose signatures (types and shapes) are checked at every call, in the tests only.
-CHECKED: list[str] = []
+CHECKED = ["minigpt_jax.decoding", "minigpt_jax.generate", "minigpt_jax.sampling"]
 install_import_hook(CHECKED, "beartype.beartype")
 
 from tests.harness import write_corpus

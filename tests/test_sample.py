@@ -96,15 +96,15 @@ def words_of(text: str) -> list[str]:
 def test_the_prompt_comes_from_the_argument_the_file_or_standard_input(tmp_path: Path):
     path = tmp_path / "prompt.txt"
     path.write_bytes("Grüße, 世界".encode())
-    assert sample.given_prompt(options(prompt="Hi")) == "Hi"
-    assert sample.given_prompt(options(prompt="")) == ""  # an empty one is one
-    assert sample.given_prompt(options(file=str(path))) == "Grüße, 世界"
+    assert sample.read_prompt(options(prompt="Hi")) == "Hi"
+    assert sample.read_prompt(options(prompt="")) == ""  # an empty one is one
+    assert sample.read_prompt(options(file=str(path))) == "Grüße, 世界"
     for bad in (tmp_path, tmp_path / "nowhere.txt"):
         with pytest.raises(InputError, match=re.escape(f"--file {bad}: cannot be read")):
-            sample.given_prompt(options(file=str(bad)))
+            sample.read_prompt(options(file=str(bad)))
     path.write_bytes(b"\xff\xfe\xfd")
     with pytest.raises(InputError, match="cannot be read"):
-        sample.given_prompt(options(file=str(path)))
+        sample.read_prompt(options(file=str(path)))
 
 
 def test_the_oldest_turns_go_whole_until_the_rest_fits():
@@ -121,7 +121,7 @@ def test_the_oldest_turns_go_whole_until_the_rest_fits():
             turn("user", 7),
         ]
         for limit in range(0, 110):
-            kept = sample.fitting(talk, limit, size)
+            kept = sample.drop_oldest_turns(talk, limit, size)
             assert (
                 kept[: len(head)] == head and kept[-1] == talk[-1]
             )  # the system prompt and the question stay
@@ -147,7 +147,7 @@ def test_a_conversation_is_saved_as_text(tmp_path: Path, capsys):
     assert path.read_text(encoding="utf-8") == "user: Grüße 世界\nzwei\n\nassistant: Hello!\n"
     assert capsys.readouterr().out == f"Saved to {path}.\n"
     sample.save([], "")
-    assert "Say where: /save" in capsys.readouterr().out
+    assert "A file name is missing: /save" in capsys.readouterr().out
     for name in (str(tmp_path), str(tmp_path / "no" / "such" / "folder"), "a\0b"):
         sample.save([], name)
         assert "Could not be saved" in capsys.readouterr().out
@@ -404,7 +404,7 @@ def test_a_conversation_from_the_first_line_to_ctrl_d(terminal: Terminal, tmp_pa
     assert "Could not be saved" in terminal.until(PROMPT)
 
     terminal.type("/reset\n")
-    assert "The conversation is forgotten." in terminal.until(PROMPT)
+    assert "A new conversation begins." in terminal.until(PROMPT)
     terminal.type("/save empty.txt\n")
     terminal.until(PROMPT)
     assert (tmp_path / "empty.txt").read_text() == "system: Be brief.\n"
