@@ -43,7 +43,8 @@ def main() -> int:
     # A terminal that cannot show a character shows a question mark, and the conversation continues.
     sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     prompt = read_prompt(options)
-    session = open_session(options)
+    folder = Path(options.run) if options.run else newest_run(Path(options.runs))
+    session = open_session(folder, options)
     if prompt is not None:
         answer_once(session, prompt)
     elif options.num_samples > 1:
@@ -131,13 +132,12 @@ def read_prompt(options: argparse.Namespace) -> str | None:
     return None
 
 
-def open_session(options: argparse.Namespace) -> Session:
-    """Load the run that the options name. Raises InputError for settings out of range."""
+def open_session(folder: Path, options: argparse.Namespace) -> Session:
+    """Load the run in `folder`. Raises InputError for settings out of range."""
     # Imported here, so that --help and a wrong option do not wait for JAX.
     from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
     from minigpt_jax.sampling import sampling_params
 
-    folder = Path(options.run) if options.run else newest_run(Path(options.runs))
     run = load_run(folder)
     enable_compilation_cache(folder.parent)
     print(
