@@ -26,8 +26,12 @@ from jaxtyping import install_import_hook
 # Modules whose signatures (types and shapes) are checked at every call, in the tests only.
 CHECKED = [
     "minigpt_jax.attention",
+    "minigpt_jax.data",
+    "minigpt_jax.decoding",
+    "minigpt_jax.generate",
     "minigpt_jax.loss",
     "minigpt_jax.model",
+    "minigpt_jax.sampling",
     "minigpt_jax.step",
 ]
 install_import_hook(CHECKED, "beartype.beartype")

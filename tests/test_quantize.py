@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from minigpt_jax.decoding import forward, next_logits, prepare_for_decoding
 from minigpt_jax.errors import InputError
-from minigpt_jax.generate import Generator, forward, next_logits, prepare_for_decoding
+from minigpt_jax.generate import Generator
 from minigpt_jax.model import GPTConfig, Linear, empty_cache
 from minigpt_jax.quantize import LARGEST, Int8, int8_linear_interceptor, to_int8
 from minigpt_jax.sampling import sampling_params

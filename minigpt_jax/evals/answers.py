@@ -108,7 +108,7 @@ def write(
             ids[len(prompt) :] for ids, prompt in zip(writer.ids, part, strict=True)
         ]  # an Answer keeps no marks
         written += [
-            Written(answer.text, ids, answer.reason == "stop")
+            Written(answer.text, ids, answer.finish_reason == "stop")
             for answer, ids in zip(writer.completions, behind, strict=True)
         ]
     return written[: len(prompts)]

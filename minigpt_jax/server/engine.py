@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax import generate
+from minigpt_jax import decoding
+from minigpt_jax.decoding import BLOCK, DecodeState
 from minigpt_jax.errors import InputError
-from minigpt_jax.generate import BLOCK, Decoding, TextStream
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model import GPT, GPTConfig, empty_cache
 from minigpt_jax.sampling import SamplingParams, sampling_params
+from minigpt_jax.text_stream import TextStream
 from minigpt_jax.tokenizer import END, END_OF_TEXT
 
 TOP = 20  # most likely tokens that may be asked for beside each drawn one
@@ -87,7 +88,7 @@ class Step(NamedTuple):
 
     riders: list[tuple[int, Ticket]]
     tokens: jax.Array
-    likely: generate.TopLogprobs | None
+    likely: decoding.TopLogprobs | None
     started: float
     paced: bool  # nothing but the step itself was waited for
 
@@ -112,11 +113,11 @@ class Engine:
         dtype=None,
         quantize: str | None = None,
     ):
-        """`queue`: requests that may wait; `dtype`, `quantize`: see `generate.prepare_for_decoding`."""
+        """`queue`: requests that may wait; `dtype`, `quantize`: see `decoding.prepare_for_decoding`."""
         config, params = run.config, run.params
         self.config, self.tokenizer, self.slots, self.queue = config, run.tokenizer, slots, queue
         self._compilations = CompilationCounter()
-        self._model, self._params = generate.prepare_for_decoding(params, config, dtype, quantize)
+        self._model, self._params = decoding.prepare_for_decoding(params, config, dtype, quantize)
         place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
         vocab = config.padded_vocab
         blank = (
@@ -125,7 +126,7 @@ class Engine:
             np.zeros((slots, vocab), bool),
             np.ones(slots, bool),
         )
-        self._state = Decoding(*place((empty_cache(config, slots, self._model.dtype), *blank)))
+        self._state = DecodeState(*place((empty_cache(config, slots, self._model.dtype), *blank)))
         self._idle = sampling_params(1, config, temperature=0.0)
         self._tickets: list[Ticket | None] = [None] * slots
         self._waiting: deque[Ticket] = deque()
@@ -286,7 +287,7 @@ class Engine:
         )
         state = self._state._replace(done=done)
         enough = self.slots - len(riders) + 1 if awaited else self.slots
-        self._state, tokens, likely = generate.decode(
+        self._state, tokens, likely = decoding.decode(
             self._model,
             self._params,
             state,
@@ -294,8 +295,8 @@ class Engine:
             _STOP_TOKENS,
             np.int32(count),
             np.int32(enough),
-            top,
-            slots,
+            num_logprobs=top,
+            cache_length=slots,
         )
         return Step(riders, tokens, likely, started, paced)
 
@@ -315,7 +316,7 @@ class Engine:
                     self._reap(
                         ticket,
                         block[row, :turns],
-                        likely and generate.TopLogprobs(*(a[row] for a in likely)),
+                        likely and decoding.TopLogprobs(*(a[row] for a in likely)),
                     )
                 )
         with self._change:
@@ -326,7 +327,7 @@ class Engine:
         return harvest
 
     def _reap(
-        self, ticket: Ticket, drawn: np.ndarray, likely: generate.TopLogprobs | None
+        self, ticket: Ticket, drawn: np.ndarray, likely: decoding.TopLogprobs | None
     ) -> Harvest:
         """A row's share of a block: its tokens up to its end."""
         job, live = ticket.job, [int(id) for id in drawn if id >= 0]
@@ -403,25 +404,29 @@ def check_prompt(prompt: Sequence[int], config: GPTConfig) -> None:
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _enter(model: GPT, params, state: Decoding, tokens, size, row) -> Decoding:
+def _enter(model: GPT, params, state: DecodeState, tokens, size, row) -> DecodeState:
     """Prefill `tokens` [1, T], `size` of them real, in a cache of its own, and put all that follows from them into `row`."""
     width = tokens.shape[1]
     alone = jax.tree.map(
         lambda a: jnp.zeros((1, a.shape[1], width, a.shape[3]), a.dtype), state.cache
     )
-    alone = generate.prefill(model, params, alone, tokens, jnp.zeros(1, jnp.int32))
+    alone = decoding.prefill(model, params, alone, tokens, jnp.zeros(1, jnp.int32))
     cache = jax.tree.map(
         lambda whole, new: jax.lax.dynamic_update_slice(whole, new, (row, 0, 0, 0)),
         state.cache,
         alone,
     )
-    vocab = state.seen.shape[1]
+    vocab = state.penalized.shape[1]
     places = jnp.where(jnp.arange(width) < size, tokens[0], vocab)  # padding is nobody's token
     seen = jnp.zeros(vocab, bool).at[places].set(True, mode="drop")
     last = state.last.at[row].set(tokens[0, size - 1])
     # The last token is in the cache too, and is written once more when the loop begins with it.
-    return Decoding(
-        cache, last, state.length.at[row].set(size - 1), state.seen.at[row].set(seen), state.done
+    return DecodeState(
+        cache,
+        last,
+        state.length.at[row].set(size - 1),
+        state.penalized.at[row].set(seen),
+        state.done,
     )
 
 

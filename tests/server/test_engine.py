@@ -114,7 +114,7 @@ def test_it_writes_what_the_generator_writes(engine, params):
         assert (text, ids, reason) == (
             writer.completions[0].text,
             writer.completions[0].tokens,
-            writer.completions[0].reason,
+            writer.completions[0].finish_reason,
         )
 
 
