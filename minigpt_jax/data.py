@@ -80,7 +80,7 @@ def batch_at(
     grid = rows.reshape(accumulation, -1)
     parts = {}
 
-    def read(index: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray]:
+    def read(index) -> tuple[np.ndarray, np.ndarray]:
         micro_batches, columns = index[:2]
         key = (micro_batches.start, micro_batches.stop, columns.start, columns.stop)
         # Several devices hold the same rows where the "tensor" axis cuts a layer.

@@ -28,7 +28,12 @@ from tests.harness import (
 
 DEADLINE = 300
 # Two tests share the compiled program of this run.
-SHORT = {"horizon__steps": 4, "schedule__kind": "constant", "schedule__warmup": 1}
+SHORT = {
+    "horizon__steps": 4,
+    "schedule__kind": "constant",
+    "schedule__warmup": 1,
+    "log__tensorboard": False,
+}
 
 
 def files_of(run: Path) -> dict[Path, int]:
