@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -357,11 +357,12 @@ def _read(run: Path, step: int, item: str, target):
 
 
 def _check_architecture(run: Path, meta: dict, config: GPTConfig) -> None:
-    wanted = asdict(config)
+    # A field that the checkpoint lacks has its default, which does what earlier versions did.
+    saved, wanted = asdict(GPTConfig(**meta["model"])), asdict(config)
     differing = [
-        f"{f.name} {meta['model'].get(f.name)} -> {wanted[f.name]}"
-        for f in fields(config)
-        if meta["model"].get(f.name) != wanted[f.name]
+        f"{name} {value} -> {wanted[name]}"
+        for name, value in saved.items()
+        if value != wanted[name]
     ]
     if differing:
         raise InputError(

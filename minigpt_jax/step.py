@@ -12,12 +12,12 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from jaxtyping import Bool, Float, Int, UInt8, UInt16
 
 from minigpt_jax import loss
+from minigpt_jax.data import Batch
 from minigpt_jax.sharding import RULES, batch_sharding, replicated, state_sharding
 
 
@@ -27,13 +27,6 @@ class TrainState(flax.struct.PyTreeNode):
     step: Any  # [] int32, the number of steps done
     params: dict
     opt_state: optax.OptState
-
-
-class Batch(NamedTuple):
-    """A batch cut into A micro-batches of B rows. The last column of `tokens` is only a target."""
-
-    tokens: UInt16[Array | np.ndarray, "A B T+1"]
-    weights: UInt8[Array | np.ndarray, "A B T"]  # loss weight of tokens[:, :, 1:]
 
 
 class MeshFunction(NamedTuple):
