@@ -254,17 +254,6 @@ def load_params(
     )
 
 
-def recorded_config(run: Path) -> dict | None:
-    """The training config in the newest checkpoint whose JSON can be read; None if there is none.
-
-    Reads no array and prints nothing. Raises InputError if another version wrote the checkpoint.
-    """
-    for step in reversed(checkpoint_steps(run)):
-        with suppress(*DAMAGE_ERRORS):
-            return read_meta(run, step)["config"]
-    return None
-
-
 def abstract_params(config: GPTConfig, sharding: jax.sharding.Sharding) -> dict:
     """Shapes and dtypes of the weights of `config`, all with the same sharding."""
     tokens = jnp.zeros((1, 1), jnp.int32)

@@ -7,7 +7,7 @@ every array, so that a checkpoint can be loaded without flags and nothing is loa
 import hashlib
 import json
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from minigpt_jax.errors import InputError
@@ -63,12 +63,13 @@ def validation_loss(run: Path, step: int) -> float:
 
 def check_architecture(run: Path, meta: dict, config: GPTConfig) -> None:
     """Raises InputError naming every field of the model config that differs."""
-    saved = meta["model"]
+    # A field that the checkpoint lacks has its default, which does what earlier versions did.
+    saved = asdict(GPTConfig(**meta["model"]))
     wanted = asdict(config)
     differing = [
-        f"{field.name} {saved.get(field.name)} -> {wanted[field.name]}"
-        for field in fields(config)
-        if saved.get(field.name) != wanted[field.name]
+        f"{name} {value} -> {wanted[name]}"
+        for name, value in saved.items()
+        if value != wanted[name]
     ]
     if differing:
         raise InputError(

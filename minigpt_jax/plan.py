@@ -17,13 +17,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from minigpt_jax.config import horizon_steps, parse
+from minigpt_jax.config import REMAT, horizon_steps, parse
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.model import GPTConfig
 from minigpt_jax.sharding import mesh_sizes
 from minigpt_jax.tracking.run_log import PEAK_FLOPS
 
-REMAT = ("none", "dots", "full")
 MARGIN = 0.15  # what the estimate may be wrong by
 SHARE_OF_PEAK = 0.4  # that training reaches, where nothing was measured
 RECORD = 290  # bytes of a line of metrics.jsonl

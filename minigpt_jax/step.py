@@ -12,10 +12,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from minigpt_jax import loss
+from minigpt_jax.data import Batch
 from minigpt_jax.sharding import RULES, batch_sharding, replicated, state_sharding
 
 
@@ -25,13 +25,6 @@ class TrainState(flax.struct.PyTreeNode):
     step: jax.Array  # [] int32, steps done
     params: dict
     opt_state: optax.OptState
-
-
-class Batch(NamedTuple):
-    """A batch cut into A micro-batches of B/A rows."""
-
-    tokens: jax.Array | np.ndarray  # [A, B/A, T+1] uint16, the last column only a target
-    weights: jax.Array | np.ndarray  # [A, B/A, T] uint8, the loss weight of tokens[:, :, 1:]
 
 
 class OnMesh(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 
 from minigpt_jax import loss
 from minigpt_jax.attention import SHARED_SEGMENT
-from minigpt_jax.errors import InputError
+from minigpt_jax.errors import EvaluationStopped, InputError
 from minigpt_jax.model import GPT, GPTConfig, resolve_compute_dtype
 from minigpt_jax.sharding import RULES, batch_sharding, data_parallel_size, replicated
 
@@ -86,11 +86,11 @@ def score(
     *,
     dtype: jax.typing.DTypeLike | None = None,
     batch: int = BATCH,
-    abandon: Callable[[], bool] = lambda: False,
-) -> list[list[Score]] | None:
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> list[list[Score]]:
     """The score of every continuation of every group, on all devices of `mesh`; every process calls it with the same groups.
 
-    A context that leaves no room is cut from the left, for each continuation by itself. None once `abandon` says so.
+    A context that leaves no room is cut from the left, for each continuation by itself. Raises EvaluationStopped.
     Raises InputError for a continuation longer than the model's context, and where there is nothing to score.
     """
     model = GPT(config, dtype=dtype or resolve_compute_dtype(), attention="xla")
@@ -103,8 +103,8 @@ def score(
     for length, rows in sorted(by_length.items(), reverse=True):  # what needs the most memory first
         share = max(min(batch, batch * WIDTH // 4 // length), 1)
         for start in range(0, len(rows), share * shards):
-            if abandon():
-                return None
+            if stop_requested():
+                raise EvaluationStopped
             shares = [rows[i : i + share] for i in range(start, start + share * shards, share)]
             work, chunk, chunks = _arrange(shares, length, share)
             arrays = _Work(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from minigpt_jax import loss
-from minigpt_jax.errors import InputError
+from minigpt_jax.errors import EvaluationStopped, InputError
 from minigpt_jax.evals import scoring
 from minigpt_jax.evals.scoring import Group, Score, cut, score
 from minigpt_jax.model import GPT, GPTConfig
@@ -164,5 +164,6 @@ def test_what_cannot_be_scored_is_refused(params, group):
         score(params, CONFIG, make_mesh(), [([1], [[1]]), group])
 
 
-def test_it_is_given_up_when_there_is_no_time(params):
-    assert score(params, CONFIG, make_mesh(), some_groups(), abandon=lambda: True) is None
+def test_scoring_stops_on_request(params):
+    with pytest.raises(EvaluationStopped):
+        score(params, CONFIG, make_mesh(), some_groups(), stop_requested=lambda: True)
