@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 from configs.pretrain import get_config
 from minigpt_jax import optim
-from minigpt_jax.checkpoint import Checkpoints, describe
+from minigpt_jax.checkpoint import Checkpoints
+from minigpt_jax.fingerprints import array_fingerprints
 from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.sharding import make_mesh
 from minigpt_jax.step import TrainState, abstract_state, init_state
@@ -52,7 +53,7 @@ def main() -> None:
     )
     size = sum(a.nbytes for a in jax.tree.leaves(state))
     meta = {"model": asdict(config), "config": {}, "data": "none", "validation_loss": None}
-    describe(state)  # compiles
+    array_fingerprints(state)  # compiles
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         checkpoints = Checkpoints(Path(folder), keep=1)
         rounds = [measure(checkpoints, state, n, meta) for n in range(1, options.rounds + 1)]
@@ -87,7 +88,7 @@ def measure(
     moved = state.replace(step=jnp.asarray(step, jnp.int32))
     jax.block_until_ready(moved)
     began = time.perf_counter()
-    describe(moved)
+    array_fingerprints(moved)
     checksum, began = time.perf_counter() - began, time.perf_counter()
     checkpoints.save(moved, step, meta)
     pause = time.perf_counter() - began

@@ -36,14 +36,12 @@ from data_tools.fast_tokenizer import FastTokenizer, Unusable, expect_equal
 from minigpt_jax.errors import InputError, RunError, exit_cleanly
 from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.runtime.files import sha256, write_json
+from minigpt_jax.shard_writer import SHARD_TOKENS, ShardWriter, write_manifest
 from minigpt_jax.sources import BadRow, documents, identity, local_files, text_bytes
 from minigpt_jax.token_stream import (
     MANIFEST,
-    SHARD_TOKENS,
     Shard,
-    ShardWriter,
     read_manifest,
-    write_manifest,
 )
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 

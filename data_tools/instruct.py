@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from minigpt_jax.chat import BadConversation, Message, render
 from minigpt_jax.errors import InputError, RunError, exit_cleanly
+from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.sources import BadRow, rows
-from minigpt_jax.token_stream import MANIFEST, Shard, ShardWriter, mask_file, write_manifest
+from minigpt_jax.token_stream import MANIFEST, Shard, mask_file
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, Tokenizer, load_tokenizer
 
 _SAMPLE_ROWS = 500  # rows that tell what all of them will take

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.runtime.files import sha256
+from minigpt_jax.shard_writer import write_manifest
 from minigpt_jax.token_stream import (
     MANIFEST,
     Shard,
@@ -26,7 +27,6 @@ from minigpt_jax.token_stream import (
     mask_file,
     open_stream,
     read_manifest,
-    write_manifest,
 )
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import jax
 
-from minigpt_jax.checkpoint import load_params, read_meta
+from minigpt_jax.checkpoint import load_params
+from minigpt_jax.checkpoint_meta import read_meta
 from minigpt_jax.config import config_diff
 from minigpt_jax.errors import InputError
 from minigpt_jax.model import GPTConfig, grow_vocab

@@ -34,7 +34,7 @@ import pytest
 from minigpt_jax.preflight import check_inputs
 from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.runtime.files import read_jsonl
-from minigpt_jax.token_stream import ShardWriter, write_manifest
+from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -18,8 +18,9 @@ from minigpt_jax.data import (
     row_order,
     rows_at,
 )
+from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.sharding import batch_sharding, make_mesh
-from minigpt_jax.token_stream import ShardWriter, Stream, open_stream, write_manifest
+from minigpt_jax.token_stream import Stream, open_stream
 
 CONTEXT, ROWS = 5, 23
 MESHES = [(4, 1, 1), (1, 4, 1), (1, 1, 4), (2, 2, 1), (2, 1, 2), (1, 2, 2)]
