@@ -14,7 +14,7 @@ if (
 import sys
 
 from minigpt_jax.config import config_diff, horizon_steps, parse, to_json
-from minigpt_jax.errors import InputError, RunError, exit_on_error
+from minigpt_jax.errors import EvaluationStopped, InputError, RunError, exit_on_error
 from minigpt_jax.evals import hellaswag
 from minigpt_jax.runtime.files import write_json
 from minigpt_jax.token_stream import Stream, open_splits
@@ -54,6 +54,7 @@ from minigpt_jax import chat, data, generate, optim, plan, runs
 from minigpt_jax.attention import attention_kernel
 from minigpt_jax.checkpoint import Checkpoints, load_params
 from minigpt_jax.evals import bits, scoring
+from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model import GPT, GPTConfig, grow_vocab, resolve_compute_dtype
 from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
 from minigpt_jax.runtime.distributed import (
@@ -395,12 +396,12 @@ def evaluation(
         c.eval.hellaswag_every
     )  # the first evaluation after each of its multiples, and the last of the run
     if questions and every and (done % every < c.eval.every or done == horizon):
-        record["hellaswag"] = hellaswag.accuracy(
-            questions,
-            partial(
-                scoring.score, state.params, config, mesh, dtype=c.compute.dtype, abandon=abandon
-            ),
-        )
+        run = LoadedRun(state.params, config, load_tokenizer())
+        score = partial(scoring.score, run, mesh, dtype=c.compute.dtype, stop_requested=abandon)
+        try:
+            record["hellaswag"] = hellaswag.accuracy(questions, score)
+        except EvaluationStopped:
+            return None
     record["samples"] = (
         [] if abandon() else write_samples(state.params, c.eval, config, mesh, abandon)
     )

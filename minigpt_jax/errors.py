@@ -20,6 +20,10 @@ class RunError(Exception):
     """The input was right and the work failed all the same; the message says what is safe and how to go on."""
 
 
+class EvaluationStopped(Exception):
+    """An evaluation ended early because a stop was requested; it has no result."""
+
+
 def exit_on_error(work: Callable[[], T], *, hard: bool = False) -> T:
     """What `work` returns, or the end of the program: known errors say one line on stderr, a closed pipe and Ctrl-C none.
 
