@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from minigpt_jax.errors import InputError
+from minigpt_jax.errors import InputError, first_line
 from minigpt_jax.evals.scoring import Group, Score, score
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.sampling import sampling_params
@@ -86,9 +86,8 @@ def evaluate(
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError):
             raise
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"lm_eval cannot evaluate {', '.join(tasks)} ({first_line}). "
+            f"lm_eval cannot evaluate {', '.join(tasks)} ({first_line(error)}). "
             "Most tasks fetch their data from the hub when they are first used"
         ) from error
     return results, make_table(results)
