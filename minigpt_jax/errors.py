@@ -25,6 +25,16 @@ class EvaluationStopped(Exception):
     """An evaluation ended early because the run was asked to stop; its results are incomplete."""
 
 
+class EvaluationStopped(Exception):
+    """An evaluation ended early because a stop was requested; it has no result."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its type where it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
 def exit_on_error(work: Callable[[], T], *, hard: bool = False) -> T:
     """What `work` returns; on a known error, the end of the program with one line on stderr.
 

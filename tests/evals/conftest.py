@@ -1,25 +1,40 @@
-"""The trained and the finetuned run for evaluations, which write answers and reports into them."""
+"""A tiny run with random weights, and HellaSwag questions that fit into its context."""
 
+import json
+import random
 from pathlib import Path
 
 import pytest
 
-from tests.harness import copy_run
+from minigpt_jax.model import GPTConfig
+from minigpt_jax.tokenizer import TEXT_VOCAB
+from tests.harness import TINY, sentence
+from tests.interop.models import write_random_run
+
+CONFIG = GPTConfig(
+    vocab_size=TEXT_VOCAB,
+    context=TINY["model.context"],
+    layers=TINY["model.layers"],
+    heads=TINY["model.heads"],
+    embed=TINY["model.embed"],
+)
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("runs")
+def questions(tmp_path_factory) -> Path:
+    """30 rows in HellaSwag's format with short random texts."""
+    draw = random.Random(1)
+    path = tmp_path_factory.mktemp("hellaswag") / "validation.jsonl"
+    with path.open("w") as file:
+        for _ in range(30):
+            context = sentence(draw)
+            endings = [sentence(draw) for _ in range(4)]
+            label = str(draw.randrange(4))
+            file.write(json.dumps({"ctx": context, "endings": endings, "label": label}) + "\n")
+    return path
 
 
 @pytest.fixture(scope="session")
-def pretrained(runs, trained_run) -> Path:
-    """Twelve steps, evaluated after 0, 4, 8 and 12 of them; `said` holds the output of train.py."""
-    run = copy_run(trained_run, runs)
-    (run / "said").write_text((trained_run.parent / "trained.txt").read_text())
-    return run
-
-
-@pytest.fixture(scope="session")
-def finetuned(runs, finetuned_run) -> Path:
-    return copy_run(finetuned_run, runs)
+def base_run(tmp_path_factory) -> Path:
+    """A run with random weights. The tests only read it."""
+    return write_random_run(tmp_path_factory.mktemp("runs") / "base", CONFIG)
