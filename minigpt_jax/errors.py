@@ -20,6 +20,12 @@ class RunError(Exception):
     """The input was right and the work failed all the same; the message says what is safe and how to go on."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its type where it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
 def exit_on_error(work: Callable[[], T], *, hard: bool = False) -> T:
     """What `work` returns, or the end of the program: known errors say one line on stderr, a closed pipe and Ctrl-C none.
 

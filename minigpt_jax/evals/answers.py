@@ -10,11 +10,11 @@ import jax
 
 from minigpt_jax import chat
 from minigpt_jax.errors import InputError
-from minigpt_jax.evals import rows
 from minigpt_jax.evals.scoring import Group, Score
 from minigpt_jax.generate import Generator
 from minigpt_jax.model import GPTConfig
 from minigpt_jax.sampling import sampling_params
+from minigpt_jax.sources import split_rows
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, END_OF_TEXT, SPECIAL_TOKENS, Tokenizer
 
 FILE = "answers.json"
@@ -46,7 +46,7 @@ def load(
     Raises InputError naming the row that cannot be used, and where nothing fits.
     """
     pairs, too_long = [], 0
-    for where, row in rows.read(source, split="val", columns=Pair._fields):
+    for where, row in split_rows(source, split="val", columns=Pair._fields):
         if len(pairs) == limit:
             break
         if not all(isinstance(row[name], str) and row[name].strip() for name in Pair._fields):

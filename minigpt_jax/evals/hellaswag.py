@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.evals import rows
+from minigpt_jax.sources import split_rows
 from minigpt_jax.tokenizer import END_OF_TEXT, load_tokenizer
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def load(source: str, context: int, limit: int | None = None) -> list[Question]:
     """
     questions = [
         _question(where, row, context)
-        for where, row in rows.read(source, split="validation", columns=("ctx", "endings", "label"))
+        for where, row in split_rows(
+            source, split="validation", columns=("ctx", "endings", "label")
+        )
     ]
     if not questions:
         raise InputError(f"{source}: holds no row")
