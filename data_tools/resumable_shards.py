@@ -77,7 +77,7 @@ class ResumableShards:
         held_out = encoded.numbers % self._val_every == 0
         changes = np.flatnonzero(held_out[1:] != held_out[:-1]) + 1
         with _disk_errors_explained(self._out):
-            for first, last in pairwise([0, *changes, len(encoded.numbers)]):
+            for first, last in pairwise([0, *changes.tolist(), len(encoded.numbers)]):
                 self._append_to_split(encoded, first, last)
 
     def finish(self, documents: dict[str, int]) -> dict[str, list[Shard]]:
