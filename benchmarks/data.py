@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from data_tools.encoders import cores
 from data_tools.fast_tokenizer import FastTokenizer
-from data_tools.fineweb import cores, prepare
+from data_tools.fineweb import Recipe, prepare
 from minigpt_jax.errors import exit_cleanly
 from minigpt_jax.sources import documents
 from minigpt_jax.token_stream import Stream, open_stream, read_manifest
@@ -54,7 +55,7 @@ def data_tool(sources: Sequence[str], workers: int, *, fast: bool) -> float:
         redirect_stderr(StringIO()),
     ):
         out, started = Path(folder) / "out", time.perf_counter()
-        prepare(sources, out, workers=workers, fast=FastTokenizer() if fast else None)
+        prepare(Recipe(sources), out, workers=workers, fast=FastTokenizer() if fast else None)
         seconds = time.perf_counter() - started
         if fast and "tiktoken encodes from" in said.getvalue():
             raise SystemExit(said.getvalue())
@@ -179,7 +180,8 @@ def main() -> None:
         redirect_stdout(StringIO()),
         redirect_stderr(StringIO()),
     ):
-        prepare(args.sources, Path(folder) / "out", workers=args.workers, fast=FastTokenizer())
+        out = Path(folder) / "out"
+        prepare(Recipe(args.sources), out, workers=args.workers, fast=FastTokenizer())
         stream = open_stream(
             Path(folder) / "out",
             "train",

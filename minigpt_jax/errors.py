@@ -35,6 +35,12 @@ def first_line(error: BaseException) -> str:
     return lines[0].strip() if lines else type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its type where it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
 def exit_on_error(work: Callable[[], T], *, hard: bool = False) -> T:
     """What `work` returns; on a known error, the end of the program with one line on stderr.
 

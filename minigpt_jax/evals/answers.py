@@ -12,10 +12,11 @@ import jax
 
 from minigpt_jax import chat
 from minigpt_jax.errors import InputError
-from minigpt_jax.evals import GENERATION_BATCH, rows
+from minigpt_jax.evals import GENERATION_BATCH
 from minigpt_jax.evals.scoring import Group, Score
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.sampling import sampling_params
+from minigpt_jax.sources import split_rows
 from minigpt_jax.tokenizer import END, END_OF_TEXT, SPECIAL_TOKENS, Tokenizer
 
 FILE = "answers.json"
@@ -57,7 +58,7 @@ def load(
     """
     pairs: list[Pair] = []
     too_long = 0
-    for name, row in rows.read(source, split=split, columns=Pair._fields):
+    for name, row in split_rows(source, split=split, columns=Pair._fields):
         if len(pairs) == limit:
             break
         prompt, completion = row["prompt"], row["completion"]

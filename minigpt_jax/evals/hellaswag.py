@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.evals import rows
+from minigpt_jax.sources import split_rows
 from minigpt_jax.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def load(source: str, context: int, limit: int | None = None) -> list[Question]:
     columns = ("ctx", "endings", "label")
     questions = [
         parse_question(name, row, context)
-        for name, row in rows.read(source, split="validation", columns=columns)
+        for name, row in split_rows(source, split="validation", columns=columns)
     ]
     if not questions:
         raise InputError(f"{source}: found no row, expected at least one")
