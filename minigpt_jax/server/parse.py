@@ -53,7 +53,7 @@ class RequestParser:
         if name != self._model_name:
             raise ApiError(
                 404,
-                f"found model {name!r}, expected {self._model_name!r}, the only one here",
+                f"unknown model: expected {self._model_name!r}, the only one of this server",
                 param="model",
                 code="model_not_found",
             )

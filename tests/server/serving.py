@@ -209,7 +209,11 @@ class InProcessServer(Client):
 
 @contextmanager
 def in_process_server(
-    run: LoadedRun, deadlines: Deadlines, *, key: str, allowed_hosts: Sequence[str]
+    run: LoadedRun,
+    deadlines: Deadlines,
+    *,
+    key: str | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> Iterator[InProcessServer]:
     """A server with one slot and room for one waiting request."""
     engine = Engine(run, num_slots=1, queue_size=1, min_cache_length=run.config.context)

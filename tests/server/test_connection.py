@@ -10,7 +10,6 @@ import pytest
 
 from minigpt_jax.server.connection import DEADLINES, Deadlines
 from tests.server.serving import (
-    KEY,
     TIMEOUT,
     InProcessServer,
     in_process_server,
@@ -22,14 +21,13 @@ from tests.server.serving import (
 
 # Short, so that the tests need not wait long, and far more than a normal request needs.
 IMPATIENT = Deadlines(receive=3.0, send=1.0)
-BEARER = f"Bearer {KEY}".encode().decode("latin-1")
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-HEAD = request_head("/v1/completions", f"Authorization: {BEARER}", "Content-Length: 500")
+HEAD = request_head("/v1/completions", "Content-Length: 500")
 
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[InProcessServer]:
-    with in_process_server(tiny_run(), IMPATIENT, key=KEY, allowed_hosts=[]) as server:
+    with in_process_server(tiny_run(), IMPATIENT) as server:
         yield server
 
 
@@ -53,7 +51,7 @@ def test_slow_senders_are_disconnected_and_delay_nobody(impatient):
         clients.append(client)
     for _ in range(5):
         body = {"prompt": [1, 2, 3], "max_tokens": 5}
-        assert impatient.request("/v1/completions", body, authorization=BEARER).status == 200
+        assert impatient.request("/v1/completions", body).status == 200
     # One byte at a time does not extend the deadline.
     dripping = clients[1::5] + clients[4::5]
     drip_until_answered(dripping, end=started + TIMEOUT)
@@ -97,11 +95,11 @@ def test_the_deadline_begins_again_with_each_request_of_a_connection(impatient):
 
 def test_a_client_that_stops_reading_is_disconnected(impatient):
     num_requests = 200
-    get_page = f"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: {BEARER}\r\n\r\n"
-    page = impatient.request("/", authorization=BEARER).body
+    get_page = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    page = impatient.request("/").body
     idle_tasks = impatient.health()["tasks"]
     with impatient.connect() as client:
-        client.sendall(get_page.encode("latin-1") * num_requests)
+        client.sendall(get_page * num_requests)
         # A task of the server waits until it can send more, and ends when it is disconnected.
         wait_until(lambda: impatient.health()["tasks"] > idle_tasks)
         wait_until(lambda: impatient.health()["tasks"] == idle_tasks)
