@@ -27,6 +27,7 @@ from tests.server.serving import (
     read_all,
     request_head,
     tiny_run,
+    wait_until,
 )
 
 # http.client sends str as Latin-1, so this puts the UTF-8 bytes of the key into the header.
@@ -216,6 +217,7 @@ def test_a_full_queue_tells_when_to_try_again(guarded):
         full = guarded.request("/v1/completions", PROMPT, authorization=BEARER)
     finally:
         release.set()
+    wait_until(lambda: guarded.health()["active"] == guarded.health()["queued"] == 0)
     assert full.status == 429 and int(full.headers["retry-after"]) > 0
     assert json.loads(full.body)["error"]["type"] == "rate_limit_error"
 

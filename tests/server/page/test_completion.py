@@ -14,7 +14,7 @@ COPY_EQUALS_TEXT = """document.getElementById("copy-of-text").textContent
 
 
 def wait_until_generated(page) -> None:
-    page.wait_for_selector("#halt", state="hidden")
+    page.wait_for_selector("#stop-text", state="hidden")
 
 
 def test_a_text_is_continued_and_generated_text_is_marked(text_page):
@@ -71,7 +71,7 @@ def test_opening_another_text_stops_generation(text_page):
     stub_server(page)
     page.fill("#text", "Once")
     page.click("#generate")
-    page.wait_for_selector("#halt")
+    page.wait_for_selector("#stop-text")
     page.evaluate("sendText(' upon\\r\\n')")
     wait_for(page, "document.getElementById('text').value === 'Once upon\\n'")
     assert not page.is_editable("#text")

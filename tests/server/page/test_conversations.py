@@ -52,7 +52,7 @@ def test_an_answer_streams_and_survives_a_reload(page):
     assert f"of {CONTEXT} tokens" in page.inner_text("#usage")
     assert page.inner_text("#list").startswith("The river")
     assert page.title() == "The river · small-chat"
-    assert page.inner_text("#spoken").startswith("Answer: ")
+    assert page.inner_text("#announcement").startswith("Answer: ")
     before = messages(page)
     reload(page)
     assert messages(page) == before and page.inner_text(ANSWER) == complete
@@ -161,7 +161,7 @@ def test_an_answer_is_rendered_while_it_arrives(page):
     assert page.is_visible("#stop")
     server_sends(page, "\n```\nEnd", "Füße 🦆 boldpythonCopyx = 10End")
     # Screen readers do not read every token.
-    assert page.inner_text("#spoken") == "Generating"
+    assert page.inner_text("#announcement") == "Generating"
     page.keyboard.press("Escape")
     wait_until_finished(page)
     assert messages(page)[1] == "Füße 🦆 **bold**\n\n```python\nx = 10\n```\nEnd"
@@ -207,12 +207,12 @@ def test_delete_and_its_undo(page):
 
 def test_copy(page, context):
     context.grant_permissions(["clipboard-read", "clipboard-write"])
-    copied = "document.getElementById('spoken').textContent === 'Copied'"
+    copied = "document.getElementById('announcement').textContent === 'Copied'"
     open_conversation(page, "rich", "question", RICH_MARKDOWN)
     page.click(".message:last-child .foot [aria-label=Copy]")
     wait_for(page, copied)
     assert page.evaluate("navigator.clipboard.readText()") == RICH_MARKDOWN
-    page.evaluate("document.getElementById('spoken').textContent = ''")
+    page.evaluate("document.getElementById('announcement').textContent = ''")
     page.click(".code >> text=Copy")
     wait_for(page, copied)
     assert page.evaluate("navigator.clipboard.readText()").startswith("print(")

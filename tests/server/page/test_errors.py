@@ -27,9 +27,9 @@ def clear_expected(errors: list[str], expected: str) -> None:
 
 def test_a_conversation_that_is_too_long(page, errors):
     ask(page, "word " * 400)
-    assert f"context of {CONTEXT}" in page.inner_text("#trouble b")
-    assert "delete messages" in page.inner_text("#trouble")
-    page.click("#trouble >> text=New conversation")
+    assert f"context of {CONTEXT}" in page.inner_text("#failure b")
+    assert "delete messages" in page.inner_text("#failure")
+    page.click("#failure >> text=New conversation")
     page.wait_for_selector(".empty")
     assert not page.locator(".notice").count() and page.locator("#list a").count() == 1
     clear_expected(errors, "400")
@@ -48,11 +48,11 @@ def test_a_busy_server(page, errors):
     )
     set_settings(page, max_tokens=4)
     ask(page, "hello")
-    assert "too many requests" in page.inner_text("#trouble")
-    assert "in 7 s" in page.inner_text("#trouble")
+    assert "too many requests" in page.inner_text("#failure")
+    assert "in 7 s" in page.inner_text("#failure")
     assert messages(page) == ["hello"]
     page.unroute(CHAT_ROUTE)
-    page.click("#trouble >> text=Try again")
+    page.click("#failure >> text=Try again")
     wait_until_finished(page)
     assert len(messages(page)) == 2 and not page.locator(".notice").count()
     clear_expected(errors, "429")
@@ -68,11 +68,11 @@ def test_a_lost_connection_keeps_the_text_so_far(page):
     wait_until_finished(page)
     assert messages(page) == ["hello", "half of an"]
     assert "Incomplete" in page.inner_text(NOTE)
-    assert "connection was lost" in page.inner_text("#trouble")
+    assert "connection was lost" in page.inner_text("#failure")
     # A retry that fails keeps the text too; one that succeeds replaces it.
     page.evaluate("() => { window.fetch = async () => { throw new TypeError('no network') } }")
-    page.click("#trouble >> text=Try again")
-    page.wait_for_selector("#trouble >> text=cannot be reached")
+    page.click("#failure >> text=Try again")
+    page.wait_for_selector("#failure >> text=cannot be reached")
     assert messages(page) == ["hello", "half of an"]
     page.evaluate("() => { window.fetch = window.realFetch }")
     page.click("[aria-label=Retry]")
@@ -84,10 +84,10 @@ def test_a_lost_connection_keeps_the_text_so_far(page):
 def test_a_server_that_cannot_be_reached(page, errors):
     page.route(MODELS_ROUTE, lambda route: route.abort())
     page.reload()
-    page.wait_for_selector("#trouble >> text=cannot be reached")
+    page.wait_for_selector("#failure >> text=cannot be reached")
     assert page.is_disabled("#send")
     page.unroute(MODELS_ROUTE)
-    page.click("#trouble >> text=Try again")
+    page.click("#failure >> text=Try again")
     wait_until_connected(page)
     assert page.is_enabled("#send") and not page.locator(".notice").count()
     clear_expected(errors, "ERR_FAILED")
