@@ -1,5 +1,6 @@
-"""An OpenAI-compatible server and a chat page over the engine: python -m minigpt_jax.server
+"""An OpenAI-compatible server and a chat page for a trained model: python -m minigpt_jax.server
 
-Read in this order: __main__ (the command), app (the routes), schema (what may be asked), answers (what comes back),
-guard (who may ask), connection (how long they may take).
+Read in this order: __main__ and command (the command line), serve (start and stop), app (the
+routes), schema and parse (HTTP to requests), request, engine and device_batch (requests to tokens),
+streaming and responses (tokens to HTTP), guard and connection (access and deadlines).
 """

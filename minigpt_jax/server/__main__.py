@@ -1,22 +1,32 @@
 """Serve a trained model: python -m minigpt_jax.server
 
-Takes the newest run and answers http://127.0.0.1:8000: a chat page, and an API that OpenAI's clients speak.
+Takes the newest run and serves a chat page and an OpenAI-compatible API at http://127.0.0.1:8000.
 """
 
+from pathlib import Path
+
 from minigpt_jax.errors import InputError, exit_cleanly
+from minigpt_jax.runs import newest_run
+from minigpt_jax.server.command import listen, parse
 
 
 def main() -> int:
-    """Serve, if what serving needs is installed."""
-    try:
-        from minigpt_jax.server import command
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
-            raise
-        raise InputError(
-            f"the server needs {error.name}, which is not installed: pip install starlette uvicorn"
-        ) from None
-    return command.main()
+    """Serve until a signal comes."""
+    options = parse()
+    folder = Path(options.run) if options.run else newest_run(Path(options.runs))
+    with listen(options.host, options.port) as listener:
+        # Imported here so that --help and errors in the flags do not wait for JAX.
+        try:
+            from minigpt_jax.server.serve import serve_run
+        except ModuleNotFoundError as error:
+            if error.name not in ("starlette", "uvicorn", "h11"):
+                raise
+            raise InputError(
+                f"the server needs {error.name}, which is not installed: "
+                "pip install starlette uvicorn"
+            ) from None
+        serve_run(folder, listener, options)
+    return 0
 
 
 if __name__ == "__main__":

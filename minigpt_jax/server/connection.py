@@ -1,4 +1,4 @@
-"""How long a client may take, and how the server goes: what uvicorn leaves open about sockets and signals."""
+"""Deadlines for connections, and signals: what uvicorn leaves open."""
 
 import asyncio
 import os
@@ -6,102 +6,36 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from minigpt_jax.server.refusal import Refusal
+from minigpt_jax.server.api_error import ApiError
 
-SEND_SECONDS = 10.0  # for a request to arrive, headers and body
-READ_SECONDS = 60.0  # for a client to read on, once the socket's buffers are full
-CONNECTIONS = 512  # at a time; the usual limit of open files is 1,024
-
-
-class Protocol(H11Protocol):
-    """uvicorn's, with deadlines: it has none for the headers, none for the body, and none for a reader who stands still."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._sending: asyncio.TimerHandle | None = None
-        self._reading: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport) -> None:
-        super().connection_made(transport)
-        self._sending = self.loop.call_later(SEND_SECONDS, self._too_slow)
-        if len(self.connections) > CONNECTIONS:
-            self._turn_away(Refusal(503, "too many connections", headers={"Retry-After": "5"}))
-
-    def handle_events(self) -> None:
-        """Called with whatever came, and with what came too early once an answer is out: a second request in one packet, say."""
-        super().handle_events()
-        if self.conn.their_state is h11.SEND_BODY or (
-            self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
-        ):
-            self._sending = self._sending or self.loop.call_later(SEND_SECONDS, self._too_slow)
-        else:
-            self._sending = _cancelled(self._sending)
-
-    def send_400_response(self, msg: str) -> None:
-        self._turn_away(Refusal(400, "this is no HTTP that this server reads"))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._sending, self._reading = _cancelled(self._sending), _cancelled(self._reading)
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._reading = self.loop.call_later(READ_SECONDS, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        self._reading = _cancelled(self._reading)
-        super().resume_writing()
-
-    def _too_slow(self) -> None:
-        """Whoever sent part of a request is told; whoever sent nothing just hears no more."""
-        self._sending = None
-        if self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]:
-            self._turn_away(
-                Refusal(408, f"the request took more than {SEND_SECONDS:g} s to arrive")
-            )
-        else:
-            self.transport.close()
-
-    def _turn_away(self, refusal: Refusal) -> None:
-        """Answer, unless an answer is on its way, and close. The route, if one waits for the body, hears that the client is gone."""
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
-            body = refusal.body()
-            given = {
-                "Content-Type": "application/json",
-                "Content-Length": str(len(body)),
-                "Connection": "close",
-                **refusal.headers,
-            }
-            head = h11.Response(status_code=refusal.status, headers=list(given.items()), reason=b"")
-            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+# At the same time; the usual limit of open files is 1,024.
+MAX_CONNECTIONS = 512
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
+class Deadlines(NamedTuple):
+    """Seconds that a client may take."""
+
+    # From the first byte of a request (or the connection) to its last one, headers and body.
+    receive: float = 10.0
+    # To read on after the socket's buffers are full.
+    send: float = 60.0
 
 
-class Server(uvicorn.Server):
-    """uvicorn's, but what a signal means is decided in `serve_until_told`."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """None of them."""
-        yield
+DEADLINES = Deadlines()
 
 
-def make_server(app: ASGIApp) -> Server:
-    """Serves `app` with our protocol, whatever faster ones are installed, and says nothing of itself."""
-    return Server(
-        uvicorn.Config(
+class ServerConfig(uvicorn.Config):
+    """uvicorn's settings and our deadlines."""
+
+    def __init__(self, app: ASGIApp, deadlines: Deadlines):
+        super().__init__(
             app,
             loop="asyncio",
             http=Protocol,
@@ -114,17 +48,122 @@ def make_server(app: ASGIApp) -> Server:
             timeout_keep_alive=30,
             timeout_graceful_shutdown=2,
         )
-    )
+        self.deadlines = deadlines
 
 
-def on_signals(stop: asyncio.Event) -> None:
-    """SIGTERM and Ctrl-C set `stop`; the second one ends the process at once."""
+class Protocol(H11Protocol):
+    """uvicorn's, with deadlines for the headers, for the body and for a client that stops reading.
 
-    def hear(number: int) -> None:
+    uvicorn has none of them.
+    """
+
+    def __init__(self, config: ServerConfig, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        self._deadlines = config.deadlines
+        self._receive_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        self._start_receive_timer()
+        if len(self.connections) > MAX_CONNECTIONS:
+            error = ApiError(503, "too many connections", headers={"Retry-After": "5"})
+            self._send_error_and_close(error)
+
+    def handle_events(self) -> None:
+        """Called when data arrive, and after a response if part of the next request is there."""
+        super().handle_events()
+        next_request_began = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
+        if self.conn.their_state is h11.SEND_BODY or next_request_began:
+            self._start_receive_timer()
+        else:
+            self._receive_timer = _cancel(self._receive_timer)
+
+    def send_400_response(self, msg: str) -> None:
+        self._send_error_and_close(ApiError(400, "the request is not valid HTTP"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._receive_timer = _cancel(self._receive_timer)
+        self._send_timer = _cancel(self._send_timer)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._send_timer = self.loop.call_later(self._deadlines.send, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._send_timer = _cancel(self._send_timer)
+        super().resume_writing()
+
+    def _start_receive_timer(self) -> None:
+        """Unless it runs: a client that sends one byte at a time gets no more time than others."""
+        if self._receive_timer is None:
+            self._receive_timer = self.loop.call_later(
+                self._deadlines.receive, self._receive_timed_out
+            )
+
+    def _receive_timed_out(self) -> None:
+        """Send 408 to a client that sent part of a request; close a connection without one."""
+        self._receive_timer = None
+        if self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]:
+            seconds = self._deadlines.receive
+            self._send_error_and_close(
+                ApiError(408, f"the request took more than {seconds:g} s to arrive")
+            )
+        else:
+            self.transport.close()
+
+    def _send_error_and_close(self, error: ApiError) -> None:
+        """Close, after the error if no response has begun.
+
+        A route that waits for the body gets ClientDisconnect.
+        """
+        may_respond = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
+        if may_respond and not self.transport.is_closing():
+            body = error.body()
+            headers = {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                "Connection": "close",
+                **error.headers,
+            }
+            head = h11.Response(status_code=error.status, headers=list(headers.items()), reason=b"")
+            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, without its signal handlers: `set_on_signals` installs ours."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+
+def make_server(app: ASGIApp, deadlines: Deadlines = DEADLINES) -> Server:
+    """A server of `app` that uses our protocol and logs nothing."""
+    return Server(ServerConfig(app, deadlines))
+
+
+def set_on_signals(stop: asyncio.Event) -> None:
+    """Let SIGTERM and Ctrl-C set `stop`; a second signal ends the process immediately."""
+
+    def on_signal(number: int) -> None:
         if stop.is_set():
             os._exit(128 + number)
-        print("finishing running answers (again: stop at once)", file=sys.stderr, flush=True)
+        print(
+            "finishing running answers (a second signal stops immediately)",
+            file=sys.stderr,
+            flush=True,
+        )
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, hear, number)
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)

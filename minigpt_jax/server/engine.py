@@ -1,496 +1,326 @@
-"""Continuous batching: any number of requests share a fixed number of slots, which one compiled step moves forward together.
+"""Continuous batching: any number of requests share a fixed number of slots.
 
-A prompt is prefilled alone, padded to a power of two, and enters its slot of the shared cache; then it is drawn from
-together with whatever else is there. Shapes are few and all compiled at the start. A row's text is a function of its
-request alone, but for ties where a neighbour makes steps look at more of the cache, which changes the order of a sum:
-nothing in a step mixes rows, and randomness belongs to (seed, position).
+A waiting request enters the first free slot (prefill), and all slots then decode together, one
+block of tokens at a time. Between two blocks finished requests leave and waiting ones enter.
 """
 
-import itertools
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax import decoding
-from minigpt_jax.decoding import BLOCK, DecodeState
-from minigpt_jax.errors import InputError
+from minigpt_jax.decoding import BLOCK, TopLogprobs
+from minigpt_jax.generate import accept_tokens
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.model import GPT, GPTConfig, empty_cache
-from minigpt_jax.sampling import SamplingParams, sampling_params
+from minigpt_jax.server.device_batch import MIN_CACHE_LENGTH, DeviceBatch
+from minigpt_jax.server.request import (
+    ActiveRequest,
+    Delta,
+    EngineClosed,
+    QueueFull,
+    Request,
+    Token,
+    check_prompt,
+)
+from minigpt_jax.server.stats import CompilationCounter, EngineStats
 from minigpt_jax.text_stream import TextStream
-from minigpt_jax.tokenizer import END, END_OF_TEXT
+from minigpt_jax.tokenizer import END_OF_TEXT
 
-TOP = 20  # most likely tokens that may be asked for beside each drawn one
-SPAN = 64  # of a cache, the least that a step looks at
-PACE = 0.1  # seconds that a step should take: how long newcomers wait, and how often text moves
-_STOP_TOKENS = np.array([END, END_OF_TEXT])
-
-
-class Busy(Exception):
-    """The queue is full: try again later."""
+# How long a block should take: new requests wait that long, and text arrives that often.
+TARGET_BLOCK_SECONDS = 0.1
+# Weight of the newest block in the moving average of the time of a token.
+_AVERAGE_WEIGHT = 0.2
 
 
-class Closed(Exception):
-    """The engine takes no more requests."""
+class InFlightBlock(NamedTuple):
+    """A block that the device works on, and the requests whose rows are in it."""
 
-
-class Token(NamedTuple):
-    """One id of an answer; with its log-probability and the most likely ones (id, log-probability) if they were asked for."""
-
-    id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-class Piece(NamedTuple):
-    """What a step adds to an answer. `reason` comes with the last piece: "stop", "length" or "closed" (the engine gave up)."""
-
-    text: str
-    tokens: list[Token]
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to write. `sampling` is of one row; `logprobs`: None, or how many of the most likely tokens to name (up to TOP)."""
-
-    prompt: Sequence[int]
-    sampling: SamplingParams
-    max_tokens: int
-    stop: Sequence[str] = ()
-    logprobs: int | None = None
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A job on its way. `receive` is called from the engine's thread and must return at once."""
-
-    job: Job
-    receive: Callable[[Piece], object]
-    text: TextStream
-    asked: float = field(default_factory=time.monotonic)
-    written: int = 0  # tokens drawn
-    answered: bool = False  # the first token was handed out
-    over: bool = False  # ended, or cancelled: nothing more is handed out
-
-
-class Step(NamedTuple):
-    """A block on its way from the device, and whose rows it holds."""
-
-    riders: list[tuple[int, Ticket]]
+    active: list[tuple[int, ActiveRequest]]
     tokens: jax.Array
-    likely: decoding.TopLogprobs | None
+    logprobs: TopLogprobs | None
     started: float
-    paced: bool  # nothing but the step itself was waited for
+    # Its time includes a prefill, so it does not tell how long a token takes.
+    after_prefill: bool
 
 
-class Harvest(NamedTuple):
-    """Tokens of one request from one block, not yet text. `ended`: by a stop token or for want of room."""
+class BlockOutput(NamedTuple):
+    """The accepted tokens of one request from one block, not yet decoded to text."""
 
-    ticket: Ticket
+    active: ActiveRequest
     tokens: list[Token]
-    ended: str | None
+    finish_reason: str | None
 
 
 class Engine:
-    """Slots, the queue before them, and the thread that moves them. Making one compiles everything it will ever need."""
+    """The slots, the queue and the thread that runs them. The constructor compiles all programs."""
 
     def __init__(
         self,
         run: LoadedRun,
         *,
-        slots: int = 8,
-        queue: int = 64,
-        dtype=None,
+        num_slots: int = 8,
+        queue_size: int = 64,
+        dtype: jax.typing.DTypeLike | None = None,
         quantize: str | None = None,
+        min_cache_length: int = MIN_CACHE_LENGTH,
+        target_block_seconds: float = TARGET_BLOCK_SECONDS,
     ):
-        """`queue`: requests that may wait; `dtype`, `quantize`: see `decoding.prepare_for_decoding`."""
-        config, params = run.config, run.params
-        self.config, self.tokenizer, self.slots, self.queue = config, run.tokenizer, slots, queue
-        self._compilations = CompilationCounter()
-        self._model, self._params = decoding.prepare_for_decoding(params, config, dtype, quantize)
-        place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
-        vocab = config.padded_vocab
-        blank = (
-            np.zeros(slots, np.int32),
-            np.zeros(slots, np.int32),
-            np.zeros((slots, vocab), bool),
-            np.ones(slots, bool),
-        )
-        self._state = DecodeState(*place((empty_cache(config, slots, self._model.dtype), *blank)))
-        self._idle = sampling_params(1, config, temperature=0.0)
-        self._tickets: list[Ticket | None] = [None] * slots
-        self._waiting: deque[Ticket] = deque()
-        self._change = threading.Condition()
+        """`queue_size`: requests that may wait. `dtype`, `quantize`: see `DeviceBatch`."""
+        self.config = run.config
+        self.tokenizer = run.tokenizer
+        self.num_slots = num_slots
+        self.queue_size = queue_size
+        self._target_block_seconds = target_block_seconds
+        self._seconds_per_token = 0.0
+        self._slots: list[ActiveRequest | None] = [None] * num_slots
+        self._waiting: deque[ActiveRequest] = deque()
+        # Guards the slots, the queue and the stats; notified when the thread may have work.
+        self._changed = threading.Condition()
         self._closing = False
-        self._numbers = Numbers()
-        self._per_token = 0.0  # seconds, of late
-        self._warm_up()
+        self._stats = EngineStats()
+        self._compilations = CompilationCounter()
+        self._batch = DeviceBatch(
+            run, num_slots, dtype=dtype, quantize=quantize, min_cache_length=min_cache_length
+        )
+        self._batch.warm_up()
         self._compiled_at_start = self._compilations.count
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, jobs: Sequence[Job], receive: Callable[[int, Piece], object]) -> list[Ticket]:
-        """Queue all `jobs` or none; `receive(i, piece)` is called for the i-th from the engine's thread, and must return at once.
+    def submit(
+        self, requests: Sequence[Request], receive: Callable[[int, Delta], object]
+    ) -> list[ActiveRequest]:
+        """Queue all `requests` or none.
 
-        Raises InputError for a prompt that does not fit, Busy when the queue has no room, Closed after `close` or a failure.
+        `receive(i, delta)` is called for the i-th request in the engine's thread and must return
+        immediately. Raises InputError for a prompt that does not fit, QueueFull, and EngineClosed
+        after `close` or a failure.
         """
-        for job in jobs:
-            check_prompt(job.prompt, self.config)
-        tickets = [
-            Ticket(job, partial(receive, i), TextStream(self.tokenizer, job.stop))
-            for i, job in enumerate(jobs)
+        for request in requests:
+            check_prompt(request.prompt, self.config.context)
+        added = [
+            ActiveRequest(request, partial(receive, i), TextStream(self.tokenizer, request.stop))
+            for i, request in enumerate(requests)
         ]
-        with self._change:
+        with self._changed:
             if self._closing:
-                raise Closed
-            free = sum(ticket is None for ticket in self._tickets)
-            if len(self._waiting) + len(tickets) > self.queue + free:
-                raise Busy
-            self._waiting.extend(tickets)
-            self._numbers.answers += len(tickets)
-            self._change.notify()
-        return tickets
+                raise EngineClosed
+            free = self._slots.count(None)
+            if len(self._waiting) + len(added) > self.queue_size + free:
+                raise QueueFull
+            self._waiting.extend(added)
+            self._stats.submitted += len(added)
+            self._changed.notify()
+        return added
 
-    def cancel(self, tickets: Sequence[Ticket]) -> None:
-        """Forget them: nothing more is handed out, and their slots are free before the next step."""
-        with self._change:
-            for ticket in tickets:
-                ticket.over = True
-            self._waiting = deque(ticket for ticket in self._waiting if not ticket.over)
-            self._change.notify()
+    def cancel(self, cancelled: Sequence[ActiveRequest]) -> None:
+        """Send nothing more for these; their slots are free before the next block."""
+        with self._changed:
+            for active in cancelled:
+                active.finished = True
+            self._waiting = deque(active for active in self._waiting if not active.finished)
+            self._changed.notify()
 
     def close(self) -> None:
-        """End all requests with "closed" and the thread with them."""
-        with self._change:
+        """Finish all requests with the reason "closed" and end the thread."""
+        with self._changed:
             self._closing = True
-            self._change.notify()
+            self._changed.notify()
         self._thread.join()
 
     def health(self) -> dict:
-        """Numbers for an operator; times in seconds."""
-        with self._change:
+        """The numbers of /health."""
+        with self._changed:
+            compilations = self._compilations.count
             return {
                 "alive": not self._closing,
-                "slots": self.slots,
-                "active": sum(ticket is not None for ticket in self._tickets),
+                "slots": self.num_slots,
+                "active": self.num_slots - self._slots.count(None),
                 "queued": len(self._waiting),
-                "compilations": self._compilations.count,
-                "compilations_since_warm_up": self._compilations.count - self._compiled_at_start,
-                **self._numbers.summary(),
+                "compilations": compilations,
+                "compilations_since_warm_up": compilations - self._compiled_at_start,
+                **self._stats.summary(),
             }
 
-    # Everything below runs in the engine's own thread, except for the warm-up before it.
-
-    def _warm_up(self) -> None:
-        """Compile every shape. Twice through: the first state was put on the device by hand, the later ones by programs."""
-        for _ in range(2):
-            for width in _widths(self.config.context):
-                self._state = _enter(
-                    self._model,
-                    self._params,
-                    self._state,
-                    np.zeros((1, width), np.int32),
-                    np.int32(1),
-                    np.int32(0),
-                )
-            for top in (0, TOP):
-                for span in _spans(self.config.context, top):
-                    nobody = Ticket(
-                        Job([0] * (span - 1), self._idle, 1, logprobs=top or None),
-                        lambda piece: None,
-                        TextStream(self.tokenizer),
-                    )
-                    self._dispatch([(0, nobody)], paced=False)
-        jax.block_until_ready(self._state)
+    # Everything below runs in the engine's own thread.
 
     def _run(self) -> None:
-        harvest: list[Harvest] = []
+        outputs: list[BlockOutput] = []
         try:
             while not self._closing:
-                self._leave()
-                entered = self._admit()
-                riders = [
-                    (row, ticket) for row, ticket in enumerate(self._tickets) if ticket is not None
-                ]
-                step = self._dispatch(riders, paced=not entered) if riders else None
-                self._hand_out(harvest)  # while the device works
-                harvest = self._collect(step) if step else []
-                if not step:
-                    self._rest()
+                self._free_slots()
+                prefilled = self._admit()
+                active = [(row, a) for row, a in enumerate(self._slots) if a is not None]
+                block = self._dispatch(active, prefilled) if active else None
+                # Text of the last block is made while the device works on this one.
+                self._emit(outputs)
+                outputs = self._collect(block) if block else []
+                if not active:
+                    self._wait_for_work()
         except Exception:
-            # A device out of memory, say. Whoever waits must hear of it; /health tells the rest.
+            # For example, the device is out of memory. Clients get "closed", /health gets "failed".
             traceback.print_exc()
-        self._hand_out(harvest)  # whoever ended with the last block has left its slot already
-        self._end_all()
+        # Requests that finished in the last block have already left their slots.
+        self._emit(outputs)
+        self._close_all()
 
-    def _rest(self) -> None:
-        with self._change:
-            self._change.wait_for(lambda: self._waiting or self._closing)
+    def _wait_for_work(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
 
-    def _leave(self) -> None:
-        """Free the slots of requests that are over."""
-        with self._change:
-            self._tickets = [
-                None if ticket is None or ticket.over else ticket for ticket in self._tickets
-            ]
+    def _free_slots(self) -> None:
+        """Take finished and cancelled requests out of their slots."""
+        with self._changed:
+            self._slots = [None if a is None or a.finished else a for a in self._slots]
 
     def _admit(self) -> bool:
-        """Prefill waiting requests into free slots; whether there was one."""
-        entered = False
-        for row in range(self.slots):
-            with self._change:
-                if self._tickets[row] is not None or not self._waiting:
+        """Prefill waiting requests into free slots; whether there were any."""
+        prefilled = False
+        for row in range(self.num_slots):
+            with self._changed:
+                if self._slots[row] is not None or not self._waiting:
                     continue
-                ticket = self._tickets[row] = self._waiting.popleft()
-            prompt = ticket.job.prompt
-            tokens = np.zeros(
-                (1, next(w for w in _widths(self.config.context) if w >= len(prompt))), np.int32
-            )
-            tokens[0, : len(prompt)] = prompt
-            self._state = _enter(
-                self._model, self._params, self._state, tokens, np.int32(len(prompt)), np.int32(row)
-            )
-            entered = True
-        return entered
+                active = self._slots[row] = self._waiting.popleft()
+            self._batch.prefill(row, active.request.prompt)
+            prefilled = True
+        return prefilled
 
-    def _dispatch(self, riders: list[tuple[int, Ticket]], paced: bool) -> Step:
-        """Send the device on its way with one block for `riders`: as many tokens as fit the pace, no more than the longest needs.
+    def _dispatch(
+        self, active: list[tuple[int, ActiveRequest]], after_prefill: bool
+    ) -> InFlightBlock:
+        """Start a block for the `active` requests.
 
-        While others wait for a slot, the first to end, by its length or a stop token, ends the block: an idle row costs as much
-        as a busy one.
+        While others wait, the block ends when the first request does: a slot without a request
+        costs as much as one with.
         """
-        left = [ticket.job.max_tokens - ticket.written for _, ticket in riders]
-        awaited = bool(self._waiting)
-        needed = min(left) if awaited else max(left)
-        count = max(1, min(BLOCK, needed, int(PACE / self._per_token) if self._per_token else 1))
-        settings, done = [self._idle] * self.slots, np.ones(self.slots, bool)
-        for row, ticket in riders:
-            settings[row], done[row] = ticket.job.sampling, False
-        together = SamplingParams(
-            *(np.concatenate(column) for column in zip(*settings, strict=True))
-        )
-        top = TOP if any(ticket.job.logprobs is not None for _, ticket in riders) else 0
+        others_wait = bool(self._waiting)
+        remaining = [a.remaining for _, a in active]
+        count = self._block_length(min(remaining) if others_wait else max(remaining))
         started = time.monotonic()
-        longest = max(len(ticket.job.prompt) + ticket.written for _, ticket in riders) + count
-        slots = next(
-            s for s in _spans(self.config.context, top) if s >= min(longest, self.config.context)
+        tokens, logprobs = self._batch.decode(
+            {row: a.request.sampling for row, a in active},
+            count=count,
+            stop_after=1 if others_wait else len(active),
+            max_length=max(a.length for _, a in active) + count,
+            with_logprobs=any(a.request.num_logprobs is not None for _, a in active),
         )
-        state = self._state._replace(done=done)
-        enough = self.slots - len(riders) + 1 if awaited else self.slots
-        self._state, tokens, likely = decoding.decode(
-            self._model,
-            self._params,
-            state,
-            together,
-            _STOP_TOKENS,
-            np.int32(count),
-            np.int32(enough),
-            num_logprobs=top,
-            cache_length=slots,
-        )
-        return Step(riders, tokens, likely, started, paced)
+        return InFlightBlock(active, tokens, logprobs, started, after_prefill)
 
-    def _collect(self, step: Step) -> list[Harvest]:
-        """Wait for a block. Whoever ends with it leaves at once, so that the next request enters before this one's text is made."""
-        block, likely = jax.device_get((step.tokens, step.likely))
-        elapsed = time.monotonic() - step.started
-        turns = (
-            (block >= 0).sum(1).max()
-        )  # of the loop: who did not end, or ended last, has a token of each
-        if step.paced:
-            self._per_token += (elapsed / turns - self._per_token) * (0.2 if self._per_token else 1)
-        harvest = []
-        for row, ticket in step.riders:
-            if not ticket.over:
-                harvest.append(
-                    self._reap(
-                        ticket,
-                        block[row, :turns],
-                        likely and decoding.TopLogprobs(*(a[row] for a in likely)),
-                    )
-                )
-        with self._change:
-            self._numbers.blocks.append((sum(len(h.tokens) for h in harvest), elapsed))
-            for row, ticket in step.riders:
-                if any(h.ticket is ticket and h.ended for h in harvest):
-                    self._tickets[row] = None
-        return harvest
+    def _block_length(self, needed: int) -> int:
+        """As many tokens as fit the target time, and no more than `needed`."""
+        if not self._seconds_per_token:
+            return 1
+        affordable = int(self._target_block_seconds / self._seconds_per_token)
+        return max(1, min(BLOCK, needed, affordable))
 
-    def _reap(
-        self, ticket: Ticket, drawn: np.ndarray, likely: decoding.TopLogprobs | None
-    ) -> Harvest:
-        """A row's share of a block: its tokens up to its end."""
-        job, live = ticket.job, [int(id) for id in drawn if id >= 0]
-        stopped = next((i for i, id in enumerate(live) if id in _STOP_TOKENS), None)
-        room = job.max_tokens - ticket.written
-        kept = live[: room if stopped is None else min(stopped, room)]
-        full = (
-            len(live) < len(drawn)
-            or len(job.prompt) + ticket.written + len(live) >= self.config.context
-        )
-        ended = (
-            "stop"
-            if stopped is not None and stopped < room
-            else "length"
-            if full or len(kept) == room
-            else None
-        )
-        ticket.written += len(kept)
-        if job.logprobs is None or likely is None:
-            tokens = [Token(id) for id in kept]
-        else:
-            n = job.logprobs
-            tops = [
-                tuple(zip(ids[:n].tolist(), values[:n].tolist(), strict=True))
-                for ids, values in zip(likely.ids, likely.values, strict=True)
-            ]
-            tokens = [Token(id, float(likely.drawn[i]), tops[i]) for i, id in enumerate(kept)]
-        return Harvest(ticket, tokens, ended)
+    def _collect(self, block: InFlightBlock) -> list[BlockOutput]:
+        """Wait for a block, and free the slots of requests that it finishes.
 
-    def _hand_out(self, harvest: list[Harvest]) -> None:
-        """Make text of tokens, one by one so that an answer's last token is the one that completed a stop string, and pass it on."""
-        for ticket, tokens, ended in harvest:
-            if ticket.over:
+        They are freed before their text is made, so that the next requests need not wait for that.
+        """
+        tokens, logprobs = jax.device_get((block.tokens, block.logprobs))
+        seconds = time.monotonic() - block.started
+        # The row that ended last has a token of every iteration.
+        iterations = (tokens >= 0).sum(1).max()
+        if not block.after_prefill:
+            self._update_pace(seconds / iterations)
+        outputs = []
+        finished_rows = []
+        for row, active in block.active:
+            if active.finished:
                 continue
-            text, used = "", 0
-            for token in tokens:
-                text += ticket.text.push(
-                    [token.id] if token.id < END_OF_TEXT else []
-                )  # role markers are no text
-                used += 1
-                if ticket.text.stopped:
-                    break
-            reason = "stop" if ticket.text.stopped else ended
-            if reason:
-                text += ticket.text.push([], final=True)
-            self._deliver(ticket, Piece(text, tokens[:used], reason))
+            row_logprobs = logprobs and TopLogprobs(*(a[row] for a in logprobs))
+            output = self._accept(active, tokens[row, :iterations], row_logprobs)
+            outputs.append(output)
+            if output.finish_reason:
+                finished_rows.append(row)
+        with self._changed:
+            self._stats.blocks.append((sum(len(o.tokens) for o in outputs), seconds))
+            for row in finished_rows:
+                self._slots[row] = None
+        return outputs
 
-    def _deliver(self, ticket: Ticket, piece: Piece) -> None:
-        with self._change:
-            if ticket.over:
+    def _update_pace(self, seconds_per_token: float) -> None:
+        weight = _AVERAGE_WEIGHT if self._seconds_per_token else 1.0
+        self._seconds_per_token += weight * (seconds_per_token - self._seconds_per_token)
+
+    def _accept(
+        self, active: ActiveRequest, drawn: np.ndarray, logprobs: TopLogprobs | None
+    ) -> BlockOutput:
+        accepted, finish_reason = accept_tokens(
+            [int(id) for id in drawn if id >= 0],
+            length=active.length,
+            max_tokens=active.remaining,
+            context=self.config.context,
+        )
+        active.num_generated += len(accepted)
+        num_logprobs = active.request.num_logprobs
+        if num_logprobs is None or logprobs is None:
+            tokens = [Token(id) for id in accepted]
+        else:
+            tokens = _with_logprobs(accepted, logprobs, num_logprobs)
+        return BlockOutput(active, tokens, finish_reason)
+
+    def _emit(self, outputs: list[BlockOutput]) -> None:
+        """Decode the accepted tokens to text and send it."""
+        for active, tokens, finish_reason in outputs:
+            if active.finished:
+                continue
+            text, used = _decode_until_stop(active.text, tokens)
+            if active.text.stopped:
+                finish_reason = "stop"
+            if finish_reason:
+                text += active.text.push([], final=True)
+            self._send(active, Delta(text, tokens[:used], finish_reason))
+
+    def _send(self, active: ActiveRequest, delta: Delta) -> None:
+        with self._changed:
+            if active.finished:
                 return
-            ticket.over = piece.reason is not None
-            self._numbers.count(ticket, piece)
+            active.finished = delta.finish_reason is not None
+            self._stats.add(active, delta)
         try:
-            ticket.receive(piece)
-        except Exception:  # whoever asked is gone, loop and all
-            ticket.over = True
+            active.receive(delta)
+        except Exception:
+            # The client's event loop has ended. This must not end the engine.
+            active.finished = True
 
-    def _end_all(self) -> None:
-        with self._change:
+    def _close_all(self) -> None:
+        with self._changed:
             self._closing = True
-            left = [ticket for ticket in (*self._tickets, *self._waiting) if ticket is not None]
-            self._tickets, self._waiting = [None] * self.slots, deque()
-        for ticket in left:
-            self._deliver(ticket, Piece("", [], "closed"))
+            unfinished = [a for a in (*self._slots, *self._waiting) if a is not None]
+            self._slots = [None] * self.num_slots
+            self._waiting = deque()
+        for active in unfinished:
+            self._send(active, Delta("", [], "closed"))
 
 
-def check_prompt(prompt: Sequence[int], config: GPTConfig) -> None:
-    """Raises InputError unless `prompt` leaves room for a token."""
-    if not 0 < len(prompt) < config.context:
-        raise InputError(
-            f"the prompt has {len(prompt)} tokens, and this model's context of {config.context} must hold it and an answer: shorten it"
-        )
+def _with_logprobs(ids: list[int], logprobs: TopLogprobs, num_logprobs: int) -> list[Token]:
+    """`ids` with the log-probabilities of their row, and the `num_logprobs` most likely tokens."""
+    tokens = []
+    for i, id in enumerate(ids):
+        top_ids = logprobs.ids[i, :num_logprobs].tolist()
+        top_values = logprobs.values[i, :num_logprobs].tolist()
+        top = tuple(zip(top_ids, top_values, strict=True))
+        tokens.append(Token(id, float(logprobs.drawn[i]), top))
+    return tokens
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _enter(model: GPT, params, state: DecodeState, tokens, size, row) -> DecodeState:
-    """Prefill `tokens` [1, T], `size` of them real, in a cache of its own, and put all that follows from them into `row`."""
-    width = tokens.shape[1]
-    alone = jax.tree.map(
-        lambda a: jnp.zeros((1, a.shape[1], width, a.shape[3]), a.dtype), state.cache
-    )
-    alone = decoding.prefill(model, params, alone, tokens, jnp.zeros(1, jnp.int32))
-    cache = jax.tree.map(
-        lambda whole, new: jax.lax.dynamic_update_slice(whole, new, (row, 0, 0, 0)),
-        state.cache,
-        alone,
-    )
-    vocab = state.penalized.shape[1]
-    places = jnp.where(jnp.arange(width) < size, tokens[0], vocab)  # padding is nobody's token
-    seen = jnp.zeros(vocab, bool).at[places].set(True, mode="drop")
-    last = state.last.at[row].set(tokens[0, size - 1])
-    # The last token is in the cache too, and is written once more when the loop begins with it.
-    return DecodeState(
-        cache,
-        last,
-        state.length.at[row].set(size - 1),
-        state.penalized.at[row].set(seen),
-        state.done,
-    )
+def _decode_until_stop(stream: TextStream, tokens: list[Token]) -> tuple[str, int]:
+    """The text of `tokens` up to a stop string, and how many tokens were used for it.
 
-
-def _widths(context: int) -> list[int]:
-    """Widths of a padded prompt: powers of two from 16 on, and the context."""
-    return [
-        *itertools.takewhile(lambda w: w < context, (16 << i for i in itertools.count())),
-        context,
-    ]
-
-
-def _spans(context: int, top: int) -> list[int]:
-    """How much of the cache a step may look at, which every token costs. All of it with log-probabilities: few ask for
-    them, and each program takes long to compile."""
-    if top:
-        return [context]
-    return [
-        *itertools.takewhile(lambda s: s < context, (SPAN << i for i in itertools.count())),
-        context,
-    ]
-
-
-class CompilationCounter:
-    """Counts what this process compiles, a program fetched from disk included."""
-
-    def __init__(self):
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._hear)
-
-    def _hear(self, event: str, duration_secs: float, **_) -> None:
-        self.count += event == "/jax/core/compile/backend_compile_duration"
-
-
-@dataclass
-class Numbers:
-    """What has happened so far, and how fast it went of late."""
-
-    answers: int = 0  # asked for
-    tokens: int = 0
-    first: deque[float] = field(
-        default_factory=lambda: deque(maxlen=1024)
-    )  # seconds to the first token, of the last requests
-    blocks: deque[tuple[int, float]] = field(
-        default_factory=lambda: deque(maxlen=512)
-    )  # tokens and seconds of the last steps
-
-    def count(self, ticket: Ticket, piece: Piece) -> None:
-        """Add a piece, the first of its ticket or a later one."""
-        if piece.tokens and not ticket.answered:
-            ticket.answered = True
-            self.first.append(time.monotonic() - ticket.asked)
-        self.tokens += len(piece.tokens)
-
-    def summary(self) -> dict:
-        """For `Engine.health`."""
-        spent = sum(seconds for _, seconds in self.blocks)
-        quantiles = (
-            np.quantile(self.first, (0.5, 0.95)).round(4).tolist() if self.first else (None, None)
-        )
-        return {
-            "answers": self.answers,
-            "tokens": self.tokens,
-            "tokens_per_second": round(sum(tokens for tokens, _ in self.blocks) / spent, 1)
-            if spent
-            else None,
-            "time_to_first_token": dict(zip(("p50", "p95"), quantiles, strict=True)),
-        }
+    One token at a time, so that the last token of an answer is the one that completed the string.
+    """
+    text = ""
+    for used, token in enumerate(tokens, start=1):
+        # Role markers and stop tokens are not text.
+        text += stream.push([token.id] if token.id < END_OF_TEXT else [])
+        if stream.stopped:
+            return text, used
+    return text, len(tokens)

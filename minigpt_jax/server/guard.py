@@ -1,15 +1,15 @@
-"""Who may ask: the Host header, the key and the browser's word on where a request comes from, before any route sees it."""
+"""Access control: checks of the Host header, the key and the origin before any route runs."""
 
 import base64
 import binascii
 import hmac
-import ipaddress
 import re
 from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minigpt_jax.server.refusal import Refusal
+from minigpt_jax.server.addresses import is_address, is_wildcard
+from minigpt_jax.server.api_error import ApiError
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]+)?")
 _HEADERS = [
@@ -21,92 +21,79 @@ _HEADERS = [
 _POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`. A name other than localhost is not trusted to stay where it is."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def is_wildcard(host: str) -> bool:
-    """Whether `host` stands for every address of the machine."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
-
-
 class Guard:
-    """Lets through to `app` what may pass, gives every answer its headers, and knows how many answers are being written."""
+    """Passes allowed requests to `app`, adds headers to every response, counts running POSTs."""
 
     def __init__(
         self, app: ASGIApp, *, host: str, key: str | None, allowed_hosts: Iterable[str] = ()
     ):
-        """`host`: what is listened on; `allowed_hosts`: further names by which people call this server."""
-        self._app, self._key = app, key.encode() if key else None
-        self._hosts = {
-            _bare(name) for name in ("localhost", "127.0.0.1", "::1", host, *allowed_hosts)
-        }
+        """`host` is the listening address; `allowed_hosts` are other names of this server."""
+        self._app = app
+        self._key = key.encode() if key else None
+        known = ("localhost", "127.0.0.1", "::1", host, *allowed_hosts)
+        self._hosts = {_normalize_host(name) for name in known}
         self._any_address = is_wildcard(host)
         self.draining = False
-        self.running = 0  # POST requests on their way
+        # POST requests without a complete response.
+        self.running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = {name for name, _ in message["headers"]}
-                message["headers"] += [*_HEADERS, *([] if _POLICY[0] in own else [_POLICY])]
+                present = {name for name, _ in message["headers"]}
+                message["headers"] += _HEADERS
+                if _POLICY[0] not in present:
+                    message["headers"].append(_POLICY)
             await send(message)
 
         try:
             self._check(scope)
-        except Refusal as refusal:
-            await refuse(refusal, send_guarded)
+        except ApiError as error:
+            await send_error(error, send_with_headers)
             return
         counted = scope["method"] == "POST"
         self.running += counted
         try:
-            await self._app(scope, receive, send_guarded)
+            await self._app(scope, receive, send_with_headers)
         finally:
             self.running -= counted
 
     def _check(self, scope: Scope) -> None:
-        """Raises Refusal."""
-        host = _one(scope, b"host")
+        """Raises ApiError."""
+        host = _single_header(scope, b"host")
         self._check_host(host)
         if scope["path"] != "/health":
-            self._check_key(_one(scope, b"authorization"), scope["path"])
+            self._check_key(_single_header(scope, b"authorization"), scope["path"])
         if scope["method"] == "POST":
-            _check_origin(host, _one(scope, b"origin"), _one(scope, b"sec-fetch-site"))
+            origin = _single_header(scope, b"origin")
+            _check_origin(host, origin, _single_header(scope, b"sec-fetch-site"))
             if self.draining:
-                raise Refusal(
-                    503,
-                    "this server is about to stop",
-                    headers={"Retry-After": "10", "Connection": "close"},
-                )
+                headers = {"Retry-After": "10", "Connection": "close"}
+                raise ApiError(503, "the server is stopping", headers=headers)
 
     def _check_host(self, header: str) -> None:
-        """Against DNS rebinding: a stranger's name that was made to point here is not ours. An address cannot be made to."""
+        """Against DNS rebinding, where another site's name is made to resolve to this machine.
+
+        A plain address in the header is safe: it cannot be made to point elsewhere.
+        """
         match = _HOST.fullmatch(header.lower())
-        name = _bare(match[1]) if match else ""
-        if name not in self._hosts and not (self._any_address and _is_address(name)):
-            raise Refusal(
+        name = _normalize_host(match[1]) if match else ""
+        if name not in self._hosts and not (self._any_address and is_address(name)):
+            raise ApiError(
                 421,
                 "the Host header names another server; --allowed-host adds a name",
                 param="Host",
             )
 
     def _check_key(self, header: str, path: str) -> None:
-        if self._key is None or hmac.compare_digest(_given_key(header), self._key):
+        if self._key is None or hmac.compare_digest(_key_in(header), self._key):
             return
-        # A browser asks its user for the key on the page, and then sends it with what the page asks for.
-        scheme = (
-            'Basic realm="miniGPT-JAX, any name, the key as password", charset="UTF-8"'
-            if path == "/"
-            else "Bearer"
-        )
-        raise Refusal(
+        scheme = "Bearer"
+        if path == "/":
+            # A browser asks its user for the key, and sends it with all later requests of the page.
+            realm = "miniGPT-JAX, any name, the key as password"
+            scheme = f'Basic realm="{realm}", charset="UTF-8"'
+        raise ApiError(
             401,
             "the key is missing or wrong",
             param="Authorization",
@@ -116,15 +103,19 @@ class Guard:
 
 
 def _check_origin(host: str, origin: str, site: str) -> None:
-    """A browser says where a request comes from; other programs say nothing. Other sites' pages have no business here."""
-    if (origin and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}")) or (
-        site and site not in ("same-origin", "none")
-    ):
-        raise Refusal(403, "requests from other sites' pages are not answered", param="Origin")
+    """Raises ApiError for requests from pages of other sites.
+
+    Only browsers send these headers; a request without them comes from another program.
+    """
+    own_origins = (f"http://{host.lower()}", f"https://{host.lower()}")
+    other_origin = origin and origin.lower() not in own_origins
+    other_site = site and site not in ("same-origin", "none")
+    if other_origin or other_site:
+        raise ApiError(403, "requests from pages of other sites are not allowed", param="Origin")
 
 
-def _given_key(header: str) -> bytes:
-    """The key in an Authorization header: of a Bearer, or the password of Basic; empty if there is none."""
+def _key_in(header: str) -> bytes:
+    """The key in an Authorization header (Bearer, or the password of Basic), empty without one."""
     scheme, _, value = header.partition(" ")
     if scheme.lower() == "bearer":
         return value.strip(" \t").encode("latin-1")
@@ -136,34 +127,25 @@ def _given_key(header: str) -> bytes:
     return b""
 
 
-def _one(scope: Scope, name: bytes) -> str:
-    """The value of a header, "" without it. Raises Refusal (400) if it comes twice: whose word would count?"""
-    values = [value for own, value in scope["headers"] if own == name]
+def _single_header(scope: Scope, name: bytes) -> str:
+    """The value of a header, "" without it. Raises ApiError (400) for a repeated header."""
+    values = [value for key, value in scope["headers"] if key == name]
     if len(values) > 1:
-        raise Refusal(400, "the header comes more than once", param=name.decode())
+        raise ApiError(400, "the header is repeated, expected it once", param=name.decode())
     return values[0].decode("latin-1") if values else ""
 
 
-def _bare(name: str) -> str:
+def _normalize_host(name: str) -> str:
     return name.lower().strip("[]").rstrip(".")
 
 
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-async def refuse(refusal: Refusal, send: Send) -> None:
-    """Send a refusal as the whole answer."""
-    body = refusal.body()
-    own = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
+async def send_error(error: ApiError, send: Send) -> None:
+    """Send `error` as the complete response."""
+    body = error.body()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        *own,
     ]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,4 +1,4 @@
-"""Two untrained runs and a server on the first, made once for all tests of a file."""
+"""Two runs with random weights and a server of each, shared by all tests of this folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minigpt_jax.tokenizer import CHAT_VOCAB, TEXT_VOCAB
-from tests.server.serving import Running, make_run, serving
+from tests.server.serving import KEY, ServerProcess, make_run, server_process
 
 
 @pytest.fixture(scope="session")
@@ -14,15 +14,22 @@ def chat_run(tmp_path_factory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "small-chat", CHAT_VOCAB)
 
 
-@pytest.fixture(scope="session")
-def text_run(tmp_path_factory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "small-text", TEXT_VOCAB)
+@pytest.fixture(scope="package")
+def server(chat_run, tmp_path_factory) -> Iterator[ServerProcess]:
+    """A server of a chat model. Whatever the tests send, it must not fail."""
+    with server_process(chat_run, tmp_path_factory.mktemp("log") / "server.log") as server:
+        yield server
+        assert server.process.poll() is None
+        assert "Traceback" not in server.log.read_text()
 
 
-@pytest.fixture(scope="module")
-def server(chat_run, tmp_path_factory) -> Iterator[Running]:
-    """No traceback may be in what it said, whatever the tests did to it."""
-    with serving(chat_run, tmp_path_factory.mktemp("log") / "server.log") as running:
-        yield running
-        assert running.process.poll() is None
-        assert "Traceback" not in running.log.read_text()
+@pytest.fixture(scope="package")
+def text_server(tmp_path_factory) -> Iterator[ServerProcess]:
+    """A server of a base model, which completes texts and cannot chat; it needs a key."""
+    run = make_run(tmp_path_factory.mktemp("runs") / "small-text", TEXT_VOCAB)
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    flags = ("--allowed-host", "Mine.Example")
+    with server_process(run, log, *flags, MINIGPT_API_KEY=KEY) as server:
+        yield server
+        assert server.process.poll() is None
+        assert "Traceback" not in server.log.read_text()

@@ -1,80 +1,73 @@
-"""A request's text is its own: alone or in a full house, whatever the neighbours want, whoever leaves, and never a new shape."""
+"""The engine: answers do not depend on other requests, nothing compiles late, all requests end."""
 
 import queue
 import threading
-import time
 from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minigpt_jax import generate
 from minigpt_jax.errors import InputError
-from minigpt_jax.generate import Generator
+from minigpt_jax.generate import BLOCK, Generator
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model import GPTConfig
 from minigpt_jax.sampling import sampling_params
-from minigpt_jax.server.engine import TOP, Busy, Closed, Engine, Job, Piece, _spans
+from minigpt_jax.server.device_batch import cache_lengths
+from minigpt_jax.server.engine import Engine
+from minigpt_jax.server.request import Delta, EngineClosed, QueueFull, Request
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, USER, load_tokenizer
 from tests.models import weights
+from tests.server.serving import TIMEOUT, TINY, tiny_run, wait_until
 
-CONFIG = GPTConfig(
-    vocab_size=384, context=64, layers=2, heads=2, embed=16
-)  # few tokens, because a draw looks at each of them
-TOKENIZER = load_tokenizer()
-SLOTS, QUEUE, DEADLINE = 4, 40, 60
-
-
-@pytest.fixture(scope="module", autouse=True)
-def three_spans() -> Iterator[None]:
-    """A context of 64 is long: steps look at 16 slots, at 32, or at all."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minigpt_jax.server.engine.SPAN", 16)
-        yield
+NUM_SLOTS = 4
+QUEUE_SIZE = 40
+# With a context of 64 tokens, blocks read 16, 32 or 64 tokens of the cache.
+MIN_CACHE_LENGTH = 16
+UNLIMITED = 10_000
 
 
 @pytest.fixture(scope="module")
-def params() -> dict:
-    return weights(CONFIG)
+def run() -> LoadedRun:
+    return tiny_run()
+
+
+def make_engine(run: LoadedRun, **settings) -> Engine:
+    defaults = {"num_slots": NUM_SLOTS, "min_cache_length": MIN_CACHE_LENGTH}
+    return Engine(run, **defaults | settings)
 
 
 @pytest.fixture(scope="module")
-def engine(params) -> Iterator[Engine]:
-    engine = Engine(LoadedRun(params, CONFIG, TOKENIZER), slots=SLOTS, queue=QUEUE)
+def engine(run) -> Iterator[Engine]:
+    engine = make_engine(run, queue_size=QUEUE_SIZE)
     yield engine
     engine.close()
 
 
-def job(text: str, tokens: int = 20, stop=(), logprobs: int | None = None, **how) -> Job:
-    return Job(
-        [1, *(byte for byte in text.encode())],
-        sampling_params(1, CONFIG, **{"temperature": 0.0, **how}),
-        tokens,
-        stop,
-        logprobs,
-    )
+def request(
+    text: str, max_tokens: int = 20, stop=(), num_logprobs: int | None = None, **sampling
+) -> Request:
+    """Greedy by default; the prompt is the bytes of `text`."""
+    settings = sampling_params(1, TINY, **{"temperature": 0.0, **sampling})
+    return Request([1, *text.encode()], settings, max_tokens, stop, num_logprobs)
 
 
-def answers(engine: Engine, jobs: list[Job]) -> list[tuple[str, list[int], str | None]]:
-    """Text, ids and reason of every job, asked at once."""
-    pieces: queue.Queue[tuple[int, Piece]] = queue.Queue()
-    engine.submit(jobs, lambda i, piece: pieces.put((i, piece)))
-    found = [("", [], None) for _ in jobs]
-    while not all(reason for _, _, reason in found):
-        i, piece = pieces.get(timeout=DEADLINE)
-        text, ids, reason = found[i]
-        assert reason is None, "nothing comes after the end"
-        found[i] = (text + piece.text, ids + [token.id for token in piece.tokens], piece.reason)
-    return found
+def generate(engine: Engine, requests: list[Request]) -> list[tuple[str, list[int], str | None]]:
+    """Text, ids and finish reason of every request, all submitted together."""
+    deltas: queue.Queue[tuple[int, Delta]] = queue.Queue()
+    engine.submit(requests, lambda i, delta: deltas.put((i, delta)))
+    results: list[tuple[str, list[int], str | None]] = [("", [], None) for _ in requests]
+    while not all(reason for _, _, reason in results):
+        i, delta = deltas.get(timeout=TIMEOUT)
+        text, ids, reason = results[i]
+        assert reason is None, "a delta arrived after the last one"
+        new_ids = [token.id for token in delta.tokens]
+        results[i] = (text + delta.text, ids + new_ids, delta.finish_reason)
+    return results
 
 
-def idle(engine: Engine) -> None:
-    """Wait until nothing is in a slot or before one."""
-    end = time.monotonic() + DEADLINE
-    while engine.health()["active"] or engine.health()["queued"]:
-        assert time.monotonic() < end, engine.health()
-        time.sleep(0.01)
+def wait_until_idle(engine: Engine) -> None:
+    wait_until(lambda: not (engine.health()["active"] or engine.health()["queued"]), engine.health)
 
 
 TEXTS = [
@@ -84,248 +77,268 @@ TEXTS = [
     "Slowly the token reads and writes",
     "",
 ]
-HOUSE = [
-    job(text, tokens, **how)
-    for text in TEXTS
-    for tokens, how in (
-        (5, {}),
-        (30, {}),
-        (17, {"temperature": 1.0, "seed": 3}),
-        (40, {"temperature": 0.7, "top_p": 0.9, "seed": 4}),
-        (9, {"temperature": 1.2, "top_k": 5, "seed": 5}),
-        (23, {"repetition_penalty": 1.5}),
-        (16, {"temperature": 1.0, "min_p": 0.05, "seed": 6}),
-    )
+VARIANTS = [
+    (5, {}),
+    (30, {}),
+    (17, {"temperature": 1.0, "seed": 3}),
+    (40, {"temperature": 0.7, "top_p": 0.9, "seed": 4}),
+    (9, {"temperature": 1.2, "top_k": 5, "seed": 5}),
+    (23, {"repetition_penalty": 1.5}),
+    (16, {"temperature": 1.0, "min_p": 0.05, "seed": 6}),
 ]
+MIXED = [request(text, tokens, **sampling) for text in TEXTS for tokens, sampling in VARIANTS]
 
 
-def test_a_text_is_the_same_alone_and_in_a_full_house(engine):
-    alone = [answers(engine, [j])[0] for j in HOUSE]
-    assert answers(engine, HOUSE) == alone
-    assert answers(engine, HOUSE[::-1]) == alone[::-1]
-    assert len({text for text, _, _ in alone}) > len(HOUSE) // 2
+# ---- Answers ----
 
 
-def test_it_writes_what_the_generator_writes(engine, params):
-    writer = Generator(params, CONFIG, TOKENIZER)
-    for one, (text, ids, reason) in zip(HOUSE, answers(engine, HOUSE), strict=True):
-        for _ in writer.stream([one.prompt], one.sampling, max_new_tokens=one.max_tokens):
-            pass
-        assert (text, ids, reason) == (
-            writer.completions[0].text,
-            writer.completions[0].tokens,
-            writer.completions[0].finish_reason,
+def test_an_answer_does_not_depend_on_other_requests(engine):
+    alone = [generate(engine, [one])[0] for one in MIXED]
+    assert generate(engine, MIXED) == alone
+    assert generate(engine, MIXED[::-1]) == alone[::-1]
+    assert len({text for text, _, _ in alone}) > len(MIXED) // 2
+
+
+def test_the_engine_and_the_generator_give_the_same_answers(engine, run):
+    generator = Generator(run.params, run.config, run.tokenizer)
+    for one, result in zip(MIXED, generate(engine, MIXED), strict=True):
+        (completion,) = generator.complete(
+            [one.prompt], one.sampling, max_new_tokens=one.max_tokens
         )
+        assert result == (completion.text, completion.tokens, completion.finish_reason)
 
 
-def test_a_step_looks_at_no_more_than_twice_of_what_is_there():
-    assert (
-        _spans(100, 0) == [16, 32, 64, 100]
-        and _spans(64, 0) == [16, 32, 64]
-        and _spans(10, 0) == [10]
-    )
-    assert _spans(100, TOP) == [100]
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 33])
+def test_an_answer_ends_at_its_length_limit(engine, length):
+    _, ids, reason = generate(engine, [request("The river", length)])[0]
+    assert (len(ids), reason) == (length, "length")
 
 
-def test_nothing_is_compiled_after_the_start(engine):
-    before = engine.health()["compilations"]
-    answers(
-        engine,
-        [
-            job(TEXTS[i % 5], i + 1, logprobs=i if i % 2 else None, temperature=i % 3 / 2, seed=i)
-            for i in range(12)
-        ],
-    )
-    for length in range(1, CONFIG.context):
-        answers(engine, [Job([5] * length, sampling_params(1, CONFIG), 1)])
-    answers(engine, [job("a", 7, logprobs=20), job("b", 3)])
-    assert engine.health()["compilations"] == before
-    assert before > 5  # the counter counts at all
-
-
-def test_an_answer_ends_at_its_length_the_context_or_a_stop_string(engine):
-    for length in (1, 15, 16, 17, 33):
-        text, ids, reason = answers(engine, [job("The river", length)])[0]
-        assert (len(ids), reason) == (length, "length")
-    prompt = [7] * (CONFIG.context - 3)
-    _, ids, reason = answers(engine, [Job(prompt, sampling_params(1, CONFIG), 1000)])[0]
+def test_an_answer_ends_with_the_context(engine):
+    prompt = [7] * (TINY.context - 3)
+    _, ids, reason = generate(engine, [Request(prompt, sampling_params(1, TINY), UNLIMITED)])[0]
     assert (len(ids), reason) == (3, "length")
-    whole, ids, _ = answers(engine, [job("The river", 30)])[0]
-    stop = whole[10:14]
-    text, used, reason = answers(engine, [job("The river", 30, stop=[stop])])[0]
-    assert (text, reason) == (whole[: whole.index(stop)], "stop")
-    assert (
-        used == ids[: len(used)]
-        and stop in TOKENIZER.decode(used)
-        and stop not in TOKENIZER.decode(used[:-1])
-    )
+
+
+def test_an_answer_ends_before_a_stop_string(engine):
+    complete, ids, _ = generate(engine, [request("The river", 30)])[0]
+    stop = complete[10:14]
+    text, used, reason = generate(engine, [request("The river", 30, stop=[stop])])[0]
+    assert (text, reason) == (complete[: complete.index(stop)], "stop")
+    assert used == ids[: len(used)]
+    # The last token is the one that completes the stop string.
+    tokenizer = load_tokenizer()
+    assert stop in tokenizer.decode(used) and stop not in tokenizer.decode(used[:-1])
 
 
 def test_log_probabilities_come_with_their_tokens(engine):
-    received = queue.Queue()
-    engine.submit([job("The river", 20, logprobs=3)], lambda i, piece: received.put(piece))
+    deltas: queue.Queue[Delta] = queue.Queue()
+    with_logprobs = request("The river", 20, num_logprobs=3)
+    engine.submit([with_logprobs], lambda i, delta: deltas.put(delta))
     tokens = []
-    while True:
-        piece = received.get(timeout=DEADLINE)
-        tokens += piece.tokens
-        if piece.reason:
-            break
-    for token in tokens:  # greedy: the drawn one is the most likely
+    reason = None
+    while reason is None:
+        _, new_tokens, reason = deltas.get(timeout=TIMEOUT)
+        tokens += new_tokens
+    for token in tokens:
+        # Greedy, so the drawn token is the most likely one.
         assert token.top[0] == (token.id, token.logprob) and len(token.top) == 3
-        assert [value for _, value in token.top] == sorted(
-            (value for _, value in token.top), reverse=True
+        logprobs = [logprob for _, logprob in token.top]
+        assert logprobs == sorted(logprobs, reverse=True)
+    without = generate(engine, [request("The river", 20)])[0]
+    assert without[1] == [token.id for token in tokens]
+
+
+def biased(config: GPTConfig, token: int) -> LoadedRun:
+    """A run that finds `token` far more likely than all others."""
+    params = weights(config)
+    final_norm = {"scale": jnp.zeros(config.embed), "bias": jnp.ones(config.embed)}
+    params = params | {"ln_f": final_norm, "wte": params["wte"].at[token].set(10)}
+    return LoadedRun(params, config, load_tokenizer())
+
+
+def test_role_markers_in_an_answer_are_tokens_but_not_text():
+    run = biased(GPTConfig(vocab_size=CHAT_VOCAB, context=16, layers=1, heads=1, embed=8), USER)
+    engine = make_engine(run, num_slots=1)
+    assert generate(engine, [request("The", 5)]) == [("", [USER] * 5, "length")]
+    engine.close()
+
+
+# ---- Slots, the queue and shapes ----
+
+
+def test_blocks_read_at_most_twice_the_cache_that_they_need():
+    assert cache_lengths(100, 16, with_logprobs=False) == [16, 32, 64, 100]
+    assert cache_lengths(64, 16, with_logprobs=False) == [16, 32, 64]
+    assert cache_lengths(10, 16, with_logprobs=False) == [10]
+    assert cache_lengths(100, 16, with_logprobs=True) == [100]
+
+
+def test_nothing_compiles_after_the_start(engine):
+    before = engine.health()["compilations"]
+    mixed = [
+        request(
+            TEXTS[i % len(TEXTS)],
+            i + 1,
+            num_logprobs=i if i % 2 else None,
+            temperature=i % 3 / 2,
+            seed=i,
         )
-    assert answers(engine, [job("The river", 20)])[0][1] == [token.id for token in tokens]
+        for i in range(12)
+    ]
+    generate(engine, mixed)
+    for length in range(1, TINY.context):
+        generate(engine, [Request([5] * length, sampling_params(1, TINY), 1)])
+    generate(engine, [request("a", 7, num_logprobs=20), request("b", 3)])
+    assert engine.health()["compilations"] == before
+    # The counter works.
+    assert before > 5
 
 
-def test_role_markers_inside_an_answer_are_no_text_but_count():
-    config = GPTConfig(vocab_size=CHAT_VOCAB, context=16, layers=1, heads=1, embed=8)
-    params = weights(config)
-    always = {
-        "ln_f": {"scale": jnp.zeros(8), "bias": jnp.ones(8)},
-        "wte": params["wte"].at[USER].set(10),
-    }
-    engine = Engine(LoadedRun(params | always, config, TOKENIZER), slots=1)
-    assert answers(engine, [job("The", 5)]) == [("", [USER] * 5, "length")]
+def test_a_finished_answer_makes_room_before_others_get_another_block():
+    config = GPTConfig(vocab_size=CHAT_VOCAB, context=64, layers=1, heads=1, embed=8)
+    # Blocks are as long as they can be, however slow this machine is.
+    engine = make_engine(
+        biased(config, END),
+        num_slots=2,
+        min_cache_length=config.context,
+        target_block_seconds=TIMEOUT,
+    )
+    # Draws any token; greedy requests draw END immediately.
+    long = request("A", 60, temperature=100.0, seed=1)
+    # After the second block the engine knows how long a token takes.
+    generate(engine, [request("A", 2, temperature=100.0)])
+    received = []
+    all_short_finished = threading.Event()
+
+    def receive(i: int, delta: Delta) -> None:
+        received.append((i, len(delta.tokens)))
+        if i == 5 and delta.finish_reason:
+            all_short_finished.set()
+
+    engine.submit([long, *[request("A", 20)] * 5], receive)
+    assert all_short_finished.wait(TIMEOUT)
+    # The end token is not part of an answer.
+    assert [tokens for i, tokens in received if i > 0] == [0] * 5
+    assert sum(tokens for i, tokens in received if i == 0) < 2 * BLOCK
     engine.close()
 
 
-def test_an_answer_that_ends_makes_room_before_its_neighbours_have_a_block_more(monkeypatch):
-    monkeypatch.setattr(
-        "minigpt_jax.server.engine.PACE", 60.0
-    )  # blocks are as long as they may be, however slow this machine is
-    config = GPTConfig(vocab_size=CHAT_VOCAB, context=128, layers=1, heads=1, embed=8)
-    params = weights(config)
-    ends = {
-        "ln_f": {"scale": jnp.zeros(8), "bias": jnp.ones(8)},
-        "wte": params["wte"].at[END].set(10),
-    }
-    engine = Engine(LoadedRun(params | ends, config, TOKENIZER), slots=2)
-    heat = {"temperature": 100.0, "seed": 1}  # draws anything, where the others end at once
-    answers(engine, [job("A", 60, **heat)])  # how long a token takes is known
-    heard, over = [], threading.Event()
-
-    def receive(i: int, piece: Piece) -> None:
-        heard.append((i, len(piece.tokens)))
-        if i == 5 and piece.reason:
-            over.set()
-
-    engine.submit([job("A", 100, **heat), *[job("A", 20)] * 5], receive)
-    assert over.wait(DEADLINE)
-    written = sum(tokens for i, tokens in heard if i == 0)
-    assert [tokens for i, tokens in heard if i] == [0] * 5  # an end is no text
-    assert written < 2 * generate.BLOCK
-    engine.close()
-
-
-def test_who_leaves_makes_room_and_disturbs_nobody(engine):
-    calm = [job(text, 40) for text in TEXTS]
-    expected = answers(engine, calm)
-    heard: list[int] = []
+def test_cancelled_requests_free_their_slots_and_receive_nothing_more(engine):
+    requests = [request(text, 40) for text in TEXTS]
+    expected = generate(engine, requests)
+    received: list[int] = []
     for _ in range(3):
-        leaving = engine.submit(
-            [job("A stone", 10_000, temperature=1.0) for _ in range(20)],
-            lambda i, piece: heard.append(i),
-        )
-        departure = threading.Timer(0.05, engine.cancel, [leaving])
-        departure.start()
-        assert answers(engine, calm) == expected
-        departure.join()
-        idle(engine)
-        count = len(heard)
-        answers(engine, calm[:1])
-        assert len(heard) == count  # and hears no more
+        first = threading.Event()
+
+        def receive(i: int, delta: Delta, first: threading.Event = first) -> None:
+            received.append(i)
+            first.set()
+
+        long = [request("A stone", UNLIMITED, temperature=1.0) for _ in range(20)]
+        cancelled = engine.submit(long, receive)
+        assert first.wait(TIMEOUT)
+        # Cancelled while the others wait or run.
+        cancelling = threading.Thread(target=engine.cancel, args=[cancelled])
+        cancelling.start()
+        assert generate(engine, requests) == expected
+        cancelling.join()
+        wait_until_idle(engine)
+        count = len(received)
+        generate(engine, requests[:1])
+        assert len(received) == count
 
 
-def test_who_cannot_be_told_harms_nobody(engine):
-    def gone(i, piece):
-        raise RuntimeError("the loop is closed")
+def test_a_receiver_that_fails_does_not_affect_others(engine):
+    def fail(i: int, delta: Delta) -> None:
+        raise RuntimeError("the event loop is closed")
 
-    engine.submit([job("A stone", 30)] * SLOTS, gone)
-    assert answers(engine, [job("The river", 5)])[0][2] == "length"
-    idle(engine)
+    engine.submit([request("A stone", 30)] * NUM_SLOTS, fail)
+    assert generate(engine, [request("The river", 5)])[0][2] == "length"
+    wait_until_idle(engine)
 
 
-def test_the_queue_is_bounded_and_takes_all_or_none(engine):
-    idle(engine)
-    long = [job("A stone", 60, temperature=1.0)] * (QUEUE + SLOTS)
-    tickets = engine.submit(long, lambda i, piece: None)
-    with pytest.raises(Busy):
-        engine.submit(long[: SLOTS + 1], lambda i, piece: None)
-    engine.cancel(tickets)
-    assert engine.health()["queued"] == 0  # at once
-    idle(engine)
-    with pytest.raises(Busy):
-        engine.submit([*long, long[0]], lambda i, piece: None)
+def test_a_full_queue_accepts_all_requests_or_none(engine):
+    wait_until_idle(engine)
+    long = [request("A stone", 60, temperature=1.0)] * (QUEUE_SIZE + NUM_SLOTS)
+    release = threading.Event()
+    # The engine waits in `receive`, so the requests stay where they are.
+    accepted = engine.submit(long, lambda i, delta: release.wait(TIMEOUT))
+    with pytest.raises(QueueFull):
+        engine.submit(long[: NUM_SLOTS + 1], lambda i, delta: None)
+    engine.cancel(accepted)
+    assert engine.health()["queued"] == 0
+    release.set()
+    wait_until_idle(engine)
+    with pytest.raises(QueueFull):
+        engine.submit([*long, long[0]], lambda i, delta: None)
     assert engine.health()["queued"] == 0
 
 
-@pytest.mark.parametrize("length", [0, CONFIG.context, 1000])
-def test_a_prompt_that_does_not_fit_is_refused(engine, length):
+@pytest.mark.parametrize("length", [0, TINY.context, 1000])
+def test_a_prompt_that_does_not_fit_is_an_error(engine, length):
     with pytest.raises(InputError, match=f"has {length} tokens"):
-        engine.submit([Job([5] * length, sampling_params(1, CONFIG), 1)], lambda i, piece: None)
+        engine.submit([Request([5] * length, sampling_params(1, TINY), 1)], lambda i, delta: None)
 
 
-def test_closing_ends_what_is_left(params):
-    engine = Engine(LoadedRun(params, CONFIG, TOKENIZER), slots=SLOTS, queue=3)
-    ends = queue.Queue()
-    engine.submit(
-        [job("A stone", 10_000, temperature=1.0)] * 7, lambda i, piece: ends.put(piece.reason)
-    )
+# ---- The end of the engine ----
+
+
+def test_close_finishes_all_requests(run):
+    engine = make_engine(run, queue_size=3)
+    reasons: queue.Queue[str | None] = queue.Queue()
+    long = [request("A stone", UNLIMITED, temperature=1.0)] * 7
+    engine.submit(long, lambda i, delta: reasons.put(delta.finish_reason))
     engine.close()
-    reasons = [
-        reason
-        for reason in iter(
-            lambda: ends.get(timeout=1) if not ends.empty() else "none left", "none left"
-        )
-        if reason
-    ]
-    assert len(reasons) == 7 and "closed" in reasons
-    with pytest.raises(Closed):
-        engine.submit([job("A stone")], lambda i, piece: None)
+    # The thread has ended, so everything has been received.
+    finished = [reason for reason in reasons.queue if reason]
+    assert len(finished) == 7 and "closed" in finished
+    with pytest.raises(EngineClosed):
+        engine.submit([request("A stone")], lambda i, delta: None)
     assert not engine.health()["alive"]
 
 
-def test_a_failing_device_is_told_to_all_who_wait(params, capsys):
-    engine = Engine(LoadedRun(params, CONFIG, TOKENIZER), slots=SLOTS)
-    engine._params = {
-        name: value for name, value in engine._params.items() if name != "ln_f"
-    }  # weights that are gone
-    ends = queue.Queue()
-    engine.submit([job("A stone")] * 2, lambda i, piece: ends.put(piece.reason))
-    assert [ends.get(timeout=DEADLINE) for _ in range(2)] == ["closed", "closed"]
+def test_a_failing_device_closes_all_requests(run, capsys):
+    engine = make_engine(run)
+    # Weights are missing, so the next program cannot run.
+    engine._batch.params = {k: v for k, v in engine._batch.params.items() if k != "ln_f"}
+    reasons: queue.Queue[str | None] = queue.Queue()
+    engine.submit([request("A stone")] * 2, lambda i, delta: reasons.put(delta.finish_reason))
+    assert [reasons.get(timeout=TIMEOUT) for _ in range(2)] == ["closed", "closed"]
     engine.close()
-    assert not engine.health()["alive"] and "Traceback" in capsys.readouterr().err
+    assert not engine.health()["alive"]
+    assert "Traceback" in capsys.readouterr().err
 
 
-def test_who_ended_just_before_a_failure_has_the_whole_answer(params, capsys):
-    engine = Engine(LoadedRun(params, CONFIG, TOKENIZER), slots=SLOTS)
-    dispatch, ends = engine._dispatch, queue.Queue()
+def test_an_answer_that_ended_before_a_failure_is_complete(run, capsys):
+    engine = make_engine(run)
+    reasons: queue.Queue[tuple[int, str]] = queue.Queue()
+    decode = engine._batch.decode
 
-    def fails_later(*given, **named):
-        engine._dispatch = lambda *given, **named: 1 / 0
-        return dispatch(*given, **named)
+    def decode_once(*args, **kwargs):
+        engine._batch.decode = lambda *args, **kwargs: 1 / 0
+        return decode(*args, **kwargs)
 
-    engine._dispatch = fails_later
-    engine.submit(
-        [job("A stone", 1), job("A stone", 10_000, temperature=1.0)],
-        lambda i, piece: piece.reason and ends.put((i, piece.reason)),
-    )
-    assert {ends.get(timeout=DEADLINE) for _ in range(2)} == {(0, "length"), (1, "closed")}
+    engine._batch.decode = decode_once
+
+    def receive(i: int, delta: Delta) -> None:
+        if delta.finish_reason:
+            reasons.put((i, delta.finish_reason))
+
+    long = request("A stone", UNLIMITED, temperature=1.0)
+    engine.submit([request("A stone", 1), long], receive)
+    assert {reasons.get(timeout=TIMEOUT) for _ in range(2)} == {(0, "length"), (1, "closed")}
     engine.close()
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_the_numbers_add_up(engine):
-    idle(engine)
+def test_health_counts_answers_and_tokens(engine):
+    wait_until_idle(engine)
     before = engine.health()
-    written = sum(len(ids) for _, ids, _ in answers(engine, HOUSE[:10]))
+    generated = sum(len(ids) for _, ids, _ in generate(engine, MIXED[:10]))
     after = engine.health()
-    assert (
-        after["answers"] - before["answers"] == 10 and after["tokens"] - before["tokens"] == written
-    )
-    assert (
-        0 < after["time_to_first_token"]["p50"] <= after["time_to_first_token"]["p95"]
-        and after["tokens_per_second"] > 0
-    )
-    assert np.isfinite(after["tokens_per_second"])
+    assert after["answers"] - before["answers"] == 10
+    assert after["tokens"] - before["tokens"] == generated
+    first_token = after["time_to_first_token"]
+    assert 0 < first_token["p50"] <= first_token["p95"]
+    assert after["tokens_per_second"] > 0 and np.isfinite(after["tokens_per_second"])

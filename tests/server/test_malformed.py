@@ -1,4 +1,4 @@
-"""Bodies that no client should send, made from the description that the server publishes: always an answer, never a mistake of ours."""
+"""Bodies that no client should send, made from the published schemas: never an internal error."""
 
 import json
 import string
@@ -8,11 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minigpt_jax.server import schema
-from minigpt_jax.server.answers import encoded
-from minigpt_jax.server.refusal import Refusal
-from tests.server.serving import QUESTION, Running
+from minigpt_jax.server.api_error import ApiError, encode_json
+from minigpt_jax.server.json_schema import validate
+from tests.server.serving import QUESTION, ServerProcess
 
-ROUTES = ("/v1/chat/completions", "/v1/completions")
+CHAT = "/v1/chat/completions"
+COMPLETION = "/v1/completions"
+ROUTES = (CHAT, COMPLETION)
 ANYTHING = st.recursive(
     st.none()
     | st.booleans()
@@ -27,104 +29,116 @@ ANYTHING = st.recursive(
 )
 
 
-def fitting(described: dict) -> st.SearchStrategy:
-    """Values that a schema of the published kind allows, and now and then one that it does not."""
-    return st.integers(0, 6).flatmap(lambda i: _allowed(described) if i else ANYTHING)
+def mostly_valid(schema: dict) -> st.SearchStrategy:
+    """Values that `schema` allows, and one in seven that it may not."""
+    return st.integers(0, 6).flatmap(lambda i: valid(schema) if i else ANYTHING)
 
 
-def _allowed(described: dict) -> st.SearchStrategy:
-    if "anyOf" in described:
-        return st.one_of(*map(fitting, described["anyOf"]))
-    if "enum" in described:
-        return st.sampled_from(described["enum"])
-    kind = described["type"]
-    if kind == "object":
-        known = {name: fitting(part) for name, part in described["properties"].items()}
-        needed = {name: known.pop(name) for name in described.get("required", ()) if name in known}
-        return st.fixed_dictionaries(needed, optional=known)
-    if kind == "array":
-        return st.lists(
-            fitting(described["items"]),
-            min_size=described.get("minItems", 0),
-            max_size=min(described.get("maxItems", 4), 4),
-        )
-    if kind == "string":
-        size = {
-            "min_size": described.get("minLength", 0),
-            "max_size": min(described.get("maxLength", 30), 30),
-        }
-        return st.text(**size) | st.text(string.printable, **size)
-    if kind == "number":
-        return st.floats(described["minimum"], described["maximum"])
-    if kind == "integer":
-        low, high = described["minimum"], described.get("maximum", 60_000)
-        return st.integers(low, min(low + 30, high)) | st.integers(low, high)
-    return st.booleans() if kind == "boolean" else st.none()
+def valid(schema: dict) -> st.SearchStrategy:
+    """Values that `schema` allows, with parts that it may not."""
+    if "anyOf" in schema:
+        return st.one_of(*map(mostly_valid, schema["anyOf"]))
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    return BY_TYPE[schema["type"]](schema)
 
 
-def spoil(body: bytes, place: int, junk: bytes, how: str) -> bytes:
-    """A body with something cut off, put in or overwritten."""
-    at = place % (len(body) + 1)
-    return (
-        body[:at]
-        + {"cut": b"", "insert": junk + body[at:], "overwrite": junk + body[at + len(junk) :]}[how]
+def objects(schema: dict) -> st.SearchStrategy:
+    optional = {name: mostly_valid(part) for name, part in schema["properties"].items()}
+    names = [name for name in schema.get("required", ()) if name in optional]
+    required = {name: optional.pop(name) for name in names}
+    return st.fixed_dictionaries(required, optional=optional)
+
+
+def arrays(schema: dict) -> st.SearchStrategy:
+    shortest = schema.get("minItems", 0)
+    longest = min(schema.get("maxItems", 4), 4)
+    return st.lists(mostly_valid(schema["items"]), min_size=shortest, max_size=longest)
+
+
+def strings(schema: dict) -> st.SearchStrategy:
+    shortest = schema.get("minLength", 0)
+    longest = min(schema.get("maxLength", 30), 30)
+    return st.text(min_size=shortest, max_size=longest) | st.text(
+        string.printable, min_size=shortest, max_size=longest
     )
 
 
-def check(server: Running, route: str, body: bytes) -> int:
-    status, headers, content = server.ask(route, body)
-    assert status in (200, 400, 404, 413, 429), (status, content)
-    if headers["content-type"].startswith("application/json"):
-        answer = json.loads(content)
-        assert ("error" in answer) == (status != 200)
-    assert b"Traceback" not in content
-    return status
+def integers(schema: dict) -> st.SearchStrategy:
+    low = schema["minimum"]
+    high = schema.get("maximum", 60_000)
+    return st.integers(low, min(low + 30, high)) | st.integers(low, high)
+
+
+BY_TYPE = {
+    "object": objects,
+    "array": arrays,
+    "string": strings,
+    "integer": integers,
+    "number": lambda schema: st.floats(schema["minimum"], schema["maximum"]),
+    "boolean": lambda schema: st.booleans(),
+    "null": lambda schema: st.none(),
+}
+DAMAGE = st.tuples(
+    st.integers(0, 10**6), st.binary(max_size=6), st.sampled_from(["cut", "insert", "overwrite"])
+)
+
+
+def damaged(body: bytes, position: int, junk: bytes, kind: str) -> bytes:
+    """`body`, cut off at `position`, or with `junk` there."""
+    at = position % (len(body) + 1)
+    if kind == "cut":
+        return body[:at]
+    continues_at = at if kind == "insert" else at + len(junk)
+    return body[:at] + junk + body[continues_at:]
+
+
+def checked_status(server: ServerProcess, route: str, body: bytes) -> int:
+    """The status, after checks that the response is complete and not an internal error."""
+    reply = server.request(route, body)
+    assert reply.status in (200, 400, 404, 413, 429), reply
+    if reply.headers["content-type"].startswith("application/json"):
+        assert ("error" in json.loads(reply.body)) == (reply.status != 200)
+    assert b"Traceback" not in reply.body
+    return reply.status
 
 
 @pytest.fixture(scope="module")
-def described(server) -> dict:
-    paths = json.loads(server.ask("/openapi.json")[2])["paths"]
+def schemas(server) -> dict[str, dict]:
+    """The schema of each route's body, as it is published."""
+    paths = json.loads(server.request("/openapi.json").body)["paths"]
     return {
         route: paths[route]["post"]["requestBody"]["content"]["application/json"]["schema"]
         for route in ROUTES
     }
 
 
-def bodies(described: dict, found: list[int], server: Running, examples: int) -> None:
-    """Ask `examples` times with whatever comes to mind."""
-    routes = st.sampled_from(ROUTES).flatmap(
-        lambda route: st.tuples(st.just(route), fitting(described[route]))
-    )
-    damage = st.none() | st.tuples(
-        st.integers(0, 10**6),
-        st.binary(max_size=6),
-        st.sampled_from(["cut", "insert", "overwrite"]),
+@pytest.mark.parametrize("examples", [150, pytest.param(1000, marks=pytest.mark.campaign)])
+def test_every_body_gets_a_response(server, schemas, examples):
+    statuses: list[int] = []
+    requests = st.sampled_from(ROUTES).flatmap(
+        lambda route: st.tuples(st.just(route), mostly_valid(schemas[route]))
     )
 
     @settings(
         max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
-    @given(routes, damage)
-    def ask(asked, damage):
-        route, value = asked
-        if isinstance(value, dict) and isinstance(value.get("max_tokens"), int):
-            value["max_tokens"] = min(
-                value["max_tokens"], 5
-            )  # refusals are what is tested, not patience
-        body = json.dumps({"max_tokens": 2, **value} if isinstance(value, dict) else value).encode()
-        found.append(check(server, route, spoil(body, *damage) if damage else body))
+    @given(requests, st.none() | DAMAGE)
+    def send(request, damage):
+        route, value = request
+        if isinstance(value, dict):
+            value = {"max_tokens": 2, **value}
+            # Short answers: what is tested are the bodies.
+            if isinstance(value["max_tokens"], int):
+                value["max_tokens"] = min(value["max_tokens"], 5)
+        body = json.dumps(value).encode()
+        statuses.append(checked_status(server, route, damaged(body, *damage) if damage else body))
 
-    ask()
-
-
-@pytest.mark.parametrize("examples", [150, pytest.param(1000, marks=pytest.mark.campaign)])
-def test_whatever_is_sent_is_answered(server, described, examples):
-    found: list[int] = []
-    bodies(described, found, server, examples)
-    assert (
-        found.count(200) > examples // 50 and found.count(400) > examples // 4
-    )  # both kinds were met
-    assert server.ask("/v1/chat/completions", QUESTION | {"max_tokens": 1})[0] == 200
+    send()
+    # Valid and invalid bodies were among them.
+    assert statuses.count(200) > examples // 50
+    assert statuses.count(400) > examples // 4
+    assert server.request(CHAT, QUESTION | {"max_tokens": 1}).status == 200
 
 
 @pytest.mark.parametrize(
@@ -152,37 +166,41 @@ def test_whatever_is_sent_is_answered(server, described, examples):
         b'{"prompt": "' + b"a" * 900_000 + b'"}',
     ],
 )
-def test_known_tricks(server, body):
+def test_known_attacks_are_errors(server, body):
     for route in ROUTES:
-        assert check(server, route, body) == 400
+        assert checked_status(server, route, body) == 400
 
 
 @pytest.mark.parametrize(
-    "letter", ["a", " ", "\n", "é", "\u200d", "'", "0", "\U0001f600", "a ", "\ud800"]
+    "unit", ["a", " ", "\n", "é", "\u200d", "'", "0", "\U0001f600", "a ", "\ud800"]
 )
-def test_texts_that_are_hard_to_cut_are_no_harder_for_the_server(server, letter):
-    """What fits the context by its length alone is encoded: the longest such text must not take long."""
-    assert check(
-        server, "/v1/completions", json.dumps({"prompt": letter * (30_000 // len(letter))}).encode()
-    ) in (200, 400)
+def test_texts_that_are_slow_to_tokenize_get_a_response(server, unit):
+    """As long as the check of the length before the tokenizer allows."""
+    body = json.dumps({"prompt": unit * (30_000 // len(unit))}).encode()
+    assert checked_status(server, COMPLETION, body) in (200, 400)
 
 
-def test_the_last_of_equal_names_counts_and_surrogates_are_no_text(server):
-    body = b'{"messages": 5, "messages": [{"role": "user", "content": "\\ud800 \\u0000"}], "max_tokens": 2, "stop": "\\udfff"}'
-    assert check(server, "/v1/chat/completions", body) == 200
-    assert (
-        check(server, "/v1/chat/completions", json.dumps(QUESTION | {"model": "\ud800"}).encode())
-        == 404
+def test_of_repeated_fields_the_last_one_counts_and_surrogates_are_replaced(server):
+    body = (
+        b'{"messages": 5, "messages": [{"role": "user", "content": "\\ud800 \\u0000"}],'
+        b' "max_tokens": 2, "stop": "\\udfff"}'
     )
-    assert encoded({"é": "\ud800"}) == '{"é":"?"}'.encode()
+    assert checked_status(server, CHAT, body) == 200
+    unknown_model = json.dumps(QUESTION | {"model": "\ud800"}).encode()
+    assert checked_status(server, CHAT, unknown_model) == 404
+    assert encode_json({"é": "\ud800"}) == '{"é":"?"}'.encode()
+
+
+UP_TO_FIVE = {"minimum": 0, "maximum": 5}
+TEXT_OR_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 
 
 @pytest.mark.parametrize(
-    ("value", "described", "place"),
+    ("value", "allowed", "path"),
     [
-        (True, {"type": "integer", "minimum": 0, "maximum": 5}, "x"),
-        (1.0, {"type": "integer", "minimum": 0, "maximum": 5}, "x"),
-        (float("nan"), {"type": "number", "minimum": 0, "maximum": 5}, "x"),
+        (True, {"type": "integer", **UP_TO_FIVE}, "x"),
+        (1.0, {"type": "integer", **UP_TO_FIVE}, "x"),
+        (float("nan"), {"type": "number", **UP_TO_FIVE}, "x"),
         (0, {"enum": [False]}, "x"),
         ({"a": [1, "b"]}, schema.CHAT, "x.messages"),
         (
@@ -190,14 +208,10 @@ def test_the_last_of_equal_names_counts_and_surrogates_are_no_text(server):
             schema.CHAT,
             "x.messages[0].content[0].text",
         ),
-        (
-            ["a", 3],
-            {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
-            "x[1]",
-        ),
+        (["a", 3], TEXT_OR_TEXTS, "x[1]"),
     ],
 )
-def test_a_fault_is_named_where_it_is(value, described, place):
-    with pytest.raises(Refusal) as refusal:
-        schema.check(value, described, "x")
-    assert refusal.value.param == place and refusal.value.status == 400
+def test_errors_name_the_part_that_is_wrong(value, allowed, path):
+    with pytest.raises(ApiError) as error:
+        validate(value, allowed, "x")
+    assert error.value.param == path and error.value.status == 400

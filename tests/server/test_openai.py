@@ -1,4 +1,4 @@
-"""The official client works unchanged: chat and completion, streamed and not, and every error as its own exception."""
+"""OpenAI's client works unchanged: chat, completions, streams and errors."""
 
 import json
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from tests.server.serving import CONTEXT, QUESTION
 
 MESSAGES = QUESTION["messages"]
 GREEDY = {"messages": MESSAGES, "temperature": 0.0, "max_tokens": 30}
+NUM_SEEDS = 2**32
 
 
 @pytest.fixture(scope="module")
@@ -24,203 +25,181 @@ def model(client) -> str:
     return client.models.list().data[0].id
 
 
+def chat_texts(client: openai.OpenAI, model: str, **fields) -> list[str]:
+    """The text of every choice."""
+    fields = {"messages": MESSAGES, "max_tokens": 30} | fields
+    response = client.chat.completions.create(model=model, **fields)
+    return [choice.message.content for choice in response.choices]
+
+
 def test_the_model_is_listed(client, model):
     assert model == "small-chat"
     found = client.models.retrieve(model)
-    assert (
-        found.object == "model"
-        and found.model_extra["context"] == CONTEXT
-        and found.model_extra["chat"] is True
-    )
+    assert found.object == "model"
+    assert found.model_extra["context"] == CONTEXT and found.model_extra["chat"] is True
     with pytest.raises(openai.NotFoundError) as error:
         client.models.retrieve("another")
     assert error.value.code == "model_not_found"
 
 
 def test_a_chat(client, model):
-    answer = client.chat.completions.create(model=model, **GREEDY)
-    choice = answer.choices[0]
-    assert (
-        choice.message.role == "assistant"
-        and choice.message.content
-        and choice.finish_reason in ("stop", "length")
-    )
-    expected = 1 + 1 + len(load_tokenizer().encode(MESSAGES[0]["content"])) + 1 + 1
-    assert answer.usage.prompt_tokens == expected and 0 < answer.usage.completion_tokens <= 30
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    assert answer.model == model and answer.object == "chat.completion"
+    response = client.chat.completions.create(model=model, **GREEDY)
+    choice = response.choices[0]
+    assert choice.message.role == "assistant" and choice.message.content
+    assert choice.finish_reason in ("stop", "length")
+    # Separator, user marker, the text, end marker, assistant marker.
+    prompt_tokens = 2 + len(load_tokenizer().encode(MESSAGES[0]["content"])) + 2
+    usage = response.usage
+    assert usage.prompt_tokens == prompt_tokens and 0 < usage.completion_tokens <= 30
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert response.model == model and response.object == "chat.completion"
 
 
-def test_a_streamed_chat_is_the_same(client, model):
-    for how in (
+@pytest.mark.parametrize(
+    "fields",
+    [
         {},
         {"temperature": 1.0, "seed": 5, "n": 3},
         {"stop": ["e"]},
         {"temperature": 1.0, "seed": 7, "max_tokens": 200},
-    ):
-        asked = GREEDY | how
-        whole = client.chat.completions.create(model=model, **asked)
-        with client.chat.completions.create(
-            model=model, stream=True, stream_options={"include_usage": True}, **asked
-        ) as stream:
-            pieces = list(stream)
-        assert (
-            len({piece.id for piece in pieces}) == 1
-            and pieces[-1].choices == []
-            and pieces[-1].usage == whole.usage
-        )
-        for choice in whole.choices:
-            own = [
-                piece.choices[0] for piece in pieces[:-1] if piece.choices[0].index == choice.index
-            ]
-            assert own[0].delta.role == "assistant"
-            assert "".join(piece.delta.content or "" for piece in own) == choice.message.content
-            assert [piece.finish_reason for piece in own if piece.finish_reason] == [
-                choice.finish_reason
-            ] and own[-1].finish_reason
+    ],
+)
+def test_a_streamed_chat_has_the_same_content(client, model, fields):
+    body = GREEDY | fields
+    complete = client.chat.completions.create(model=model, **body)
+    with client.chat.completions.create(
+        model=model, stream=True, stream_options={"include_usage": True}, **body
+    ) as stream:
+        *chunks, last = stream
+    assert len({chunk.id for chunk in (*chunks, last)}) == 1
+    assert last.choices == [] and last.usage == complete.usage
+    for choice in complete.choices:
+        deltas = [c.choices[0] for c in chunks if c.choices[0].index == choice.index]
+        assert deltas[0].delta.role == "assistant"
+        assert "".join(d.delta.content or "" for d in deltas) == choice.message.content
+        reasons = [d.finish_reason for d in deltas]
+        assert reasons[-1] == choice.finish_reason and not any(reasons[:-1])
 
 
-def test_seeds_make_answers(client, model):
-    def ask(**how):
-        answer = client.chat.completions.create(
-            model=model, messages=MESSAGES, max_tokens=30, **how
-        )
-        return [choice.message.content for choice in answer.choices]
+def test_a_seed_determines_the_answer(client, model):
+    def texts(**fields):
+        return chat_texts(client, model, **fields)
 
-    three = ask(seed=3, n=3)
-    assert three == ask(seed=3) + ask(seed=4) + ask(seed=5) and len(set(three)) == 3
-    assert ask(seed=-1) == ask(seed=2**32 - 1)
-    assert ask() != ask()  # without a seed, another answer each time
-    assert (
-        ask(temperature=0.0)
-        == ask(temperature=0.0, seed=9)
-        == ask(temperature=1e-30)
-        == ask(extra_body={"top_k": 1})
-    )
+    three = texts(seed=3, n=3)
+    assert three == texts(seed=3) + texts(seed=4) + texts(seed=5) and len(set(three)) == 3
+    assert texts(seed=-1) == texts(seed=NUM_SEEDS - 1)
+    # Without a seed, a different answer each time.
+    assert texts() != texts()
+    greedy = texts(temperature=0.0)
+    assert greedy == texts(temperature=0.0, seed=9)
+    assert greedy == texts(temperature=1e-30)
+    assert greedy == texts(extra_body={"top_k": 1})
 
 
-def test_extensions_reach_the_engine(client, model):
-    def ask(**extra):
-        answer = client.chat.completions.create(
-            model=model, messages=MESSAGES, max_tokens=30, seed=1, extra_body=extra
-        )
-        return answer.choices[0].message.content
+def test_fields_beyond_openais_api_change_the_sampling(client, model):
+    def texts(**extra):
+        return chat_texts(client, model, seed=1, extra_body=extra)
 
-    plain = ask()
-    assert (
-        ask(top_k=0)
-        == ask(min_p=0)
-        == ask(repetition_penalty=1)
-        == ask(user="me", store=False, metadata={"a": "b"}, unheard_of=1)
-        == plain
-    )
-    assert plain not in (ask(top_k=2), ask(min_p=0.9), ask(repetition_penalty=3))
+    plain = texts()
+    for neutral in ({"top_k": 0}, {"min_p": 0}, {"repetition_penalty": 1}):
+        assert texts(**neutral) == plain
+    assert texts(user="me", store=False, metadata={"a": "b"}, unknown_field=1) == plain
+    for effective in ({"top_k": 2}, {"min_p": 0.9}, {"repetition_penalty": 3}):
+        assert texts(**effective) != plain
 
 
-def test_stop_strings(client, model):
-    whole = client.chat.completions.create(model=model, **GREEDY).choices[0].message.content
-    stop = whole[5:7]
-    for given in (stop, [stop], ["never", stop]):
-        choice = client.chat.completions.create(model=model, **GREEDY, stop=given).choices[0]
-        assert (
-            choice.message.content == whole[: whole.index(stop)] and choice.finish_reason == "stop"
-        )
+def test_an_answer_ends_before_a_stop_string(client, model):
+    complete = client.chat.completions.create(model=model, **GREEDY).choices[0].message.content
+    stop = complete[5:7]
+    for stops in (stop, [stop], ["never", stop]):
+        choice = client.chat.completions.create(model=model, **GREEDY, stop=stops).choices[0]
+        assert choice.message.content == complete[: complete.index(stop)]
+        assert choice.finish_reason == "stop"
 
 
-def test_an_answer_ends_by_itself_or_with_the_context(client, model):
+def test_an_answer_ends_with_the_end_token_its_limit_or_the_context(client, model):
     answers = client.chat.completions.create(model=model, messages=MESSAGES, n=16, seed=0)
-    reasons = {choice.finish_reason for choice in answers.choices}
-    assert "stop" in reasons
-    limits = client.chat.completions.create(
-        model=model, **GREEDY | {"max_tokens": None}, logit_bias={}, max_completion_tokens=4
+    assert "stop" in {choice.finish_reason for choice in answers.choices}
+    limits = {"max_tokens": None, "max_completion_tokens": 4}
+    limited = client.chat.completions.create(model=model, **GREEDY | limits, logit_bias={})
+    assert limited.usage.completion_tokens <= 4
+    prompt = [5] * (CONTEXT - 7)
+    full = client.completions.create(
+        model=model, prompt=prompt, max_tokens=100, temperature=0, stop=None
     )
-    assert limits.usage.completion_tokens <= 4
-    forever = client.completions.create(
-        model=model, prompt=[5] * (CONTEXT - 7), max_tokens=100, temperature=0, stop=None
-    )
-    assert (
-        forever.choices[0].finish_reason in ("stop", "length")
-        and forever.usage.completion_tokens <= 7
-    )
+    assert full.choices[0].finish_reason in ("stop", "length")
+    assert full.usage.completion_tokens <= 7
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_log_probabilities(client, model, stream):
-    answer = client.chat.completions.create(
+def test_log_probabilities_of_a_chat(client, model, stream):
+    response = client.chat.completions.create(
         model=model, **GREEDY, logprobs=True, top_logprobs=2, stream=stream
     )
     if stream:
-        pieces = [piece.choices[0] for piece in answer]
-        content = [entry for piece in pieces if piece.logprobs for entry in piece.logprobs.content]
-        text = "".join(piece.delta.content or "" for piece in pieces)
+        deltas = [chunk.choices[0] for chunk in response]
+        entries = [entry for d in deltas if d.logprobs for entry in d.logprobs.content]
+        text = "".join(d.delta.content or "" for d in deltas)
     else:
-        content, text = answer.choices[0].logprobs.content, answer.choices[0].message.content
-    assert b"".join(bytes(entry.bytes) for entry in content).decode(errors="replace") == text
-    for entry in content:
+        entries = response.choices[0].logprobs.content
+        text = response.choices[0].message.content
+    assert b"".join(bytes(entry.bytes) for entry in entries).decode(errors="replace") == text
+    for entry in entries:
         assert entry.logprob <= 0 and len(entry.top_logprobs) == 2
-        assert entry.top_logprobs[0].logprob == entry.logprob  # greedy
+        # Greedy, so the drawn token is the most likely one.
+        assert entry.top_logprobs[0].logprob == entry.logprob
 
 
-def test_completions(client, model):
-    asked = {"model": model, "max_tokens": 20, "temperature": 0.0}
-    one = client.completions.create(prompt="The river", **asked)
-    other = client.completions.create(prompt="A stone", **asked)
-    both = client.completions.create(prompt=["The river", "A stone"], **asked)
-    assert [choice.text for choice in both.choices] == [one.choices[0].text, other.choices[0].text]
-    assert both.usage.prompt_tokens == one.usage.prompt_tokens + other.usage.prompt_tokens
-    ids = [[END_OF_TEXT, *load_tokenizer().encode(text)] for text in ("The river", "A stone")]
-    assert [c.text for c in client.completions.create(prompt=ids, **asked).choices] == [
-        c.text for c in both.choices
-    ]
-    assert client.completions.create(prompt=ids[0], **asked).choices[0].text == one.choices[0].text
-    pieces = list(client.completions.create(prompt="The river", stream=True, **asked))
-    assert (
-        "".join(piece.choices[0].text for piece in pieces) == one.choices[0].text
-        and pieces[-1].choices[0].finish_reason
+COMPLETION = {"max_tokens": 20, "temperature": 0.0}
+
+
+def test_completions_of_several_prompts(client, model):
+    def complete(prompt):
+        return client.completions.create(model=model, prompt=prompt, **COMPLETION)
+
+    texts = ["The river", "A stone"]
+    responses = [complete(text) for text in texts]
+    expected = [response.choices[0].text for response in responses]
+    both = complete(texts)
+    assert [choice.text for choice in both.choices] == expected
+    assert both.usage.prompt_tokens == sum(r.usage.prompt_tokens for r in responses)
+    ids = [[END_OF_TEXT, *load_tokenizer().encode(text)] for text in texts]
+    assert [choice.text for choice in complete(ids).choices] == expected
+    assert complete(ids[0]).choices[0].text == expected[0]
+
+
+def test_a_streamed_completion_has_the_same_content(client, model):
+    body = {"model": model, "prompt": "The river", "logprobs": 3, **COMPLETION}
+    complete = client.completions.create(**body)
+    choice = complete.choices[0]
+    assert len(choice.logprobs.tokens) == complete.usage.completion_tokens
+    assert all(len(top) == 3 for top in choice.logprobs.top_logprobs)
+    chunks = [chunk.choices[0] for chunk in client.completions.create(**body, stream=True)]
+    assert "".join(chunk.text for chunk in chunks) == choice.text
+    assert chunks[-1].finish_reason
+    offsets = [offset for c in chunks if c.logprobs for offset in c.logprobs.text_offset]
+    assert offsets == choice.logprobs.text_offset
+    without = client.completions.create(**body | {"logprobs": None}).choices[0]
+    assert without.text == choice.text and without.logprobs is None
+
+
+def test_a_completion_has_sixteen_tokens_by_default(client, model):
+    response = client.completions.create(model=model, prompt="x", temperature=0)
+    assert response.usage.completion_tokens <= 16
+
+
+def test_text_parts_and_the_developer_role(client, model):
+    system = {"role": "system", "content": "Be brief."}
+    plain = [system, {"role": "user", "content": "The river reads"}]
+    content = [{"type": "text", "text": "The river"}, {"type": "text", "text": " reads"}]
+    parts = [system | {"role": "developer"}, {"role": "user", "content": content}]
+    assert chat_texts(client, model, temperature=0, messages=plain) == chat_texts(
+        client, model, temperature=0, messages=parts
     )
-    likely = client.completions.create(prompt="The river", logprobs=3, **asked).choices[0]
-    assert (
-        likely.text == one.choices[0].text
-        and len(likely.logprobs.tokens) == one.usage.completion_tokens
-    )
-    assert all(len(top) == 3 for top in likely.logprobs.top_logprobs)
-    pieces = list(client.completions.create(prompt="The river", logprobs=3, **asked, stream=True))
-    streamed = [
-        offset
-        for piece in pieces
-        if (own := piece.choices[0].logprobs)
-        for offset in own.text_offset
-    ]
-    assert streamed == likely.logprobs.text_offset
-    assert (
-        client.completions.create(model=model, prompt="x", temperature=0).usage.completion_tokens
-        <= 16
-    )
-
-
-def test_text_parts_and_the_developer(client, model):
-    plain = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "The river reads"},
-    ]
-    parts = [
-        {"role": "developer", "content": "Be brief."},
-        {
-            "role": "user",
-            "content": [{"type": "text", "text": "The river"}, {"type": "text", "text": " reads"}],
-        },
-    ]
-    texts = [
-        client.chat.completions.create(model=model, **GREEDY | {"messages": m})
-        .choices[0]
-        .message.content
-        for m in (plain, parts)
-    ]
-    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize(
-    ("change", "param", "says"),
+    ("change", "param", "message"),
     [
         ({"temperature": 3}, "temperature", "from 0 to 2"),
         ({"temperature": -0.1}, "temperature", "from 0 to 2"),
@@ -230,7 +209,7 @@ def test_text_parts_and_the_developer(client, model):
         ({"max_tokens": 0}, "max_tokens", "from 1"),
         ({"stop": ["a"] * 5}, "stop", "0 to 4"),
         ({"stop": ""}, "stop", "1 to 128"),
-        ({"stop": ["a", "b" * 129]}, "stop[1]", "129"),
+        ({"stop": ["a", "b" * 129]}, "stop[1]", "129 characters"),
         ({"messages": []}, "messages", "0 items"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "not supported"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
@@ -249,44 +228,41 @@ def test_text_parts_and_the_developer(client, model):
         ({"messages": [{"role": "user"}]}, "messages[0].content", "required"),
     ],
 )
-def test_refusals_name_the_parameter(client, model, change, param, says):
+def test_errors_of_a_chat_name_the_field(client, model, change, param, message):
     with pytest.raises(openai.BadRequestError) as error:
         client.chat.completions.create(model=model, **GREEDY | change)
-    assert (
-        error.value.param == param
-        and says in error.value.body["message"]
-        and error.value.type == "invalid_request_error"
-    )
+    assert error.value.param == param
+    assert message in error.value.body["message"]
+    assert error.value.type == "invalid_request_error"
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("field", "value"),
     [
-        {"echo": True},
-        {"suffix": "x"},
-        {"best_of": 2},
-        {"logprobs": 6},
-        {"prompt": [60000]},
-        {"prompt": []},
-        {"prompt": [-1]},
+        ("echo", True),
+        ("suffix", "x"),
+        ("best_of", 2),
+        ("logprobs", 6),
+        ("prompt", [60000]),
+        ("prompt", []),
+        ("prompt", [-1]),
     ],
 )
-def test_refusals_of_completions(client, model, change):
+def test_errors_of_a_completion_name_the_field(client, model, field, value):
     with pytest.raises(openai.BadRequestError) as error:
-        client.completions.create(**{"model": model, "prompt": "a"} | change)
-    assert error.value.param.startswith(next(iter(change)))
+        client.completions.create(**{"model": model, "prompt": "a"} | {field: value})
+    assert error.value.param.startswith(field)
 
 
-@pytest.mark.parametrize("words", [300, 100_000])
-def test_what_does_not_fit_the_context_is_refused_with_the_code_for_it(client, model, words):
+@pytest.mark.parametrize("num_words", [300, 100_000])
+def test_a_chat_that_exceeds_the_context_gets_a_code_of_its_own(client, model, num_words):
+    messages = [{"role": "user", "content": "river " * num_words}]
     with pytest.raises(openai.BadRequestError) as error:
-        client.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": "river " * words}]
-        )
+        client.chat.completions.create(model=model, messages=messages)
     assert error.value.code == "context_length_exceeded" and error.value.param == "messages"
 
 
-def test_other_errors(client, model, server):
+def test_unknown_models_paths_and_methods_are_errors(client, model, server):
     with pytest.raises(openai.NotFoundError) as error:
         client.chat.completions.create(model="gpt-4o", messages=MESSAGES)
     assert error.value.param == "model" and model in error.value.body["message"]
@@ -296,11 +272,10 @@ def test_other_errors(client, model, server):
     assert server.error("/v1/models", {})[0] == 405
 
 
-def test_a_description_is_published(server):
-    status, _, content = server.ask("/openapi.json")
-    described = json.loads(content)
-    assert status == 200 and described["openapi"].startswith("3.")
-    schema = described["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"][
-        "application/json"
-    ]["schema"]
+def test_the_api_is_described(server):
+    reply = server.request("/openapi.json")
+    description = json.loads(reply.body)
+    assert reply.status == 200 and description["openapi"].startswith("3.")
+    body = description["paths"]["/v1/chat/completions"]["post"]["requestBody"]
+    schema = body["content"]["application/json"]["schema"]
     assert schema["required"] == ["messages"] and "temperature" in schema["properties"]

@@ -1,0 +1,173 @@
+"""The model and its decode state for a fixed number of rows, and every shape that is compiled.
+
+Shapes are few: a prompt is padded to a power of two, and a block of decoding reads the first 64,
+128, 256, ... tokens of the cache. All are compiled by `warm_up`. Nothing in a block mixes rows, and
+randomness depends on (seed, position) only. So the text of a row does not depend on its neighbours,
+except for ties: a longer neighbour makes the block read more of the cache, which changes the order
+of a sum.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from minigpt_jax import decoding
+from minigpt_jax.decoding import DecodeState, TopLogprobs
+from minigpt_jax.loaded_run import LoadedRun
+from minigpt_jax.model import GPT, empty_cache
+from minigpt_jax.sampling import SamplingParams, sampling_params
+from minigpt_jax.server.request import MAX_LOGPROBS
+from minigpt_jax.tokenizer import STOP_TOKENS
+
+# The smallest part of the cache that a block reads.
+MIN_CACHE_LENGTH = 64
+_MIN_PROMPT_LENGTH = 16
+
+
+class DeviceBatch:
+    """Rows that are prefilled one at a time and decoded together."""
+
+    def __init__(
+        self,
+        run: LoadedRun,
+        num_rows: int,
+        *,
+        dtype: jax.typing.DTypeLike | None = None,
+        quantize: str | None = None,
+        min_cache_length: int = MIN_CACHE_LENGTH,
+    ):
+        """`dtype`, `quantize`: see `decoding.prepare_for_decoding`."""
+        config = run.config
+        self.num_rows = num_rows
+        self._context = config.context
+        self._min_cache_length = min_cache_length
+        self._model, self.params = decoding.prepare_for_decoding(
+            run.params, config, dtype, quantize
+        )
+        arrays = (
+            empty_cache(config, num_rows, self._model.dtype),
+            np.zeros(num_rows, np.int32),
+            np.zeros(num_rows, np.int32),
+            np.zeros((num_rows, config.padded_vocab), bool),
+            np.ones(num_rows, bool),
+        )
+        sharding = jax.tree.leaves(run.params)[0].sharding
+        self._state = DecodeState(*jax.device_put(arrays, sharding))
+        self._idle = sampling_params(1, config, temperature=0.0)
+
+    def warm_up(self) -> None:
+        """Compile every shape.
+
+        Twice: the first state was put on the device by hand, later ones are outputs of programs,
+        and JAX may compile for both.
+        """
+        for _ in range(2):
+            for length in prompt_lengths(self._context):
+                self.prefill(0, [0] * length)
+            for with_logprobs in (False, True):
+                for length in cache_lengths(self._context, self._min_cache_length, with_logprobs):
+                    self.decode(
+                        {0: self._idle},
+                        count=1,
+                        stop_after=1,
+                        max_length=length,
+                        with_logprobs=with_logprobs,
+                    )
+        jax.block_until_ready(self._state)
+
+    def prefill(self, row: int, prompt: Sequence[int]) -> None:
+        """Replace `row` by `prompt`."""
+        length = next(n for n in prompt_lengths(self._context) if n >= len(prompt))
+        tokens = np.zeros((1, length), np.int32)
+        tokens[0, : len(prompt)] = prompt
+        self._state = _prefill_slot(
+            self._model, self.params, self._state, tokens, np.int32(len(prompt)), np.int32(row)
+        )
+
+    def decode(
+        self,
+        active: Mapping[int, SamplingParams],
+        *,
+        count: int,
+        stop_after: int,
+        max_length: int,
+        with_logprobs: bool,
+    ) -> tuple[jax.Array, TopLogprobs | None]:
+        """Start one block on the device: up to `count` tokens for each `active` row.
+
+        Returns tokens [rows, BLOCK], -1 after the last, and if `with_logprobs` MAX_LOGPROBS
+        log-probabilities of each, without waiting for them. The block ends early when `stop_after`
+        of the active rows have ended. `max_length` is that of the longest row after the block.
+        """
+        done = np.ones(self.num_rows, bool)
+        done[list(active)] = False
+        rows = [active.get(row, self._idle) for row in range(self.num_rows)]
+        settings = SamplingParams(*map(np.concatenate, zip(*rows, strict=True)))
+        lengths = cache_lengths(self._context, self._min_cache_length, with_logprobs)
+        cache_length = next(n for n in lengths if n >= min(max_length, self._context))
+        # Rows without a request are done from the beginning, and are counted.
+        stop_after_rows = self.num_rows - len(active) + stop_after
+        self._state, tokens, logprobs = decoding.decode(
+            self._model,
+            self.params,
+            self._state._replace(done=done),
+            settings,
+            np.array(STOP_TOKENS),
+            np.int32(count),
+            np.int32(stop_after_rows),
+            num_logprobs=MAX_LOGPROBS if with_logprobs else 0,
+            cache_length=cache_length,
+        )
+        return tokens, logprobs
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _prefill_slot(model: GPT, params, state: DecodeState, tokens, size, row) -> DecodeState:
+    """Prefill `tokens` [1, T], of which `size` are not padding, and store the result in `row`."""
+    length = tokens.shape[1]
+    # In a cache of its own: in the shared one, all rows would have to be computed.
+    own_cache = jax.tree.map(
+        lambda a: jnp.zeros((1, a.shape[1], length, a.shape[3]), a.dtype), state.cache
+    )
+    own_cache = decoding.prefill(model, params, own_cache, tokens, jnp.zeros(1, jnp.int32))
+    cache = jax.tree.map(
+        lambda shared, own: jax.lax.dynamic_update_slice(shared, own, (row, 0, 0, 0)),
+        state.cache,
+        own_cache,
+    )
+    vocab = state.penalized.shape[1]
+    # Padding gets an id beyond the vocabulary, which mode="drop" ignores.
+    ids = jnp.where(jnp.arange(length) < size, tokens[0], vocab)
+    penalized = jnp.zeros(vocab, bool).at[ids].set(True, mode="drop")
+    return DecodeState(
+        cache,
+        state.last.at[row].set(tokens[0, size - 1]),
+        # The last token is in the cache too; the decode loop begins with it and writes it again.
+        state.length.at[row].set(size - 1),
+        state.penalized.at[row].set(penalized),
+        state.done,
+    )
+
+
+def prompt_lengths(context: int) -> list[int]:
+    """Lengths to which prompts are padded: powers of two from 16 on, and the context."""
+    return _powers_of_two(_MIN_PROMPT_LENGTH, context)
+
+
+def cache_lengths(context: int, minimum: int, with_logprobs: bool) -> list[int]:
+    """How much of the cache a block may read, which is part of the cost of every token.
+
+    With log-probabilities always all of it: they are rare, and every length is one more program to
+    compile.
+    """
+    return [context] if with_logprobs else _powers_of_two(minimum, context)
+
+
+def _powers_of_two(first: int, last: int) -> list[int]:
+    """`first`, twice that, and so on below `last`, and `last`."""
+    doubled = (first << i for i in itertools.count())
+    return [*itertools.takewhile(lambda n: n < last, doubled), last]

@@ -1,0 +1,88 @@
+"""Requests and results: what the HTTP side and the engine exchange."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from minigpt_jax.errors import InputError
+from minigpt_jax.sampling import SamplingParams
+from minigpt_jax.text_stream import TextStream
+
+# The largest number of most likely tokens that can be returned with each token of an answer.
+MAX_LOGPROBS = 20
+
+
+class QueueFull(Exception):
+    """The queue has no room: try again later."""
+
+
+class EngineClosed(Exception):
+    """The engine accepts no more requests."""
+
+
+class Token(NamedTuple):
+    """One id of an answer. Log-probabilities are set if they were requested."""
+
+    id: int
+    logprob: float | None = None
+    # (id, log-probability), the most likely first.
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Delta(NamedTuple):
+    """What one block of decoding adds to an answer."""
+
+    text: str
+    tokens: list[Token]
+    # Set in the last delta: "stop", "length", or "closed" if the engine stopped before the end.
+    finish_reason: str | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to generate."""
+
+    prompt: Sequence[int]
+    # Of one row.
+    sampling: SamplingParams
+    max_tokens: int
+    stop: Sequence[str] = ()
+    # How many of the most likely tokens to return, up to MAX_LOGPROBS; None: no log-probabilities.
+    num_logprobs: int | None = None
+
+
+@dataclass(eq=False)
+class ActiveRequest:
+    """A request that waits or has a slot.
+
+    `receive` is called in the engine's thread and must return immediately.
+    """
+
+    request: Request
+    receive: Callable[[Delta], object]
+    text: TextStream
+    submitted: float = field(default_factory=time.monotonic)
+    num_generated: int = 0
+    first_token_sent: bool = False
+    # Complete or cancelled: `receive` is not called any more.
+    finished: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, the prompt included."""
+        return len(self.request.prompt) + self.num_generated
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be generated."""
+        return self.request.max_tokens - self.num_generated
+
+
+def check_prompt(prompt: Sequence[int], context: int) -> None:
+    """Raises InputError unless `prompt` leaves room for at least one token."""
+    if not 0 < len(prompt) < context:
+        raise InputError(
+            f"the prompt has {len(prompt)} tokens, expected 1 to {context - 1}, so that the "
+            f"context of {context} tokens can hold it and an answer: shorten it"
+        )

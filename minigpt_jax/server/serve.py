@@ -1,0 +1,65 @@
+"""The life of a server process: load the run, compile, answer requests, and let them finish."""
+
+import argparse
+import asyncio
+import socket
+import sys
+import time
+from pathlib import Path
+
+from minigpt_jax import load_run
+from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
+from minigpt_jax.server.app import App
+from minigpt_jax.server.connection import make_server, set_on_signals
+from minigpt_jax.server.engine import Engine
+from minigpt_jax.server.guard import Guard
+
+_POLL_SECONDS = 0.02
+
+
+def serve_run(folder: Path, listener: socket.socket, options: argparse.Namespace) -> None:
+    """Serve the run in `folder` on `listener` until a signal comes. Raises InputError."""
+    run = load_run(folder)
+    enable_compilation_cache(folder.parent)
+    print(
+        f"{folder}: {run.config.parameters:,} parameters, context {run.config.context}; compiling",
+        file=sys.stderr,
+    )
+    engine = Engine(
+        run, num_slots=options.slots, queue_size=options.queue, quantize=options.quantize
+    )
+    guard = Guard(
+        App(engine, run, folder.absolute().name).routes(),
+        host=options.host,
+        key=options.api_key,
+        allowed_hosts=options.allowed_host,
+    )
+    asyncio.run(serve(guard, engine, listener, options.grace))
+
+
+async def serve(guard: Guard, engine: Engine, listener: socket.socket, grace: float) -> None:
+    """Answer until a signal comes, then let running answers finish for at most `grace` seconds."""
+    stop = asyncio.Event()
+    set_on_signals(stop)
+    server = make_server(guard)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started:
+        if serving.done():
+            await asyncio.to_thread(engine.close)
+            return await serving
+        await asyncio.sleep(_POLL_SECONDS)
+    print(f"ready: {_url(listener)}", file=sys.stderr, flush=True)
+    await stop.wait()
+    guard.draining = True
+    deadline = time.monotonic() + grace
+    while guard.running and time.monotonic() < deadline:
+        await asyncio.sleep(_POLL_SECONDS)
+    await asyncio.to_thread(engine.close)
+    server.should_exit = True
+    await serving
+
+
+def _url(listener: socket.socket) -> str:
+    address, port = listener.getsockname()[:2]
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{port}"

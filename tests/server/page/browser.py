@@ -1,0 +1,153 @@
+"""What a user does on the page and sees of it, and ways to answer in place of the server."""
+
+import json
+from typing import TYPE_CHECKING
+
+from tests.server.serving import TIMEOUT, Client, wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext, Page
+
+TIMEOUT_MS = TIMEOUT * 1000
+# The text of an answer.
+ANSWER = ".message.assistant .markdown"
+# What is shown below an answer.
+NOTE = ".message.assistant .foot"
+CHAT_ROUTE = "**/v1/chat/completions"
+RICH_MARKDOWN = """# Head
+
+A *first* `paragraph` with a [link](https://example.org/), **bold [inside](http://example.org)**
+and a snake_case_name.
+
+1. one
+2. two
+   - deeper **still**
+
+```python
+print("a line that is far too long for the width of any phone: the page must not scroll sideways")
+```
+
+> quoted
+
+| a | b |
+|---|---|
+| 1 | wide-wide-wide-wide-wide-wide-wide-wide-wide-wide-wide-wide |
+"""
+
+
+def open_page(context: "BrowserContext", server: Client) -> "Page":
+    """The page of `server`, when it knows the model."""
+    page = context.new_page()
+    page.goto(server.url)
+    wait_until_connected(page)
+    return page
+
+
+def wait_for(page: "Page", expression: str, argument: object = None) -> None:
+    """Wait until a JavaScript expression is true.
+
+    Playwright's own function evaluates a string in the page, which the page's policy forbids.
+    """
+    wait_until(lambda: page.evaluate(expression, argument), lambda: expression)
+
+
+def wait_until_connected(page: "Page") -> None:
+    wait_for(page, "document.getElementById('facts').textContent.includes('context')")
+
+
+def wait_until_finished(page: "Page") -> None:
+    page.wait_for_selector("#stop", state="hidden")
+
+
+def reload(page: "Page") -> None:
+    page.reload()
+    wait_until_connected(page)
+
+
+def set_settings(page: "Page", **values: object) -> None:
+    """Store sampling settings. With temperature 0 the model generates until the limit."""
+    page.evaluate("values => localStorage.setItem('minigpt.settings', values)", json.dumps(values))
+
+
+def open_conversation(page: "Page", name: str, *contents: str) -> None:
+    """Store a conversation of questions and answers in turn, and show it."""
+    messages = [
+        {"role": "assistant" if i % 2 else "user", "content": content}
+        for i, content in enumerate(contents)
+    ]
+    document = {
+        "kind": "chat",
+        "revision": "stored",
+        "touched": 1,
+        "system": "",
+        "messages": messages,
+    }
+    page.evaluate(
+        "([name, stored]) => localStorage.setItem('minigpt.document.' + name, stored)",
+        [name, json.dumps(document)],
+    )
+    page.goto(page.url.partition("#")[0] + "#" + name)
+    reload(page)
+
+
+def send(page: "Page", text: str) -> None:
+    """Send a message."""
+    page.fill("#message", text)
+    page.press("#message", "Enter")
+
+
+def ask(page: "Page", text: str) -> None:
+    """Send a message and wait until the answer is complete."""
+    send(page, text)
+    wait_until_finished(page)
+
+
+def messages(page: "Page") -> list[str]:
+    """The contents of the conversation on the screen, before Markdown is rendered."""
+    return page.evaluate("state.document.messages.map(message => message.content)")
+
+
+def stub_answer(page: "Page", answer: str) -> None:
+    """From now on every chat request gets this answer, as a stream in one part."""
+    chunks = [
+        {"choices": [{"delta": {"content": answer}}]},
+        {"choices": [{"delta": {}, "finish_reason": "stop"}]},
+    ]
+    events = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    page.route(
+        CHAT_ROUTE, lambda route: route.fulfill(content_type="text/event-stream", body=events)
+    )
+
+
+def stub_server(page: "Page") -> None:
+    """From now on the test sends all answers, by `server_sends` or with `connection` in the page.
+
+    They arrive byte by byte; `connection.error(...)` loses the connection.
+    """
+    page.evaluate(
+        """() => {
+            window.realFetch = window.fetch;
+            window.fetch = async (path, { signal }) => new Response(new ReadableStream({
+                start(connection) {
+                    window.connection = connection;
+                    signal.addEventListener("abort", () => connection.error(signal.reason));
+                },
+            }));
+            window.sendText = (text) => {
+                const chunk = { choices: [{ delta: { content: text }, text }] };
+                const event = `data: ${JSON.stringify(chunk)}\\n\\n`;
+                const bytes = new TextEncoder().encode(event);
+                bytes.forEach((byte) => window.connection.enqueue(Uint8Array.of(byte)));
+            };
+        }"""
+    )
+
+
+def server_sends(page: "Page", text: str, shown: str) -> None:
+    """Send a part of an answer and wait until the page shows `shown` as the answer."""
+    page.evaluate("text => sendText(text)", text)
+    wait_for(
+        page,
+        f"shown => document.querySelector('{ANSWER}').textContent === shown",
+        shown,
+    )

@@ -1,0 +1,93 @@
+"""Errors: the page says what happened and what to do, and keeps what has arrived."""
+
+import json
+
+from tests.server.page.browser import (
+    CHAT_ROUTE,
+    NOTE,
+    ask,
+    messages,
+    send,
+    server_sends,
+    set_settings,
+    stub_server,
+    wait_until_connected,
+    wait_until_finished,
+)
+from tests.server.serving import CONTEXT
+
+MODELS_ROUTE = "**/v1/models"
+
+
+def clear_expected(errors: list[str], expected: str) -> None:
+    """The browser reports failed requests on its console."""
+    assert [error for error in errors if expected not in error] == []
+    errors.clear()
+
+
+def test_a_conversation_that_is_too_long(page, errors):
+    ask(page, "word " * 400)
+    assert f"context of {CONTEXT}" in page.inner_text("#failure b")
+    assert "delete messages" in page.inner_text("#failure")
+    page.click("#failure >> text=New conversation")
+    page.wait_for_selector(".empty")
+    assert not page.locator(".notice").count() and page.locator("#list a").count() == 1
+    clear_expected(errors, "400")
+
+
+def test_a_busy_server(page, errors):
+    error = {"message": "too many requests", "type": "", "param": None, "code": None}
+    page.route(
+        CHAT_ROUTE,
+        lambda route: route.fulfill(
+            status=429,
+            headers={"Retry-After": "7"},
+            body=json.dumps({"error": error}),
+            content_type="application/json",
+        ),
+    )
+    set_settings(page, max_tokens=4)
+    ask(page, "hello")
+    assert "too many requests" in page.inner_text("#failure")
+    assert "in 7 s" in page.inner_text("#failure")
+    assert messages(page) == ["hello"]
+    page.unroute(CHAT_ROUTE)
+    page.click("#failure >> text=Try again")
+    wait_until_finished(page)
+    assert len(messages(page)) == 2 and not page.locator(".notice").count()
+    clear_expected(errors, "429")
+
+
+def test_a_lost_connection_keeps_the_text_so_far(page):
+    set_settings(page, max_tokens=4)
+    stub_server(page)
+    send(page, "hello")
+    page.wait_for_selector(".waiting")
+    server_sends(page, "half of an", "half of an")
+    page.evaluate("connection.error(new TypeError('network error'))")
+    wait_until_finished(page)
+    assert messages(page) == ["hello", "half of an"]
+    assert "Incomplete" in page.inner_text(NOTE)
+    assert "connection was lost" in page.inner_text("#failure")
+    # A retry that fails keeps the text too; one that succeeds replaces it.
+    page.evaluate("() => { window.fetch = async () => { throw new TypeError('no network') } }")
+    page.click("#failure >> text=Try again")
+    page.wait_for_selector("#failure >> text=cannot be reached")
+    assert messages(page) == ["hello", "half of an"]
+    page.evaluate("() => { window.fetch = window.realFetch }")
+    page.click("[aria-label=Retry]")
+    wait_until_finished(page)
+    assert messages(page)[1] not in ("", "half of an")
+    assert not page.locator(".notice").count()
+
+
+def test_a_server_that_cannot_be_reached(page, errors):
+    page.route(MODELS_ROUTE, lambda route: route.abort())
+    page.reload()
+    page.wait_for_selector("#failure >> text=cannot be reached")
+    assert page.is_disabled("#send")
+    page.unroute(MODELS_ROUTE)
+    page.click("#failure >> text=Try again")
+    wait_until_connected(page)
+    assert page.is_enabled("#send") and not page.locator(".notice").count()
+    clear_expected(errors, "ERR_FAILED")

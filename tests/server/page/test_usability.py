@@ -1,0 +1,195 @@
+"""Appearance and accessibility: themes, contrast, phones, keyboard, names and settings."""
+
+import pytest
+
+from tests.server.page.browser import (
+    RICH_MARKDOWN,
+    ask,
+    messages,
+    open_conversation,
+    open_page,
+    reload,
+    set_settings,
+    stub_answer,
+    wait_for,
+    wait_until_finished,
+)
+
+# WCAG AA, for text of any size.
+MIN_CONTRAST = 4.5
+PHONE = {"width": 375, "height": 740}
+# Pixels, for a finger.
+MIN_TOUCH_HEIGHT = 44
+BRIGHTNESS = "Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])"
+# The luminance and contrast of WCAG 2.
+LOW_CONTRAST = """(minimum) => {
+    const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+    const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    const luminance = (color) => {
+        const [r, g, b] = numbers(color).slice(0, 3).map(c => linear(c / 255));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const background = (node) => {
+        if (!node) return "rgb(255, 255, 255)";
+        const color = getComputedStyle(node).backgroundColor;
+        return numbers(color)[3] === 0 ? background(node.parentElement) : color;
+    };
+    const hasText = (node) => node.checkVisibility()
+        && [...node.childNodes].some(child => child.nodeType === 3 && child.data.trim());
+    const contrast = (node) => {
+        const a = luminance(getComputedStyle(node).color);
+        const b = luminance(background(node));
+        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    };
+    return [...document.querySelectorAll("body *")].filter(hasText)
+        .filter(node => contrast(node) < minimum)
+        .map(node => [contrast(node), node.outerHTML.slice(0, 80)]);
+}"""
+SMALL_CONTROLS = """(minimum) =>
+    [...document.querySelectorAll("button, .button, input, nav a")]
+        .filter(node => node.checkVisibility({ visibilityProperty: true }))
+        .filter(node => node.getBoundingClientRect().height < minimum)
+        .map(node => node.outerHTML)"""
+CONTENT_AND_VIEW_WIDTH = """["scrollWidth", "clientWidth"].map(side => Math.max(
+    document.documentElement[side], document.getElementById("scroller")[side]))"""
+UNNAMED_CONTROLS = """
+    [...document.querySelectorAll("button, input, textarea, a, [role=region], nav, dialog")]
+        .filter(node => !(node.textContent.trim() || node.ariaLabel || node.labels?.length
+            || node.getAttribute("aria-labelledby")))
+        .map(node => node.outerHTML)"""
+FOCUSED = "document.activeElement.getAttribute('aria-label') ?? document.activeElement.id"
+
+
+def test_light_and_dark(page):
+    assert page.evaluate(BRIGHTNESS) > 200
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(BRIGHTNESS) < 60
+    page.check("#themes [value=light]", force=True)
+    assert page.evaluate(BRIGHTNESS) > 200
+    reload(page)
+    assert page.evaluate(BRIGHTNESS) > 200 and page.is_checked("#themes [value=light]")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_has_enough_contrast(page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    open_conversation(page, "rich", "question", RICH_MARKDOWN)
+    page.evaluate("document.querySelectorAll('.foot button').forEach(button => button.focus())")
+    assert page.evaluate(LOW_CONTRAST, MIN_CONTRAST) == []
+
+
+def test_a_phone(chromium, server):
+    context = chromium.new_context(viewport=PHONE, is_mobile=True, has_touch=True)
+    page = open_page(context, server)
+    open_conversation(page, "rich", "a_word_without_an_end" * 20, RICH_MARKDOWN)
+
+    def fits() -> bool:
+        return page.evaluate(CONTENT_AND_VIEW_WIDTH) == [PHONE["width"]] * 2
+
+    assert fits()
+    # Long lines of code scroll within their block.
+    page.evaluate("document.querySelector('pre').scrollLeft = 50")
+    assert page.evaluate("document.querySelector('pre').scrollLeft") == 50
+    assert page.evaluate(SMALL_CONTROLS, MIN_TOUCH_HEIGHT) == []
+    assert not page.is_visible("#list")
+    page.tap("#menu")
+    page.wait_for_selector("#list a", state="visible")
+    wait_for(page, "document.getElementById('panel').getBoundingClientRect().left === 0")
+    assert fits() and page.evaluate("document.activeElement.id") == "close-panel"
+    page.tap("#list a")
+    page.wait_for_selector("#list", state="hidden")
+    page.tap("#open-settings")
+    settings = page.locator("#settings").bounding_box()
+    assert fits() and settings["width"] <= PHONE["width"]
+    context.close()
+
+
+def press_shift_tab_until(page, condition: str) -> None:
+    for _ in range(12):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate(condition):
+            return
+    pytest.fail(f"never reached by Shift+Tab: {condition}")
+
+
+def test_everything_can_be_done_with_the_keyboard(page):
+    set_settings(page, max_tokens=4)
+    reload(page)
+    press_shift_tab_until(page, f"({FOCUSED}) === 'skip'")
+    assert page.evaluate("document.activeElement.getBoundingClientRect().top") > 0
+    page.keyboard.press("Enter")
+    assert page.evaluate(FOCUSED) == "message"
+
+    page.keyboard.type("one")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("two")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".message.assistant .foot button")
+    assert messages(page)[0] == "one\ntwo"
+    press_shift_tab_until(page, f"({FOCUSED}) === 'Retry'")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    wait_until_finished(page)
+
+    page.focus("#open-settings")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#settings[open]")
+    page.focus("#set-temperature")
+    page.keyboard.press("End")
+    assert page.inner_text("#settings output >> nth=0") == "2"
+    page.keyboard.press("Escape")
+    assert page.evaluate(FOCUSED) == "Settings"
+    assert page.evaluate("samplingSettings().temperature") == 2
+
+    page.focus("#delete-all")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.textContent") == "Cancel"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#list >> text=No conversations yet")
+
+
+def test_enter_that_completes_a_composed_word_does_not_send(page):
+    page.fill("#message", "にほん")
+    press_enter = """(details) => document.getElementById("message").dispatchEvent(
+        new KeyboardEvent("keydown", { key: "Enter", bubbles: true, ...details }))"""
+    for details in ({"isComposing": True}, {"keyCode": 229}):
+        page.evaluate(press_enter, details)
+    assert messages(page) == [] and page.input_value("#message") == "にほん"
+
+
+def test_every_control_has_a_name(page):
+    open_conversation(page, "rich", "question", RICH_MARKDOWN)
+    page.evaluate("document.getElementById('settings').showModal()")
+    assert page.evaluate(UNNAMED_CONTROLS) == []
+
+
+def test_settings_stay_within_their_ranges(page):
+    bodies = []
+
+    def on_request(request) -> None:
+        if request.method == "POST":
+            bodies.append(request.post_data_json)
+
+    page.on("request", on_request)
+    stub_answer(page, "An answer.")
+    set_settings(page, temperature=99, top_p="much", min_p=-1, max_tokens=10**9, seed=1.5)
+    ask(page, "hello")
+    expected = {
+        "temperature": 2,
+        "top_p": 0.95,
+        "min_p": 0,
+        "repetition_penalty": 1,
+        "top_k": None,
+        "max_tokens": 256,
+        "seed": 2,
+    }
+    assert {name: bodies[0].get(name) for name in expected} == expected
+    page.click("#open-settings")
+    page.click("#reset-all")
+    assert page.evaluate("samplingSettings()") == {
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "min_p": 0,
+        "repetition_penalty": 1,
+    }

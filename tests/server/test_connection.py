@@ -1,0 +1,110 @@
+"""Clients that send or read slowly lose their connection and do not delay others."""
+
+import json
+import select
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from minigpt_jax.server.connection import DEADLINES, Deadlines
+from tests.server.serving import (
+    TIMEOUT,
+    InProcessServer,
+    in_process_server,
+    read_all,
+    request_head,
+    tiny_run,
+    wait_until,
+)
+
+# Short, so that the tests need not wait long, and far more than a normal request needs.
+IMPATIENT = Deadlines(receive=3.0, send=1.0)
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HEAD = request_head("/v1/completions", "Content-Length: 500")
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[InProcessServer]:
+    with in_process_server(tiny_run(), IMPATIENT) as server:
+        yield server
+
+
+def test_the_deadlines_are_those_of_the_documentation():
+    assert Deadlines(receive=10, send=60) == DEADLINES
+
+
+def test_slow_senders_are_disconnected_and_delay_nobody(impatient):
+    beginnings = (
+        b"",
+        b"POST /v1/compl",
+        HEAD,
+        HEAD + b"\r\n",
+        HEAD + b"\r\n" + b'{"prompt": [',
+    )
+    started = time.monotonic()
+    clients = []
+    for i in range(50):
+        client = impatient.connect()
+        client.sendall(beginnings[i % len(beginnings)])
+        clients.append(client)
+    for _ in range(5):
+        body = {"prompt": [1, 2, 3], "max_tokens": 5}
+        assert impatient.request("/v1/completions", body).status == 200
+    # One byte at a time does not extend the deadline.
+    dripping = clients[1::5] + clients[4::5]
+    drip_until_answered(dripping, end=started + TIMEOUT)
+    for i, client in enumerate(clients):
+        try:
+            response = read_all(client)
+        except ConnectionResetError:
+            # The server closed the connection while a byte was on its way.
+            assert client in dripping
+            continue
+        if beginnings[i % len(beginnings)]:
+            assert response.startswith(b"HTTP/1.1 408")
+            assert json.loads(response.partition(b"\r\n\r\n")[2])["error"]["message"]
+        else:
+            assert response == b""
+    assert time.monotonic() - started > 0.9 * IMPATIENT.receive
+
+
+def drip_until_answered(clients: list[socket.socket], end: float) -> None:
+    """Send one byte at a time over all `clients` until each has got an answer."""
+    unanswered = clients
+    while unanswered:
+        assert time.monotonic() < end
+        answered = select.select(unanswered, [], [], 0.1)[0]
+        unanswered = [client for client in unanswered if client not in answered]
+        for client in unanswered:
+            client.sendall(b" ")
+
+
+def test_the_deadline_begins_again_with_each_request_of_a_connection(impatient):
+    with impatient.connect() as client:
+        for _ in range(3):
+            client.sendall(HEALTH)
+            response = b""
+            while not response.endswith(b"}"):
+                response += client.recv(65536)
+            assert response.startswith(b"HTTP/1.1 200")
+        client.sendall(HEALTH[:30])
+        assert read_all(client).startswith(b"HTTP/1.1 408")
+
+
+def test_a_client_that_stops_reading_is_disconnected(impatient):
+    num_requests = 200
+    get_page = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    page = impatient.request("/").body
+    idle_tasks = impatient.health()["tasks"]
+    with impatient.connect() as client:
+        client.sendall(get_page * num_requests)
+        # A task of the server waits until it can send more, and ends when it is disconnected.
+        wait_until(lambda: impatient.health()["tasks"] > idle_tasks)
+        wait_until(lambda: impatient.health()["tasks"] == idle_tasks)
+        try:
+            received = len(read_all(client))
+        except ConnectionResetError:
+            return
+    assert received < num_requests * len(page)
