@@ -50,7 +50,7 @@ from pathlib import Path
 
 import jax
 
-from minigpt_jax import chat, data, generate, optim, plan, runs
+from minigpt_jax import chat, data, generate, memory, optim, runs
 from minigpt_jax.attention import attention_kernel
 from minigpt_jax.checkpoint import Checkpoints, load_params
 from minigpt_jax.evals import bits, scoring
@@ -82,7 +82,8 @@ from minigpt_jax.step import (
     make_train_step,
 )
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
-from minigpt_jax.tracking import report
+from minigpt_jax.tracking.environment import describe_environment
+from minigpt_jax.tracking.report import write_report
 from minigpt_jax.tracking.run_log import RunLog
 
 
@@ -178,7 +179,7 @@ def train(
         settings = json.loads(to_json(c))
         if main_process:
             write_json(run / "config.json", settings)
-            write_json(run / "environment.json", report.environment())
+            write_json(run / "environment.json", describe_environment())
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind} in {c.compute.dtype}"
         journal.say(
             f"{run}: {config.parameters:,} parameters on {devices}; {horizon} steps of {c.data.batch} x {config.context} tokens; {origin}"
@@ -263,7 +264,7 @@ def train(
         checkpoints.close()
         journal.close()
         if main_process:
-            page = report.write(run)
+            page = write_report(run)
             journal.say(f"report: {page}")
         if done < horizon:
             again = "the same command, without --config.fresh," if c.fresh else "the same command"
@@ -298,25 +299,23 @@ def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     known = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
-    how = {
-        "dtype": c.compute.dtype,
-        "remat": c.compute.remat,
-        "scores": attention_kernel(c.compute.attention, c.compute.dtype, mesh.size) == "xla",
-        "chunk": c.loss.chunk,
-        "cpu": jax.default_backend() == "cpu",
-        "cut": fsdp * tensor,
-        "tensor": tensor,
-    }
+    settings = memory.StepSettings(
+        dtype=c.compute.dtype,
+        remat=c.compute.remat,
+        keeps_scores=attention_kernel(c.compute.attention, c.compute.dtype, mesh.size) == "xla",
+        loss_chunk=c.loss.chunk,
+        on_cpu=jax.default_backend() == "cpu",
+        parameter_shards=fsdp * tensor,
+        tensor_shards=tensor,
+    )
 
     def bytes_of(rows: int) -> float:
-        return plan.step_memory(
-            config, rows=rows, accum=c.data.batch // shards // rows, **how
-        ).total
+        steps = c.data.batch // shards // rows
+        return memory.step_memory(config, settings, rows=rows, accumulation_steps=steps).total
 
-    room = min_over_processes(
-        known or plan.host_bytes() / jax.local_device_count()
-    )  # all processes must decide the same
-    return plan.accumulation(
+    # All processes must choose the same micro-batch.
+    room = min_over_processes(known or memory.host_bytes() / jax.local_device_count())
+    return memory.accumulation_steps(
         c.data.batch, shards, micro_batch=c.data.micro_batch, device_bytes=room, bytes_of=bytes_of
     )
 

@@ -169,11 +169,11 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
     import jax.numpy as jnp
 
     from minigpt_jax import optim
+    from minigpt_jax.hardware import peak_flops
     from minigpt_jax.model import GPT
     from minigpt_jax.sharding import batch_sharding, make_mesh
     from minigpt_jax.step import Batch, init_state, make_train_step
     from minigpt_jax.tokenizer import END_OF_TEXT
-    from minigpt_jax.tracking.run_log import peak_flops
 
     def prepare() -> Callable[[], None]:
         c: Any = get_config()

@@ -23,20 +23,32 @@ recompute_in_backward = partial(jax.checkpoint, prevent_cse=False)
 
 
 def attention_kernel(implementation: str, dtype: jax.typing.DTypeLike, devices: int) -> str:
-    """What "auto" means here: "cudnn" (16 bit, on Ampere and newer) and "cpu" (a mesh of one device) keep no [T, T] scores, "xla" does."""
+    """The kernel that `implementation` means on this machine, for a mesh of `devices` devices."""
+    device = jax.devices()[0]
+    capability = str(getattr(device, "compute_capability", ""))
+    return choose_kernel(implementation, dtype, devices, device.platform, capability)
+
+
+def choose_kernel(
+    implementation: str,
+    dtype: jax.typing.DTypeLike,
+    devices: int,
+    platform: str,
+    compute_capability: str,
+) -> str:
+    """The kernel that `implementation` means on `devices` devices of this kind.
+
+    "auto" means "cudnn" for 16 bits on Ampere and newer, "cpu" on a single CPU device, otherwise "xla",
+    which alone stores [T, T] scores.
+    """
     if implementation != "auto":
         return implementation
-    device = jax.devices()[0]
-    major = str(getattr(device, "compute_capability", "")).partition(".")[
-        0
-    ]  # "9.0" of an H100, "gfx90a" of others
-    if (
-        major.isdecimal()
-        and int(major) >= 8
-        and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
-    ):
+    # "9.0" on an H100, "gfx90a" on devices that are not NVIDIA's.
+    major = compute_capability.partition(".")[0]
+    is_half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+    if major.isdecimal() and int(major) >= 8 and is_half:
         return "cudnn"
-    return "cpu" if device.platform == "cpu" and devices <= 1 else "xla"
+    return "cpu" if platform == "cpu" and devices <= 1 else "xla"
 
 
 def block_length(length: int) -> int:

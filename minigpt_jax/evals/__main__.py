@@ -25,7 +25,7 @@ from minigpt_jax.sharding import data_parallel_size, make_mesh, replicated
 from minigpt_jax.step import make_eval_step
 from minigpt_jax.token_stream import open_stream
 from minigpt_jax.tokenizer import END_OF_TEXT, load_tokenizer
-from minigpt_jax.tracking import report
+from minigpt_jax.tracking.report import write_report
 
 NOBODY_STOPS_IT = "only train.py abandons an evaluation"
 LOSS_CHUNK = 32  # positions a row whose logits are in memory at once, as in configs/quickstart.py
@@ -153,7 +153,7 @@ def run_answers(options) -> None:
             f"{name:<10} {own['ended']:.0%} end by themselves, {own['leaked']:.0%} leak marks, {own['repetition']:.1%} of their "
             f"{answers.GRAM}-word runs are repeated, {own['distinct']:.0%} are distinct; loss per token of the hoped-for answers {own['loss']:.4f}"
         )
-    print(f"report: {report.write(options.run)}")
+    print(f"report: {write_report(options.run)}")
 
 
 def base_of(asked: Path | None, model: Loaded) -> dict | None:

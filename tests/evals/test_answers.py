@@ -12,7 +12,7 @@ from minigpt_jax.evals import answers
 from minigpt_jax.evals.answers import Pair, Written
 from minigpt_jax.model import GPT, grow_vocab
 from minigpt_jax.tokenizer import END, USER, load_tokenizer
-from minigpt_jax.tracking import report
+from minigpt_jax.tracking.report import write_report
 from tests.evals.test_hellaswag import evals
 
 
@@ -96,7 +96,7 @@ def plain_loss(params, config, pairs: list[Pair]) -> float:
 
 
 def test_base_and_finetuned_are_compared_and_shown(finetuned, pretrained, tmp_path):
-    report.write(finetuned)
+    write_report(finetuned)
     assert "Answers" not in (finetuned / "report.html").read_text()
     source = tmp_path / "questions.json"
     pairs = [Pair(f"What is {n} and {n}?", f"It is {2 * n}.") for n in (151, 160, 170)]
