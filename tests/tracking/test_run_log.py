@@ -1,4 +1,4 @@
-"""The log of a run holds each step exactly once, in order, after any crash, with correct numbers."""
+"""The log of a run holds each step once, in order, after any crash, and its numbers are correct."""
 
 import json
 import os
@@ -237,7 +237,7 @@ def test_a_resumed_run_counts_the_skipped_updates_before_it(tmp_path: Path):
         log.step(step, "", not_finite)
     log.close()
     resumed = run_log(tmp_path, start=4)
-    with pytest.raises(RunError, match="step 4: .* 5 times in a row"):
+    with pytest.raises(RunError, match=r"step 4: .* 5 times in a row"):
         resumed.step(4, "", not_finite)
     resumed.close()
 
