@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.peer import transformers_gpt2
+from benchmarks.transformers_gpt2 import gpt2_with_weights
 from minigpt_jax import load_run
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals import hellaswag, scoring
@@ -81,7 +81,7 @@ def test_every_loss_is_that_of_a_plain_scorer_in_torch(pretrained, questions):
     assert found is not None
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    losses = in_torch(transformers_gpt2(config, params), asked)
+    losses = in_torch(gpt2_with_weights(config, params), asked)
     np.testing.assert_allclose([[s.loss for s in own] for own in found], losses, atol=1e-4)
     assert hellaswag.accuracy(asked, ask) == np.mean(losses.argmin(1) == [q.label for q in asked])
 
