@@ -12,8 +12,6 @@ if __name__ == "__main__":
     # machine may be taken away at any time.
     checked = preflight()
 
-import os
-import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -21,12 +19,12 @@ from pathlib import Path
 
 import jax
 
-from minigpt_jax import config, optim, plan, runs
-from minigpt_jax.attention import attention_kernel
+from minigpt_jax import config, optim, runs
 from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.data import Batches, row_count
 from minigpt_jax.errors import EvaluationStopped, InputError, RunError, exit_on_error
 from minigpt_jax.evals.evaluator import EvalSettings, Evaluator
+from minigpt_jax.micro_batch import accumulation_on_mesh
 from minigpt_jax.model import GPT, GPTConfig, resolve_compute_dtype
 from minigpt_jax.resume import (
     Done,
@@ -35,28 +33,27 @@ from minigpt_jax.resume import (
     recorded_config,
     refuse_changes,
 )
-from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
 from minigpt_jax.runtime.distributed import (
     broadcast_from_main,
     is_main_process,
-    join_processes,
-    min_over_processes,
     should_stop,
 )
 from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.runtime.files import write_json
+from minigpt_jax.runtime.startup import prepare_jax
 from minigpt_jax.sharding import batch_sharding, check_divides, data_parallel_size, make_mesh
 from minigpt_jax.step import abstract_state, init_state, make_eval_step, make_train_step
 from minigpt_jax.tokenizer import END_OF_TEXT
-from minigpt_jax.tracking import report
+from minigpt_jax.tracking.environment import describe_environment
 from minigpt_jax.tracking.profile import Profile
+from minigpt_jax.tracking.report import write_report
 from minigpt_jax.tracking.run_log import RunLog
 
 
 def train(checked: Preflight) -> None:
     """Train to the horizon, from the newest checkpoint on. Raises InputError and RunError."""
     # ---- devices and settings
-    prepare_jax(checked.config)
+    prepare_jax(Path(checked.config.runs), deterministic=checked.config.deterministic)
     main_process = is_main_process()
     run = runs.run_folder(Path(checked.config.runs), checked.config.name)
     recorded = None if checked.config.fresh else broadcast_from_main(recorded_config(run))
@@ -72,7 +69,14 @@ def train(checked: Preflight) -> None:
     dimensions = {"embed": model_config.embed, "heads": model_config.heads}
     dimensions |= {"mlp": model_config.mlp, "vocab": model_config.padded_vocab}
     check_divides(mesh, dimensions)
-    accumulation = accumulation_steps(c, model_config, mesh)
+    accumulation = accumulation_on_mesh(
+        model_config,
+        mesh,
+        c.compute,
+        batch=c.data.batch,
+        micro_batch=c.data.micro_batch,
+        loss_chunk=c.loss.chunk,
+    )
     context = model_config.context
     tokens_per_step = c.data.batch * context
 
@@ -138,7 +142,7 @@ def train(checked: Preflight) -> None:
         )
         if main_process:
             write_json(run / "config.json", settings)
-            write_json(run / "environment.json", report.environment())
+            write_json(run / "environment.json", describe_environment())
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         run_log.say(
             f"{run}: {model_config.parameters:,} parameters on {devices} in {c.compute.dtype}; "
@@ -232,7 +236,7 @@ def train(checked: Preflight) -> None:
         checkpoints.close()
         run_log.close()
         if main_process:
-            run_log.say(f"report: {report.write(run)}")
+            run_log.say(f"report: {write_report(run)}")
         if steps_done < horizon:
             command = "the same command" + c.fresh * " without --config.fresh"
             run_log.say(
@@ -243,53 +247,6 @@ def train(checked: Preflight) -> None:
             run_log.say(
                 f"all {horizon} steps are done. Try the model: python sample.py --run {run}"
             )
-
-
-def prepare_jax(c: config.Config) -> None:
-    """Settings that must precede the first array: determinism, processes, the compilation cache."""
-    if c.deterministic:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
-    join_processes()
-    enable_compilation_cache(Path(c.runs))
-    if jax.default_backend() == "cpu" and Path("/proc/driver/nvidia/version").exists():
-        print(
-            "warning: this machine has an NVIDIA GPU that JAX does not find; "
-            "install the plugin with: make install CUDA=1",
-            file=sys.stderr,
-        )
-
-
-def accumulation_steps(c: config.Config, model_config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
-    """Number A of micro-batches that the global batch is cut into."""
-    data_parallel = data_parallel_size(mesh)
-    kernel = attention_kernel(c.compute.attention, c.compute.dtype, mesh.size)
-    step_memory = partial(
-        plan.step_memory,
-        model_config,
-        dtype=c.compute.dtype,
-        remat=c.compute.remat,
-        scores=kernel == "xla",
-        chunk=c.loss.chunk,
-        cpu=jax.default_backend() == "cpu",
-        cut=mesh.shape["fsdp"] * mesh.shape["tensor"],
-        tensor=mesh.shape["tensor"],
-    )
-
-    def bytes_of(rows: int) -> float:
-        accumulation = c.data.batch // data_parallel // rows
-        return step_memory(rows=rows, accum=accumulation).total
-
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    device_bytes = limit or plan.host_bytes() / jax.local_device_count()
-    return plan.accumulation(
-        c.data.batch,
-        data_parallel,
-        micro_batch=c.data.micro_batch,
-        # All processes must find the same number.
-        device_bytes=min_over_processes(device_bytes),
-        bytes_of=bytes_of,
-    )
 
 
 def main() -> None:

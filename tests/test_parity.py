@@ -88,7 +88,7 @@ def test_other_weights_and_another_shape_are_those_of_transformers_too():
 
 def test_fresh_gpt2_small_in_float32_gives_the_logits_of_transformers():
     torch = pytest.importorskip("torch", exc_type=ImportError)
-    from benchmarks.peer import transformers_gpt2
+    from benchmarks.transformers_gpt2 import gpt2_with_weights
 
     config = GPTConfig()
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, 24))
@@ -101,5 +101,5 @@ def test_fresh_gpt2_small_in_float32_gives_the_logits_of_transformers():
 
     ours = compute_logits(params)[..., : config.vocab_size]
     with torch.no_grad():
-        theirs = transformers_gpt2(config, params).eval()(torch.tensor(ids)).logits
+        theirs = gpt2_with_weights(config, params).eval()(torch.tensor(ids)).logits
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=2e-5)

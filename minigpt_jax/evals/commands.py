@@ -22,7 +22,7 @@ from minigpt_jax.sharding import data_parallel_size, make_mesh, replicated
 from minigpt_jax.step import make_eval_step
 from minigpt_jax.token_stream import open_stream
 from minigpt_jax.tokenizer import END_OF_TEXT
-from minigpt_jax.tracking import report
+from minigpt_jax.tracking.report import write_report
 
 # Positions per row whose logits are in memory at a time, as in configs/quickstart.py.
 LOSS_CHUNK = 32
@@ -136,7 +136,7 @@ def run_answers(options: argparse.Namespace) -> None:
             f"{result['distinct']:.0%} are distinct; "
             f"loss per supervised token {result['loss']:.4f}"
         )
-    print(f"report: {report.write(options.run)}")
+    print(f"report: {write_report(options.run)}")
 
 
 def print_examples(pairs: Sequence[Pair], generated: Sequence[Answer]) -> None:

@@ -15,7 +15,7 @@ from minigpt_jax.evals.answers import Answer, Pair
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model import grow_vocab
 from minigpt_jax.tokenizer import END, USER, load_tokenizer
-from minigpt_jax.tracking import report
+from minigpt_jax.tracking.report import write_report
 from tests.evals.plain import next_token_logprobs
 from tests.harness import train, write_chat
 from tests.in_process import run_main
@@ -126,7 +126,7 @@ def source(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def output(finetuned, source) -> str:
     """What the command prints; it also writes answers.json and the report."""
-    report.write(finetuned)
+    write_report(finetuned)
     assert "Answers" not in (finetuned / "report.html").read_text()
     done = run_main(main, "answers", "--run", finetuned, "--source", source, "--show", "2")
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.peer import transformers_gpt2
+from benchmarks.transformers_gpt2 import gpt2_with_weights
 from minigpt_jax.errors import EvaluationStopped, InputError
 from minigpt_jax.evals import hellaswag, scoring
 from minigpt_jax.evals.scoring import Score
@@ -79,7 +79,7 @@ def test_every_loss_is_that_of_a_plain_scorer_in_torch(base_run, questions):
         [s.loss for s in endings] for endings in score([(q.context, q.endings) for q in loaded])
     ]
     params = jax.device_get(run.params)
-    losses = losses_in_torch(transformers_gpt2(run.config, params), loaded)
+    losses = losses_in_torch(gpt2_with_weights(run.config, params), loaded)
     np.testing.assert_allclose(found, losses, atol=1e-4)
     expected = np.mean(losses.argmin(1) == [q.label for q in loaded])
     assert hellaswag.accuracy(loaded, score) == expected
