@@ -21,7 +21,9 @@ import argparse
 import importlib
 import os
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.compiled_text import Traffic, read_traffic
 
@@ -156,7 +158,8 @@ def train_step(mesh, options: argparse.Namespace):
     from minigpt_jax.sharding import batch_sharding, data_parallel_size
     from minigpt_jax.step import Batch, abstract_state
 
-    config = GPTConfig(**get_config(options.size).model)
+    settings: Any = get_config(options.size)
+    config = GPTConfig(**settings.model)
     model = GPT(
         config,
         dtype=jnp.bfloat16,
@@ -169,9 +172,10 @@ def train_step(mesh, options: argparse.Namespace):
     )
     sharding = batch_sharding(mesh)
     shape = (options.accum, options.rows * data_parallel_size(mesh))
+    abstract: Any = partial(jax.ShapeDtypeStruct, sharding=sharding)
     batch = Batch(
-        jax.ShapeDtypeStruct((*shape, config.context + 1), jnp.uint16, sharding=sharding),
-        jax.ShapeDtypeStruct((*shape, config.context), jnp.uint8, sharding=sharding),
+        abstract((*shape, config.context + 1), jnp.uint16),
+        abstract((*shape, config.context), jnp.uint8),
     )
     return step, (abstract_state(model, optimizer, mesh), batch)
 

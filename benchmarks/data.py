@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contenders import seconds_of
+from data_tools.encoders import cores
 from data_tools.fast_tokenizer import FastTokenizer
-from data_tools.fineweb import cores, prepare
+from data_tools.fineweb import Recipe, prepare
 from minigpt_jax.errors import exit_cleanly
 from minigpt_jax.sources import documents
 from minigpt_jax.token_stream import Stream, open_stream, read_manifest
@@ -61,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         with hidden_output():
-            prepare(options.sources, out, workers=options.workers, fast=FastTokenizer())
+            prepare(Recipe(options.sources), out, workers=options.workers, fast=FastTokenizer())
         stream = open_stream(
             out,
             "train",
@@ -157,6 +158,8 @@ def hidden_output() -> Iterator[StringIO]:
 
 def loader_seconds(stream: Stream) -> float:
     """Median seconds to choose, read and place on the device a batch of ROWS x CONTEXT tokens."""
+    import jax
+
     from minigpt_jax.data import batch_at, row_count, rows_at
     from minigpt_jax.sharding import batch_sharding, make_mesh
 
@@ -164,8 +167,7 @@ def loader_seconds(stream: Stream) -> float:
     rows = row_count(stream, CONTEXT)
 
     def load(step: int) -> None:
-        for array in batch_at(stream, rows_at(0, step, ROWS, rows), CONTEXT, 1, sharding):
-            array.block_until_ready()
+        jax.block_until_ready(batch_at(stream, rows_at(0, step, ROWS, rows), CONTEXT, 1, sharding))
 
     return statistics.median(seconds_of(partial(load, step)) for step in range(BATCHES))
 
@@ -176,7 +178,7 @@ def step_seconds(stream: Stream) -> float:
     from minigpt_jax.data import batch_at
     from minigpt_jax.model import GPT, GPTConfig
     from minigpt_jax.sharding import batch_sharding, make_mesh
-    from minigpt_jax.step import Batch, init_state
+    from minigpt_jax.step import init_state
 
     config = GPTConfig(
         vocab_size=TEXT_VOCAB, context=STEP_CONTEXT, layers=LAYERS, heads=EMBED // 64, embed=EMBED
@@ -185,7 +187,7 @@ def step_seconds(stream: Stream) -> float:
     mesh = make_mesh()
     optimizer, step = training_step(model, mesh, loss_chunk=32)
     rows = np.arange(STEP_ROWS)
-    batch = Batch(*batch_at(stream, rows, STEP_CONTEXT, 1, batch_sharding(mesh)))
+    batch = batch_at(stream, rows, STEP_CONTEXT, 1, batch_sharding(mesh))
     state = init_state(model, optimizer, 0, mesh)
 
     def work() -> None:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.contenders import ROOT, seconds_of, table
-from minigpt_jax.token_stream import ShardWriter, write_manifest
+from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.tokenizer import TEXT_VOCAB, load_tokenizer
 
 COMMANDS = {

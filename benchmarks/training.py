@@ -11,7 +11,7 @@ from configs.pretrain import get_config
 from minigpt_jax import optim
 from minigpt_jax.model import GPT
 from minigpt_jax.sharding import AXES, batch_sharding
-from minigpt_jax.step import Batch, OnMesh, make_train_step
+from minigpt_jax.step import Batch, MeshFunction, make_train_step
 from minigpt_jax.tokenizer import END_OF_TEXT
 
 # Of the schedule; only that the learning rate is not zero matters.
@@ -20,7 +20,7 @@ HORIZON = 10_000
 
 def training_step(
     model: GPT, mesh: jax.sharding.Mesh, *, loss_chunk: int, isolate_documents: bool = False
-) -> tuple[optax.GradientTransformationExtraArgs, OnMesh]:
+) -> tuple[optax.GradientTransformationExtraArgs, MeshFunction]:
     """Optimizer and step for `model` on `mesh`."""
     c: Any = get_config()
     optimizer = optim.make_optimizer(**c.optimizer)

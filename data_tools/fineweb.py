@@ -33,8 +33,9 @@ from data_tools.resumable_shards import (
     expect_same_source,
 )
 from minigpt_jax.errors import InputError, RunError, exit_cleanly
+from minigpt_jax.shard_writer import SHARD_TOKENS
 from minigpt_jax.sources import BadRow, documents, identity, local_files, text_bytes
-from minigpt_jax.token_stream import MANIFEST, SHARD_TOKENS, Shard, read_manifest
+from minigpt_jax.token_stream import MANIFEST, Shard, read_manifest
 from minigpt_jax.tokenizer import load_tokenizer
 
 BYTES_PER_TOKEN = 2

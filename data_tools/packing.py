@@ -11,7 +11,8 @@ import numpy as np
 
 from data_tools.conversations import Conversation
 from minigpt_jax.errors import InputError, RunError
-from minigpt_jax.token_stream import MANIFEST, Shard, ShardWriter, mask_file, write_manifest
+from minigpt_jax.shard_writer import ShardWriter, write_manifest
+from minigpt_jax.token_stream import MANIFEST, Shard, mask_file
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, Tokenizer
 
 

@@ -17,7 +17,8 @@ from data_tools.encoders import Encoded
 from minigpt_jax.errors import InputError, RunError
 from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.runtime.files import sha256, write_json
-from minigpt_jax.token_stream import Shard, ShardWriter, write_manifest
+from minigpt_jax.shard_writer import ShardWriter, write_manifest
+from minigpt_jax.token_stream import Shard
 from minigpt_jax.tokenizer import TEXT_VOCAB, load_tokenizer
 
 PROGRESS = "progress.json"

@@ -25,16 +25,6 @@ class EvaluationStopped(Exception):
     """An evaluation ended early because the run was asked to stop; its results are incomplete."""
 
 
-class EvaluationStopped(Exception):
-    """An evaluation ended early because a stop was requested; it has no result."""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or the name of its type where it has no text."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its type where it has no text."""
     lines = str(error).strip().splitlines()
