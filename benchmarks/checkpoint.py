@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from configs.pretrain import get_config
 from minigpt_jax import optim
-from minigpt_jax.checkpoint import Checkpoints, describe
+from minigpt_jax.checkpoint import Checkpoints, array_fingerprints
 from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.sharding import make_mesh
 from minigpt_jax.step import TrainState, abstract_state, init_state
@@ -51,7 +51,7 @@ def main() -> None:
     state = random_state(init_state(model, optimizer, 0, mesh))
     meta = {"model": asdict(config), "config": {}, "data": "none", "validation_loss": None}
     # Compiles the checksums.
-    describe(state)
+    array_fingerprints(state)
 
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         checkpoints = Checkpoints(Path(folder), keep=1)
@@ -105,7 +105,7 @@ def save(checkpoints: Checkpoints, state: TrainState, step: int, meta: dict) -> 
     state = state.replace(step=jnp.asarray(step, jnp.int32))
     jax.block_until_ready(state)
     began = time.perf_counter()
-    describe(state)
+    array_fingerprints(state)
     checksums = time.perf_counter() - began
     began = time.perf_counter()
     checkpoints.save(state, step, meta)

@@ -23,6 +23,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -252,3 +253,24 @@ def final_arrays(run: Path) -> dict:
     """Shape, dtype and checksum of every array of the newest checkpoint, from its record."""
     newest = run / "checkpoints" / str(checkpoint_steps(run)[-1])
     return json.loads((newest / "meta" / "metadata").read_text())["arrays"]
+
+
+def fresh_python(code: str):
+    """What a fresh interpreter prints, read as JSON. `code` may be indented."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def tracked_files() -> list[str]:
+    """Names of the files that git tracks or would add, relative to the repository."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in done.stdout.splitlines() if (ROOT / name).is_file()]

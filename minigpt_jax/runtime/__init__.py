@@ -1,1 +1,1 @@
-"""What a long-running program needs around the machine learning: signals, files, processes, caches."""
+"""What a long-running program needs beside machine learning: signals, files, processes, caches."""

@@ -1,4 +1,4 @@
-"""Lengths of time as text."""
+"""Lengths of time as text, short for the console and rounded for estimates."""
 
 
 def format_duration(seconds: float) -> str:

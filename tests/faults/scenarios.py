@@ -150,7 +150,7 @@ class Place:
 
 def resumed_at(said: str) -> int:
     """The step that a run said it goes on from; 0 for fresh weights."""
-    match = re.search(r"goes on from step (\d+)", said)
+    match = re.search(r"resumes from step (\d+)", said)
     return int(match[1]) if match else 0
 
 
@@ -247,7 +247,7 @@ def _unexpected(said: str, code: int, *allowed: int) -> list[str]:
 def _lost_too_much(outcome: Outcome, recorded: int, said: str) -> list[str]:
     """One interval of work is lost at most."""
     if not re.search(
-        "goes on from|begins with", said
+        "resumes from|starts with", said
     ):  # killed before it could say so, or done already
         return []
     begins = resumed_at(said)

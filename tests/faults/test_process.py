@@ -189,10 +189,10 @@ def test_when_one_of_two_processes_dies_the_other_ends_and_the_run_goes_on(
     ends = place.settings(name, horizon__steps=reached + 3)
     outputs = [process.communicate(timeout=120)[0] for process in start_two(ends)]
     assert (
-        f"goes on from step {reached}" in outputs[0]
+        f"resumes from step {reached}" in outputs[0]
         and f"all {reached + 3} steps are done" in outputs[0]
     ), outputs
-    assert f"goes on from step {reached + 3}" in train(
+    assert f"resumes from step {reached + 3}" in train(
         **place.settings(name, horizon__steps=reached + 4)
     )
 
@@ -219,7 +219,7 @@ def test_two_processes_agree_on_the_checkpoint_to_go_on_from(place: Place, point
     assert [process.returncode for process in pair] == [0, 0], "\n".join(outputs)
     assert (
         all("checkpoint 18 is damaged" in said for said in outputs)
-        and "goes on from step 15" in outputs[0]
+        and "resumes from step 15" in outputs[0]
     )
     assert [(step, batch) for step, _, batch in history(run)] == [
         (step, batch) for step, _, batch in history(place.expected)
@@ -254,7 +254,7 @@ def test_the_run_goes_on_with_other_devices_and_other_processes(place: Place):
         said = train(
             expect=-signal.SIGKILL, environment=environment, **place.settings("elastic", **mesh)
         )
-        assert f"goes on from step {begins}" in said or not begins
+        assert f"resumes from step {begins}" in said or not begins
 
     part(0, 3)
     part(3, 6, 4, mesh__data=2, mesh__fsdp=2)
@@ -264,8 +264,8 @@ def test_the_run_goes_on_with_other_devices_and_other_processes(place: Place):
     outputs = [process.communicate(timeout=120)[0] for process in pair]
     assert [process.returncode for process in pair] == [
         -signal.SIGKILL
-    ] * 2 and "goes on from step 9" in outputs[0], outputs
-    assert "goes on from step 12" in train(**place.settings("elastic"))
+    ] * 2 and "resumes from step 9" in outputs[0], outputs
+    assert "resumes from step 12" in train(**place.settings("elastic"))
     ours, theirs = (
         read_jsonl(run / "metrics.jsonl") for run in (place.runs / "elastic", place.expected)
     )

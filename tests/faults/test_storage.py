@@ -62,7 +62,7 @@ def test_a_full_disk_is_reported_and_the_same_command_goes_on(place: Place):
     assert listed and all(name.isdecimal() for name in listed), (
         said
     )  # older ones intact, nothing half-written
-    assert f"goes on from step {max(map(int, listed))}" in second
+    assert f"resumes from step {max(map(int, listed))}" in second
     assert not place.problems(result)
 
 
@@ -79,7 +79,7 @@ def test_a_save_that_fails_ends_the_run_with_what_stands(place: Place, point: st
         for p in (place.runs / settings["name"] / "checkpoints").iterdir()
         if not p.name.isdecimal()
     ]
-    assert "goes on from step 6" in train(**settings)
+    assert "resumes from step 6" in train(**settings)
     assert not place.problems(place.runs / settings["name"])
 
 
@@ -111,7 +111,7 @@ def test_stray_entries_are_ignored(place: Place):
     (run / "checkpoints" / "98").write_text("")
     (run / "checkpoints" / "abc").write_text("")
     said = train(**place.settings("strays"))
-    assert "goes on from step 18" in said and "warning" not in said
+    assert "resumes from step 18" in said and "warning" not in said
     assert checkpoint_steps(run)[-1] == HORIZON and place.problems(run) == [
         "left behind: 9.tmp, abc"
     ]
@@ -142,7 +142,7 @@ def test_a_changed_setting_is_refused_until_it_is_insisted_on(place: Place):
     assert (
         "optimizer.b2: 0.95 -> 0.9" in said and "accept_changes" in said and said.count("\n") == 1
     )
-    assert "goes on from step 18" in train(
+    assert "resumes from step 18" in train(
         **place.settings("insisted", optimizer__b2=0.9, accept_changes=True)
     )
 
@@ -151,7 +151,7 @@ def test_a_fresh_start_that_cannot_begin_deletes_nothing(place: Place):
     run = place.copy(place.two_checkpoints, "fresh")
     train(expect=2, **place.settings("fresh", fresh=True, init_from="/nowhere"))
     assert checkpoint_steps(run)[-2:] == [15, 18]
-    assert "begins with the weights of" in train(
+    assert "starts with the weights of" in train(
         **place.settings("fresh", fresh=True, init_from=run)
     )  # even its own
 

@@ -81,7 +81,7 @@ def test_an_imported_run_is_finetuned_and_exported_with_its_history(imported, co
         schedule__warmup=0,
         **shape,
     )
-    assert "begins with the weights of" in output
+    assert "starts with the weights of" in output
     assert len(read_jsonl(tmp_path / "tuned" / "metrics.jsonl")) == 2
 
     write_folder(tmp_path / "exported", load_run(tmp_path / "tuned"), "tuned")
