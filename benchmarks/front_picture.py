@@ -1,8 +1,9 @@
-"""Make the picture at the top of the README: the chat page beside the loss curves of the runs behind it.
+"""Make the picture at the top of the README: the chat page beside the loss of the runs behind it.
 
     python -m benchmarks.front_picture --runs runs --out docs/images
 
-Needs the two runs of `make demo`, playwright and Chromium. Writes front_light.png and front_dark.png.
+Needs the two runs of `make demo`, playwright and Chromium. Writes front_light.png and
+front_dark.png.
 """
 
 import argparse
