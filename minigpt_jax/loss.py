@@ -9,7 +9,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -34,8 +33,8 @@ def mask_padded_vocab(
 def cross_entropy(
     hidden: Float[Array, "B T D"],
     table: Float[Array, "V D"],
-    targets: Int[Array | np.ndarray, "B T"],
-    weights: Float[Array | np.ndarray, "B T"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
     *,
     vocab_size: int,
     chunk: int,
@@ -102,9 +101,7 @@ def _token_ids(scores: Float[Array, "*N V"]) -> Int[Array, "*N V"]:
     return jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
 
 
-def _at_targets(
-    scores: Float[Array, "B T V"], targets: Int[Array | np.ndarray, "B T"]
-) -> Float[Array, "B T"]:
+def _at_targets(scores: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
     return jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
 
 

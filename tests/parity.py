@@ -112,7 +112,7 @@ def gradients(modules, golden: Golden, *, attention: str) -> Iterator[Difference
         yield Difference(f"gradient of {name}", relative, 1e-11)
 
 
-def training(modules, golden: Golden, *, accumulation: int) -> Iterator[Difference]:
+def training(modules, golden: Golden, *, attention: str, accumulation: int) -> Iterator[Difference]:
     """Every step of training with the optimizer's defaults.
 
     Each batch is cut into `accumulation` micro-batches.
@@ -124,7 +124,7 @@ def training(modules, golden: Golden, *, accumulation: int) -> Iterator[Differen
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
         devices=jax.devices()[:1],
     )
-    model = build(modules, golden, "auto")
+    model = build(modules, golden, attention)
     optimizer = modules.optim.make_optimizer()
     # The golden rates in float64: our schedule, in f32, has a check of its own.
     rates = jnp.asarray(golden["rates"])
@@ -204,8 +204,8 @@ def mean_loss(modules, golden: Golden, params: dict, hidden: jax.Array) -> jax.A
     total, weight = modules.loss.cross_entropy(
         hidden,
         params["wte"],
-        golden["tokens"][0, :, 1:].astype(np.int32),
-        golden["mask"][0].astype(np.float64),
+        jnp.asarray(golden["tokens"][0, :, 1:], jnp.int32),
+        jnp.asarray(golden["mask"][0], jnp.float64),
         vocab_size=int(golden["vocab"]),
         chunk=LOSS_CHUNK,
     )
@@ -281,13 +281,14 @@ def farthest(found, expected: np.ndarray) -> float:
     return float(np.abs(np.asarray(found) - expected).max())
 
 
+# "auto" is the kernel for a CPU here.
 CHECKS: dict[str, Callable[..., Iterator[Difference]]] = {
     "outputs": partial(outputs, attention="xla"),
     "outputs on a CPU": partial(outputs, attention="auto"),
     "gradients": partial(gradients, attention="xla"),
     "gradients on a CPU": partial(gradients, attention="auto"),
-    "training": partial(training, accumulation=1),
-    "accumulation": partial(training, accumulation=4),
+    "training": partial(training, attention="xla", accumulation=1),
+    "accumulation": partial(training, attention="auto", accumulation=4),
     "schedule": schedule,
     "start": start,
 }

@@ -1,9 +1,6 @@
 """Eight bits must cost what rounding costs and no more; rows must not depend on each other."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -11,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sample
 from minigpt_jax.decoding import forward, next_logits, prepare_for_decoding
-from minigpt_jax.errors import InputError
+from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.generate import Generator
 from minigpt_jax.model import GPTConfig, Linear, empty_cache
 from minigpt_jax.quantize import LARGEST, Int8, int8_linear_interceptor, to_int8
@@ -21,7 +19,6 @@ from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 from tests.interop import models
 from tests.models import weights
 
-ROOT = Path(__file__).parents[1]
 CONFIG = GPTConfig(vocab_size=TEXT_VOCAB, context=48, layers=2, heads=2, embed=32)
 TOKENIZER = load_tokenizer()
 PROMPT = [END_OF_TEXT, *TOKENIZER.encode("The river reads the stone.")]
@@ -158,29 +155,30 @@ def test_an_unknown_format_is_refused(params):
         Generator(params, CONFIG, TOKENIZER, quantize="int4")
 
 
-def sample(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "sample.py"), *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture
+def call_sample(monkeypatch, capsys):
+    """sample.py in this process: arguments to exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sample.py", *arguments])
+        with pytest.raises(SystemExit) as end:
+            exit_cleanly(sample.main)
+        return (end.value.code, *capsys.readouterr())
+
+    return call
 
 
-def test_sample_answers_in_eight_bits(tmp_path: Path):
+def test_sample_answers_in_eight_bits(tmp_path, call_sample):
     run = models.make_run(tmp_path / "text", models.BASE)
     settings = ("--prompt", "Once", "--max-new-tokens", "6", "--quantize", "int8")
-    done = sample(tmp_path, "--run", str(run), *settings)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Once")
-    assert len(done.stdout) > len("Once\n")
+    code, answer, errors = call_sample("--run", str(run), *settings)
+    assert code == 0, errors
+    assert answer.startswith("Once")
+    assert len(answer) > len("Once\n")
 
 
-def test_sample_refuses_an_unknown_format(tmp_path: Path):
-    refused = sample(tmp_path, "--quantize", "int4")
-    assert refused.returncode == 2
-    assert "int4" in refused.stderr
-    assert "int8" in refused.stderr
+def test_sample_refuses_an_unknown_format(call_sample):
+    code, _, errors = call_sample("--quantize", "int4")
+    assert code == 2
+    assert "int4" in errors
+    assert "int8" in errors

@@ -1,1 +1,1 @@
-"""What another implementation computed, written down as arrays."""
+"""Arrays that another implementation computed."""

@@ -1,9 +1,10 @@
-"""Write down what transformers and PyTorch compute, in float64, so that parity is checked where neither is installed.
+"""Write what transformers and PyTorch compute to a file, to check parity where neither exists.
 
     python -m tests.golden.make
 
-A small GPT2LMHeadModel with random weights: its logits, masked loss and gradients, and ten steps of AdamW. Nothing
-here comes from minigpt_jax: names, layout, clipping and schedule are theirs, or written out once more.
+A small GPT2LMHeadModel with random weights, in float64: its logits, masked loss and gradients, and
+ten steps of AdamW. Nothing here comes from minigpt_jax: names, layout, clipping and schedule are
+those of transformers and PyTorch, or are implemented a second time.
 """
 
 import math
@@ -15,8 +16,16 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 FILE = Path(__file__).with_name("gpt2.npz")
-STEPS, WARMUP, PEAK, FLOOR = 10, 3, 2e-3, 2e-4
-CLIP, DECAY, BETAS, ADAM_EPS = 1.0, 0.1, (0.9, 0.95), 1e-8
+STEPS = 10
+# The schedule.
+WARMUP = 3
+PEAK = 2e-3
+FLOOR = 2e-4
+# The optimizer.
+CLIP = 1.0
+DECAY = 0.1
+BETAS = (0.9, 0.95)
+ADAM_EPS = 1e-8
 
 
 def inputs(
@@ -29,32 +38,28 @@ def inputs(
     context: int = 12,
     rows: int = 8,
 ) -> dict:
-    """Random weights "before/NAME", "tokens" [steps, B, T+1] and "mask" [steps, B, T], and what no shape tells.
+    """Random weights "before/NAME", "tokens" [steps, B, T+1], "mask" [steps, B, T], and settings.
 
-    Nothing is zero or one that training would move: a forgotten bias, scale or epsilon changes every number.
+    No weight that training changes is zero or one: without a bias, a scale or the epsilon, every
+    number would be different.
     """
     draw = np.random.default_rng(seed)
     shape = {"layers": layers, "heads": heads, "embed": embed, "vocab": vocab, "context": context}
-    found = {
-        name: np.array(value)
-        for name, value in (shape | {"peak": PEAK, "warmup": WARMUP, "floor": FLOOR}).items()
-    }
+    settings = shape | {"peak": PEAK, "warmup": WARMUP, "floor": FLOOR}
+    found = {name: np.array(value) for name, value in settings.items()}
     for name, parameter in build(found).transformer.named_parameters():
-        spread = draw.normal(size=tuple(parameter.shape)) * 0.2
-        found[f"before/{name}"] = spread + (
-            name.endswith("weight") and parameter.ndim == 1
-        )  # the scales of LayerNorm
+        is_scale = name.endswith("weight") and parameter.ndim == 1
+        found[f"before/{name}"] = draw.normal(size=tuple(parameter.shape)) * 0.2 + is_scale
     found["tokens"] = draw.integers(0, vocab, (STEPS, rows, context + 1)).astype(np.uint16)
-    kept = np.linspace(0.2, 0.9, rows)[
-        :, None
-    ]  # rows of unequal weight: a mean of means would be wrong
+    # Rows of unequal weight: a mean of means would be wrong.
+    kept = np.linspace(0.2, 0.9, rows)[:, None]
     found["mask"] = (draw.random((STEPS, rows, context)) < kept).astype(np.uint8)
     found["mask"][:, :, -1] = 1
     return found
 
 
 def build(golden: Mapping[str, np.ndarray]) -> GPT2LMHeadModel:
-    """The model in float64, without dropout, with the weights of `golden` where it has some."""
+    """The model in float64, without dropout, with the weights that are in `golden`."""
     shape = GPT2Config(
         vocab_size=int(golden["vocab"]),
         n_positions=int(golden["context"]),
@@ -77,40 +82,39 @@ def build(golden: Mapping[str, np.ndarray]) -> GPT2LMHeadModel:
 
 
 def outcomes(golden: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the model and AdamW make of `inputs`.
+    """What the model and AdamW compute from `inputs`.
 
-    Of the first batch "logits" [B, T, V], "loss" [] and "gradient/NAME"; of the steps "losses", "norms" (before
-    clipping) and "rates" [steps], and the last weights "after/NAME".
+    Of the first batch "logits" [B, T, V], "loss" [] and "gradient/NAME"; of the steps "losses",
+    "norms" (before clipping) and "rates" [steps], and the last weights "after/NAME".
     """
     model = build(golden)
-    # In transformers' layout every matrix and embedding has two dimensions, every bias and scale one.
+    # In transformers every matrix and embedding has two dimensions, every bias and scale one.
     parameters = dict(model.transformer.named_parameters())
     groups = [
         {"params": [p for p in parameters.values() if p.ndim == 2], "weight_decay": DECAY},
         {"params": [p for p in parameters.values() if p.ndim == 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=ADAM_EPS)
-    found, curves = {}, []
+    found = {}
+    curves = []
     for i in range(STEPS):
-        tokens, mask = (
-            torch.tensor(golden["tokens"][i].astype(np.int64)),
-            torch.tensor(golden["mask"][i], dtype=torch.float64),
-        )
+        tokens = torch.tensor(golden["tokens"][i].astype(np.int64))
+        mask = torch.tensor(golden["mask"][i], dtype=torch.float64)
         scores = model(tokens[:, :-1]).logits
-        each = torch.nn.functional.cross_entropy(
+        losses = torch.nn.functional.cross_entropy(
             scores.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
         )
-        loss = (each * mask.flatten()).sum() / mask.sum()
+        loss = (losses * mask.flatten()).sum() / mask.sum()
         optimizer.zero_grad()
         loss.backward()
         gradients = {name: p.grad for name, p in parameters.items()}
         if i == 0:
-            found |= {"logits": numpy(scores), "loss": numpy(loss)} | {
-                f"gradient/{name}": numpy(g) for name, g in gradients.items()
-            }
+            found |= {"logits": numpy(scores), "loss": numpy(loss)}
+            found |= {f"gradient/{name}": numpy(g) for name, g in gradients.items()}
         norm = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
         for g in gradients.values():
-            g.mul_(min(1.0, CLIP / norm))  # torch's own clipping adds 1e-6 to the norm
+            # Not torch's own clipping, which adds 1e-6 to the norm.
+            g.mul_(min(1.0, CLIP / norm))
         for group in optimizer.param_groups:
             group["lr"] = rate(i)
         optimizer.step()
@@ -120,10 +124,11 @@ def outcomes(golden: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def rate(step: int) -> float:
-    """Learning rate: up in WARMUP equal steps, then half a cosine down to FLOOR."""
+    """Learning rate: WARMUP equal steps up to PEAK, then half a cosine down to FLOOR."""
     if step < WARMUP:
         return PEAK * (step + 1) / WARMUP
-    return FLOOR + (PEAK - FLOOR) * (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP))) / 2
+    angle = math.pi * (step - WARMUP) / (STEPS - WARMUP)
+    return FLOOR + (PEAK - FLOOR) * (1 + math.cos(angle)) / 2
 
 
 def numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -132,16 +137,16 @@ def numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def main() -> None:
-    """Write the file, and say what is in it."""
+    """Write the file, and print what is in it."""
     golden = inputs(seed=0)
     golden |= outcomes(golden)
     clipped = golden["norms"] > CLIP
-    assert 0 < clipped.sum() < STEPS, (
-        f"clipping must be at work in some steps and not in others: {golden['norms']}"
-    )
+    assert 0 < clipped.sum() < STEPS, f"some steps must be clipped, and some not: {golden['norms']}"
     np.savez(FILE, allow_pickle=False, **golden)
     print(
-        f"{FILE.name}: {FILE.stat().st_size:,} bytes; loss {golden['losses'][0]:.4f} to {golden['losses'][-1]:.4f}, {clipped.sum()} steps clipped"
+        f"{FILE.name}: {FILE.stat().st_size:,} bytes; "
+        f"loss {golden['losses'][0]:.4f} to {golden['losses'][-1]:.4f}, "
+        f"{clipped.sum()} steps clipped"
     )
 
 
