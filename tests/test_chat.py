@@ -1,4 +1,4 @@
-"""The template and its mask say the same thing: what was asked is given, what was answered is learned, text stays text."""
+"""The chat template and its loss mask: answers have weight 1, and text never becomes a marker."""
 
 import random
 from itertools import groupby, product
@@ -17,6 +17,7 @@ from minigpt_jax.tokenizer import (
     load_tokenizer,
 )
 
+MARKERS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 CONTENTS = (
     "",
     "Hi",
@@ -36,7 +37,10 @@ def tokenizer():
 
 
 def conversations(count: int = 300) -> list[list]:
-    """Well-formed ones of every length, with and without a system message, full of marker strings; the same on each run."""
+    """Well-formed conversations of several lengths, with many names of special tokens in them.
+
+    The same ones on each call.
+    """
     draw = random.Random(3)
     made = []
     for _ in range(count):
@@ -45,7 +49,7 @@ def conversations(count: int = 300) -> list[list]:
     return made
 
 
-def test_the_template_is_what_its_docstring_says(tokenizer):
+def test_the_template_is_the_one_in_its_docstring(tokenizer):
     messages = [
         {"role": "system", "content": "Be kind."},
         {"role": "user", "content": "Hi"},
@@ -62,61 +66,50 @@ def test_a_prompt_is_a_prefix_of_the_rendered_conversation(tokenizer):
         tokens, _ = render(messages, tokenizer)
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
-                asked = prompt(messages[:i], tokenizer)
-                assert tokens[: len(asked)] == asked
-                # ... and what follows is the answer: the model is asked exactly where it was trained to answer.
+                start = prompt(messages[:i], tokenizer)
+                assert tokens[: len(start)] == start
+                # The answer follows: a model answers exactly where it was trained to answer.
                 answer = [*tokenizer.encode(message["content"]), END]
-                assert tokens[len(asked) : len(asked) + len(answer)] == answer
+                assert tokens[len(start) : len(start) + len(answer)] == answer
 
 
-def test_the_mask_covers_each_answer_and_its_end_and_nothing_else(tokenizer):
+def test_the_mask_covers_each_answer_and_its_end_only(tokenizer):
     for messages in conversations():
         tokens, mask = render(messages, tokenizer)
-        assert len(tokens) == len(mask) and set(mask) <= {0, 1}
-        paired = zip(tokens, mask, strict=True)
-        learned = [
-            [token for token, _ in group]
-            for weight, group in groupby(paired, key=lambda pair: pair[1])
-            if weight
-        ]
-        assert learned == [
-            [*tokenizer.encode(m["content"]), END] for m in messages if m["role"] == "assistant"
-        ]
+        assert len(tokens) == len(mask)
+        assert set(mask) <= {0, 1}
+        pairs = zip(tokens, mask, strict=True)
+        groups = groupby(pairs, key=lambda pair: pair[1])
+        learned = [[token for token, _ in group] for weight, group in groups if weight]
+        answers = [m["content"] for m in messages if m["role"] == "assistant"]
+        assert learned == [[*tokenizer.encode(answer), END] for answer in answers]
 
 
-def test_marker_text_in_messages_stays_plain(tokenizer):
+def test_names_of_special_tokens_in_messages_stay_text(tokenizer):
     for messages in conversations():
         tokens, _ = render(messages, tokenizer)
-        structure = [t for t in tokens if t >= END_OF_TEXT]
-        markers = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
-        assert structure == [END_OF_TEXT] + [t for m in messages for t in (markers[m["role"]], END)]
-        text = [
-            tokenizer.decode(list(group))
-            for plain, group in groupby(tokens, key=lambda t: t < END_OF_TEXT)
-            if plain
-        ]
-        assert text == [m["content"] for m in messages if m["content"]]
+        expected = [END_OF_TEXT]
+        for message in messages:
+            expected += [MARKERS[message["role"]], END]
+        assert [token for token in tokens if token >= END_OF_TEXT] == expected
+        groups = groupby(tokens, key=lambda token: token < END_OF_TEXT)
+        texts = [tokenizer.decode(list(group)) for is_text, group in groups if is_text]
+        assert texts == [m["content"] for m in messages if m["content"]]
 
 
-def test_of_all_orders_of_roles_only_turns_are_taken(tokenizer):
-    good = {
-        ("user",),
-        ("user", "assistant"),
-        ("user", "assistant", "user"),
-        ("user", "assistant", "user", "assistant"),
-    }
-    good |= {("system", *roles) for roles in good if len(roles) < 4}
+def test_of_all_orders_of_roles_only_alternating_turns_are_accepted(tokenizer):
+    turns = [("user", "assistant", "user", "assistant")[:length] for length in range(1, 5)]
+    good = {*turns, *(("system", *roles) for roles in turns if len(roles) < 4)}
     for length in range(5):
-        for roles in product(("system", "user", "assistant"), repeat=length):
+        for roles in product(MARKERS, repeat=length):
             messages = [{"role": role, "content": "x"} for role in roles]
             if roles in good:
                 render(messages, tokenizer)
             else:
                 with pytest.raises(BadConversation, match=r"^role order: found ") as refused:
                     render(messages, tokenizer)
-                assert refused.value.reason == "role order" and (
-                    " ".join(roles) or "nothing"
-                ) in str(refused.value)
+                assert refused.value.reason == "role order"
+                assert (" ".join(roles) or "nothing") in str(refused.value)
             if roles not in good or roles[-1] != "user":
                 with pytest.raises(BadConversation) as refused:
                     prompt(messages, tokenizer)
@@ -124,14 +117,16 @@ def test_of_all_orders_of_roles_only_turns_are_taken(tokenizer):
 
 
 @pytest.mark.parametrize("role", ["tool", "User", "", None, 3])
-def test_unknown_roles_are_refused_by_name(tokenizer, role):
-    for messages in (
-        [{"role": role, "content": "x"}],
-        [{"role": "user", "content": "x"}, {"role": role, "content": "x"}],
-    ):
+def test_an_unknown_role_is_named_when_it_is_refused(tokenizer, role):
+    unknown = {"role": role, "content": "x"}
+    for messages in ([unknown], [{"role": "user", "content": "x"}, unknown]):
         with pytest.raises(
             BadConversation, match="expected one of system, user, assistant"
         ) as refused:
             render(messages, tokenizer)
-        assert refused.value.reason == "unknown role" and repr(role) in str(refused.value)
-    assert issubclass(BadConversation, InputError)  # so that a program ends in one line
+        assert refused.value.reason == "unknown role"
+        assert repr(role) in str(refused.value)
+
+
+def test_a_bad_conversation_ends_a_program_in_one_line():
+    assert issubclass(BadConversation, InputError)
