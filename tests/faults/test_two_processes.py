@@ -11,6 +11,8 @@ from tests.faults.processes import StartTwo, wait_until
 from tests.faults.workspace import SAVE_EVERY, Workspace, resumed_step
 from tests.harness import ENVIRONMENT, history, train
 
+# The heartbeat is 10 s, and JAX's own would be 100 s.
+NOTICED_WITHIN = 60
 ENDLESS = {"horizon__steps": 10**6, "save__every": 5, "eval__every": 10**6, "log__every": 1}
 
 
@@ -20,7 +22,7 @@ def test_an_error_in_one_of_two_processes_ends_both(workspace: Workspace, start_
     output, _ = full.communicate()
     assert full.returncode == 1 and "no space left" in output.splitlines()[-1], output
     # It would run forever.
-    good.communicate()
+    good.communicate(timeout=NOTICED_WITHIN)
     assert good.returncode > 0
 
 
@@ -36,7 +38,7 @@ def test_if_one_of_two_processes_is_killed_the_other_ends_and_the_run_can_contin
     wait_until(lambda: len(checkpoint_steps(run)) > 1)
     pair[victim].kill()
     other = pair[1 - victim]
-    output, _ = other.communicate()
+    output, _ = other.communicate(timeout=NOTICED_WITHIN)
     assert other.returncode > 0, output
     reached = checkpoint_steps(run)[-1]
     pair = start_two(workspace.settings(name, horizon__steps=reached + 3))
