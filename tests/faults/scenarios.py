@@ -1,8 +1,8 @@
-"""Faults that come in numbers: kills, damaged checkpoints, resuming anywhere. Each happens to the real train.py.
+"""Faults that the campaign repeats by the hundred: kills, damaged checkpoints, resuming anywhere.
 
-A scenario makes its own run, hurts it, lets the same command go on to the end, and compares with the run that nothing
-happened to: losses bit for bit, batches, and the checksum of every final array. The same functions serve the tests (a
-few of each) and the campaign (hundreds).
+Each happens to the real train.py. A scenario makes its own run, interrupts or damages it, lets the
+same command continue to the end, and compares it with the run that nothing happened to: losses bit
+for bit, batches, and the checksum of every final array. The tests use the same functions.
 """
 
 import random
@@ -11,30 +11,15 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
-from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.runtime.files import read_jsonl
-from minigpt_jax.shard_writer import ShardWriter, write_manifest
-from minigpt_jax.tokenizer import load_tokenizer
-from tests.harness import ENVIRONMENT, ROOT, command, final_arrays, history, run_train
+from tests.faults.workspace import HORIZON, SAVE_EVERY, Workspace, resumed_step
+from tests.harness import ENVIRONMENT, ROOT, command, run_train
 
-HORIZON, SAVE_EVERY = 20, 3
-# 512 ids are enough to learn something from, and a checkpoint of them is written in no time.
-SMALL = {
-    "model__vocab_size": 512,
-    "model__embed": 16,
-    "eval__samples": 0,
-    "horizon__steps": HORIZON,
-    "save__every": SAVE_EVERY,
-    "eval__every": 7,
-}
 POINTS = (
     "during_restore",
     "before_save",
@@ -45,191 +30,121 @@ POINTS = (
     "before_flush",
     "before_replace",
 )
+# A run that takes longer hangs.
+RUN_TIMEOUT = 300
 
 
 @dataclass
 class Outcome:
-    """What became of a run that a fault happened to."""
+    """What happened to a run after a fault."""
 
     kind: str
-    case: str  # enough to make it happen again
+    # Enough to repeat it.
+    case: str
     problems: list[str] = field(default_factory=list)
-    silent: bool = False  # it went on from other values than those saved, and said nothing
-    redone: int = 0  # most steps that one resumption had to do again
+    # It continued from other values than those saved, without a warning.
+    silent: bool = False
+    # The most steps that one resumption had to repeat.
+    repeated: int = 0
     remark: str = ""
     tried: int = 1
 
     def line(self) -> str:
         """One line for people."""
-        verdict = "SILENT" if self.silent else "FAILED" if self.problems else "survived"
-        return f"{self.kind:<11} {self.case:<58} {verdict:<9} {'; '.join(self.problems) or self.remark}"
-
-
-def write_numbers(folder: Path) -> Path:
-    """Shards of ids below 512, each number tied to the one before, several files a split."""
-    folder.mkdir(parents=True)
-    draw, splits = np.random.default_rng(0), {}
-    for split, count in (("train", 9000), ("val", 900)):
-        writer = ShardWriter(folder, split, shard_tokens=4000)
-        writer.append((np.cumsum(draw.integers(1, 4, count)) % 512).astype(np.uint16))
-        splits[split] = (writer.close(), 1)
-    write_manifest(
-        folder,
-        splits,
-        tokenizer=load_tokenizer().hash,
-        vocab_size=512,
-        context=None,
-        source="numbers",
-    )
-    return folder
-
-
-class Place:
-    """A folder where scenarios happen, with the run that nothing happens to and two that others are copied from."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.runs = folder, folder / "runs"
-        self.numbers = write_numbers(folder / "numbers")
-        self.expected = self._finished("expected")
-
-    def settings(self, name: str, **more) -> dict:
-        """Arguments of harness.command for a run of this place."""
-        return {"runs": self.runs, "name": name, "data__folder": self.numbers} | SMALL | more
-
-    def _finished(self, name: str, **more) -> Path:
-        done = run_train(**self.settings(name, **more))
-        assert done.returncode == 0, done.stdout
-        return self.runs / name
-
-    @cached_property
-    def seconds(self) -> float:
-        """Wall time of an uninterrupted run, programs compiled."""
-        began = time.monotonic()
-        self._finished("timed")
-        return time.monotonic() - began
-
-    @cached_property
-    def two_checkpoints(self) -> Path:
-        """A run that was killed before its last save, with two good checkpoints, of steps 15 and 18."""
-        done = run_train(
-            **self.settings("two_checkpoints"),
-            environment={"MINIGPT_FAILPOINT": f"before_save@{HORIZON}:kill"},
-        )
-        assert done.returncode == -signal.SIGKILL and checkpoint_steps(
-            self.runs / "two_checkpoints"
-        )[-2:] == [15, 18], done.stdout
-        return self.runs / "two_checkpoints"
-
-    @cached_property
-    def every_checkpoint(self) -> Path:
-        """A finished run that kept the checkpoint of every step."""
-        return self._finished("every_checkpoint", save__every=1, save__keep=HORIZON)
-
-    def copy(self, run: Path, name: str) -> Path:
-        """A run of its own to hurt."""
-        return Path(shutil.copytree(run, self.runs / name))
-
-    def problems(self, run: Path) -> list[str]:
-        """How a finished run differs from the one that nothing happened to, and what it left lying about."""
-        found = []
-        if history(run) != history(self.expected):
-            found.append("other losses or batches")
-        if [e["step"] for e in read_jsonl(run / "evaluations.jsonl")] != [
-            e["step"] for e in read_jsonl(self.expected / "evaluations.jsonl")
-        ]:
-            found.append("other evaluations")
-        if final_arrays(run) != final_arrays(self.expected):
-            found.append("other final arrays")
-        strays = [p.name for p in (run / "checkpoints").iterdir() if not p.name.isdecimal()] + [
-            p.name for p in run.glob("*.tmp")
-        ]
-        if strays:
-            found.append(f"left behind: {', '.join(strays)}")
-        return found
-
-
-def resumed_at(said: str) -> int:
-    """The step that a run said it goes on from; 0 for fresh weights."""
-    match = re.search(r"resumes from step (\d+)", said)
-    return int(match[1]) if match else 0
+        verdict = "survived"
+        if self.problems:
+            verdict = "FAILED"
+        if self.silent:
+            verdict = "SILENT"
+        remark = "; ".join(self.problems) or self.remark
+        return f"{self.kind:<11} {self.case:<58} {verdict:<9} {remark}"
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: at a named point, or some seconds after the start or after the first recorded step."""
+    """When to interrupt: at a named point, or `seconds` after the start or the first new step."""
 
     point: str = ""
     seconds: float = 0.0
-    stepping: bool = False
+    after_first_step: bool = False
+    # At a named point: "kill", or "term" for a signal that lets the run save and end.
+    action: str = "kill"
 
     def __str__(self) -> str:
-        return self.point or f"{'first step' if self.stepping else 'start'} + {self.seconds:.2f} s"
+        if self.point:
+            return f"{self.point}:{self.action}"
+        return f"{'first step' if self.after_first_step else 'start'} + {self.seconds:.2f} s"
 
 
-def draw_kills(place: Place, seed: int, kills: int) -> list[Moment]:
-    """Moments to kill a run at: half of them named points, a quarter anywhere, a quarter while it steps and saves."""
-    draw, plan = random.Random(seed), []
+def draw_kills(workspace: Workspace, seed: int, kills: int) -> list[Moment]:
+    """Moments to kill a run at.
+
+    Half are named points; a quarter are at any time, a quarter while the run steps and saves.
+    """
+    draw = random.Random(seed)
+    moments = []
     for number in range(kills):
         if (seed + number) % 2:
-            stepping = draw.random() < 0.5
-            plan.append(
-                Moment(
-                    seconds=draw.uniform(0.1, 1.0 if stepping else 1.5 * place.seconds),
-                    stepping=stepping,
-                )
+            after_first_step = draw.random() < 0.5
+            longest = 1.0 if after_first_step else 1.5 * workspace.seconds
+            moments.append(
+                Moment(seconds=draw.uniform(0.1, longest), after_first_step=after_first_step)
             )
             continue
+        # The first start of a run restores nothing.
         point = draw.choice([p for p in POINTS if number or p != "during_restore"])
         if point in ("before_save", "during_write", "before_commit"):
             point += f"@{draw.randrange(SAVE_EVERY, HORIZON, SAVE_EVERY)}"
         elif point in ("after_step", "before_flush"):
             point += f"@{draw.randrange(HORIZON)}"
-        plan.append(Moment(point))
-    return plan
+        moments.append(Moment(point))
+    return moments
 
 
-def kill(place: Place, name: str, plan: Sequence[Moment]) -> Outcome:
-    """Kill a run at each moment of `plan`, then let it end; `tried` counts kills that came before it had ended by itself."""
-    settings, run, recorded = place.settings(name), place.runs / name, 0
-    outcome = Outcome("kill", f"{name}: {', '.join(map(str, plan))}", tried=0)
-    for moment in plan:
-        said, code = _kill_once(settings, moment, run, log=place.folder / f"{name}.log")
-        outcome.tried += code == -signal.SIGKILL
-        outcome.problems += _unexpected(said, code, -signal.SIGKILL) + _lost_too_much(
-            outcome, recorded, said
-        )
+def interrupt(workspace: Workspace, name: str, moments: Sequence[Moment]) -> Outcome:
+    """Interrupt a run at each of the moments, then let it finish.
+
+    `tried` counts the interruptions that came before the run had finished.
+    """
+    settings = workspace.settings(name)
+    run = workspace.runs / name
+    log = workspace.folder / f"{name}.log"
+    outcome = Outcome("kill", f"{name}: {', '.join(map(str, moments))}", tried=0)
+    recorded = 0
+    for moment in moments:
+        output, code = _run_until(moment, settings, run, log)
+        stopped = moment.action == "term" and "everything is saved" in output
+        outcome.tried += code == -signal.SIGKILL or stopped
+        outcome.problems += _bad_ending(output, code, -signal.SIGKILL)
+        outcome.problems += _too_many_repeated(outcome, recorded, output)
         recorded = len(read_jsonl(run / "metrics.jsonl"))
     done = run_train(**settings)
-    outcome.problems += _unexpected(done.stdout, done.returncode) + _lost_too_much(
-        outcome, recorded, done.stdout
-    )
-    outcome.problems += place.problems(run) if done.returncode == 0 else []
-    outcome.remark = f"{outcome.tried} kills, at most {outcome.redone} steps redone"
+    outcome.problems += _bad_ending(done.stdout, done.returncode)
+    outcome.problems += _too_many_repeated(outcome, recorded, done.stdout)
+    if done.returncode == 0:
+        outcome.problems += workspace.differences(run)
+    outcome.remark = f"{outcome.tried} interruptions, at most {outcome.repeated} steps repeated"
     return outcome
 
 
-def _kill_once(settings: dict, moment: Moment, run: Path, log: Path) -> tuple[str, int]:
-    """Start and kill; what was said, and the exit code."""
-    point = {"MINIGPT_FAILPOINT": f"{moment.point}:kill"} if moment.point else {}
-    before, steps = len(read_jsonl(run / "metrics.jsonl")), run / "metrics.jsonl"
-    # Into a file: a pipe that nobody reads could stop the process before the kill does.
+def _run_until(moment: Moment, settings: dict, run: Path, log: Path) -> tuple[str, int]:
+    """Start the run and interrupt it; returns its output and exit code."""
+    environment = dict(ENVIRONMENT)
+    if moment.point:
+        environment["MINIGPT_FAILPOINT"] = f"{moment.point}:{moment.action}"
+    records = run / "metrics.jsonl"
+    recorded_before = len(read_jsonl(records))
+    # The output goes to a file: a full pipe could stop the process before the kill does.
     with log.open("w+") as file:
         process = subprocess.Popen(
-            command(**settings),
-            cwd=ROOT,
-            env=ENVIRONMENT | point,
-            stdout=file,
-            stderr=subprocess.STDOUT,
+            command(**settings), cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
         )
         if moment.point:
-            process.wait(300)  # raises where it hangs
+            # Raises if it hangs.
+            process.wait(RUN_TIMEOUT)
         else:
-            while (
-                moment.stepping
-                and process.poll() is None
-                and (not steps.exists() or len(read_jsonl(steps)) in (0, before))
-            ):
-                time.sleep(0.01)
+            if moment.after_first_step:
+                _wait_for_step(process, records, recorded_before)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(moment.seconds)
             process.kill()
@@ -238,74 +153,83 @@ def _kill_once(settings: dict, moment: Moment, run: Path, log: Path) -> tuple[st
         return file.read(), process.returncode
 
 
-def _unexpected(said: str, code: int, *allowed: int) -> list[str]:
+def _wait_for_step(process: subprocess.Popen, records: Path, recorded_before: int) -> None:
+    while process.poll() is None and len(read_jsonl(records)) in (0, recorded_before):
+        time.sleep(0.01)
+
+
+def _bad_ending(output: str, code: int, *allowed: int) -> Iterator[str]:
     """An exit code that is neither 0 nor allowed, or a traceback."""
-    wrong = [f"exit {code}: {said.splitlines()[-1:]}"] * (code not in (0, *allowed))
-    return wrong + ["a traceback"] * ("Traceback" in said)
+    if code not in (0, *allowed):
+        yield f"exit {code}: {output.splitlines()[-1:]}"
+    if "Traceback" in output:
+        yield "a traceback"
 
 
-def _lost_too_much(outcome: Outcome, recorded: int, said: str) -> list[str]:
-    """One interval of work is lost at most."""
-    if not re.search(
-        "resumes from|starts with", said
-    ):  # killed before it could say so, or done already
-        return []
-    begins = resumed_at(said)
-    outcome.redone = max(outcome.redone, recorded - begins)
-    return (
-        [f"{recorded} steps were done, it went on from {begins}"]
-        if recorded - begins > SAVE_EVERY
-        else []
-    )
+def _too_many_repeated(outcome: Outcome, recorded: int, output: str) -> Iterator[str]:
+    """At most one interval between two saves may be lost."""
+    # The run may have been killed before it printed where it starts, or be finished.
+    if not re.search("resumes from|starts with", output):
+        return
+    start = resumed_step(output)
+    outcome.repeated = max(outcome.repeated, recorded - start)
+    if recorded - start > SAVE_EVERY:
+        yield f"{recorded} steps were on record, it resumed from {start}"
 
 
-def damage_checkpoint(place: Place, seed: int) -> Outcome:
-    """Flip a bit in a file of the newest checkpoint, cut the file or delete it; then let the run go on to its end."""
-    draw = random.Random(seed)
-    run = place.copy(place.two_checkpoints, f"damage_{seed}")
-    newest = run / "checkpoints" / "18"
-    victim = draw.choice(sorted(p for p in newest.rglob("*") if p.is_file()))
-    size, how = victim.stat().st_size, draw.choice(("flip", "flip", "truncate", "delete"))
-    if how == "flip" and size:
+def damage_file(folder: Path, draw: random.Random) -> str:
+    """Flip a bit in a random file of `folder`, cut the file or delete it; returns what was done."""
+    victim = draw.choice(sorted(p for p in folder.rglob("*") if p.is_file()))
+    name = victim.relative_to(folder)
+    size = victim.stat().st_size
+    action = draw.choice(("flip", "flip", "truncate", "delete"))
+    if action == "flip" and size:
         bit = draw.randrange(size * 8)
         content = bytearray(victim.read_bytes())
         content[bit // 8] ^= 1 << bit % 8
         victim.write_bytes(content)
-        how = f"flip bit {bit}"
-    elif how == "truncate" and size:
+        return f"{name} flip bit {bit}"
+    if action == "truncate" and size:
         length = draw.randrange(size)
         victim.write_bytes(victim.read_bytes()[:length])
-        how = f"cut to {length} of {size}"
-    else:
-        victim.unlink()
-        how = "delete"
-    outcome = Outcome("corruption", f"seed {seed}: {victim.relative_to(newest)} {how}")
-    done = run_train(**place.settings(run.name))
-    warned, begins = "checkpoint 18 is damaged" in done.stdout, resumed_at(done.stdout)
-    outcome.problems += _unexpected(done.stdout, done.returncode)
-    if not done.returncode:
-        outcome.problems += place.problems(run)
-        outcome.silent = not warned and (begins != 18 or bool(outcome.problems))
-    if begins not in (15, 18):
-        outcome.problems.append(f"went on from step {begins}")
+        return f"{name} cut to {length} of {size}"
+    victim.unlink()
+    return f"{name} delete"
+
+
+def damage_checkpoint(workspace: Workspace, seed: int) -> Outcome:
+    """Damage a file of the newest checkpoint, then let the run continue to its end."""
+    run = workspace.copy(workspace.two_checkpoints, f"damage_{seed}")
+    damage = damage_file(run / "checkpoints" / "18", random.Random(seed))
+    outcome = Outcome("corruption", f"seed {seed}: {damage}")
+    done = run_train(**workspace.settings(run.name))
+    warned = "checkpoint 18 is damaged" in done.stdout
+    start = resumed_step(done.stdout)
+    outcome.problems += _bad_ending(done.stdout, done.returncode)
+    if done.returncode == 0:
+        outcome.problems += workspace.differences(run)
+        outcome.silent = not warned and (start != 18 or bool(outcome.problems))
+    if start not in (15, 18):
+        outcome.problems.append(f"resumed from step {start}")
     outcome.remark = "found, the one before used" if warned else "no harm"
     if not outcome.problems:
         shutil.rmtree(run)
     return outcome
 
 
-def resume_anywhere(place: Place, step: int) -> Outcome:
-    """Go on from the checkpoint of `step` as if the process had been killed right after it."""
-    run = place.copy(place.every_checkpoint, f"resume_{step}")
+def resume_anywhere(workspace: Workspace, step: int) -> Outcome:
+    """Resume from the checkpoint of `step`, as if the process had been killed right after it."""
+    run = workspace.copy(workspace.every_checkpoint, f"resume_{step}")
     for later in range(step + 1, HORIZON + 1):
         shutil.rmtree(run / "checkpoints" / str(later))
     (run / "report.html").unlink()
     outcome = Outcome("resume", f"at step {step}")
-    done = run_train(**place.settings(run.name))
-    outcome.problems += _unexpected(done.stdout, done.returncode)
-    if resumed_at(done.stdout) != step:
-        outcome.problems.append(f"went on from {resumed_at(done.stdout)}")
-    if not done.returncode:
-        outcome.problems += place.problems(run)
+    done = run_train(**workspace.settings(run.name))
+    outcome.problems += _bad_ending(done.stdout, done.returncode)
+    start = resumed_step(done.stdout)
+    if start != step:
+        outcome.problems.append(f"resumed from step {start}")
+    if done.returncode == 0:
+        outcome.problems += workspace.differences(run)
     shutil.rmtree(run)
     return outcome

@@ -1,182 +1,157 @@
-"""Disks that fill up, and checkpoints that no longer are what the run needs."""
+"""Disks that become full, and checkpoints or data that are not what the run needs."""
 
+import hashlib
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from minigpt_jax.runs import checkpoint_steps
-from tests.faults.scenarios import HORIZON, Place
-from tests.harness import ENVIRONMENT, ROOT, command, train
+from minigpt_jax.token_stream import MANIFEST, open_splits
+from tests.faults.workspace import HORIZON, VOCAB, Workspace, resumed_step
+from tests.harness import command, run_command, train
 
-# A disk of a few MB for the run's folder alone: full after some checkpoints, enlarged, and the same command again.
-SMALL_DISK = """
-mount -t tmpfs -o size=$1 tmpfs "$2" || exit 99
-shift; run=$1; result=$2; shift 2
-"$@"; echo "first: $?"
-ls "$run/checkpoints"
+# Gives the run's folder a disk of its own, which becomes full; then enlarges it and repeats the
+# command. $1 size of the disk, $2 folder of the run, $3 where to copy it, then the command.
+RUN_ON_A_SMALL_DISK = """
+run=$2
+result=$3
+mount -t tmpfs -o size=$1 tmpfs "$run" || exit 99
+shift 3
+"$@"
+echo "exit code $?"
+ls "$run/checkpoints" | tr '\\n' ' '
+echo "are the checkpoints"
 mount -o remount,size=500m tmpfs "$run"
-"$@"; echo "second: $?"
+"$@"
+echo "exit code $?"
 cp -r "$run" "$result"
 """
 
 
-def may_mount() -> bool:
-    return (
-        subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode == 0
-        if shutil.which("unshare")
-        else False
-    )
+def can_mount() -> bool:
+    if not shutil.which("unshare"):
+        return False
+    done = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    return done.returncode == 0
 
 
-@pytest.mark.skipif(not may_mount(), reason="this system lets nobody mount a small disk")
-def test_a_full_disk_is_reported_and_the_same_command_goes_on(place: Place):
-    run, result = place.runs / "full", place.folder / "was_full"
+@pytest.mark.skipif(not can_mount(), reason="this system does not let users mount a small disk")
+def test_after_a_full_disk_the_same_command_continues_the_run(workspace: Workspace):
+    run = workspace.runs / "full"
     run.mkdir()
-    arguments = ["unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", "2m", str(run), str(result)]
-    done = subprocess.run(
-        [*arguments, *command(**place.settings("full", save__keep=100))],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    said = done.stdout
-    first, _, second = said.partition("first: ")
-    assert second.startswith("1\n") and "second: 0" in second and "Traceback" not in said, said
-    assert (
-        "failed: " in first.splitlines()[-1]
-        and "run the same command again" in first.splitlines()[-1]
-    )
-    listed = second.splitlines()[
-        1 : second.splitlines().index(
-            next(x for x in second.splitlines() if x.startswith(str(run)))
-        )
-    ]
-    assert listed and all(name.isdecimal() for name in listed), (
-        said
-    )  # older ones intact, nothing half-written
-    assert f"resumes from step {max(map(int, listed))}" in second
-    assert not place.problems(result)
+    result = workspace.folder / "was_full"
+    program = ["unshare", "-rm", "sh", "-c", RUN_ON_A_SMALL_DISK, "sh", "2m", str(run), str(result)]
+    done = run_command([*program, *command(**workspace.settings("full", save__keep=100))])
+    output = done.stdout
+    assert "Traceback" not in output, output
+    first, second, _ = output.split("exit code ", 2)
+    code, *listing = second.splitlines()
+    assert code == "1" and output.endswith("exit code 0\n"), output
+    failure = first.splitlines()[-1]
+    assert "failed: " in failure and "run the same command again" in failure
+    # The checkpoints before are complete, and nothing half-written is left.
+    checkpoints = listing[0].removesuffix("are the checkpoints").split()
+    assert checkpoints and all(name.isdecimal() for name in checkpoints), output
+    assert resumed_step(second) == max(map(int, checkpoints))
+    assert not workspace.differences(result)
 
 
-@pytest.mark.parametrize(
-    "point", [pytest.param("before_save@9", marks=pytest.mark.campaign), "before_commit@9"]
-)
-def test_a_save_that_fails_ends_the_run_with_what_stands(place: Place, point: str):
-    """In the foreground and in Orbax's thread; the exit code tells, and nothing half-written stays."""
-    settings = place.settings(f"enospc_{point[:-2]}")
-    said = train(expect=1, environment={"MINIGPT_FAILPOINT": f"{point}:enospc"}, **settings)
-    assert "no space left on device" in said.splitlines()[-1]
-    assert not [
-        p
-        for p in (place.runs / settings["name"] / "checkpoints").iterdir()
-        if not p.name.isdecimal()
-    ]
-    assert "resumes from step 6" in train(**settings)
-    assert not place.problems(place.runs / settings["name"])
+def test_a_save_that_fails_ends_the_run_and_the_same_command_continues_it(workspace: Workspace):
+    """In Orbax's thread, before its rename; once on the way and once for the last save."""
+    settings = workspace.settings("save_fails")
+    folder = workspace.runs / "save_fails" / "checkpoints"
 
+    def fail(point: str) -> str:
+        environment = {"MINIGPT_FAILPOINT": f"{point}:enospc"}
+        output = train(expect=1, environment=environment, **settings)
+        last_line = output.splitlines()[-1]
+        assert "no space left on device" in last_line and "could not be written" in last_line
+        assert all(entry.name.isdecimal() for entry in folder.iterdir())
+        return output
 
-def test_a_last_save_that_fails_is_not_called_a_success(place: Place):
-    assert "could not be written" in train(
-        expect=1,
-        environment={"MINIGPT_FAILPOINT": f"before_commit@{HORIZON}:enospc"},
-        **place.settings("last_save"),
-    )
-
-
-def test_a_run_whose_checkpoints_are_all_damaged_never_starts_over_by_itself(place: Place):
-    run = place.copy(place.two_checkpoints, "all_bad")
-    for step in checkpoint_steps(run):
-        (run / "checkpoints" / str(step) / "meta" / "metadata").write_text("{")
-    before = (run / "metrics.jsonl").read_bytes()
-    said = train(expect=1, **place.settings("all_bad"))
-    assert said.splitlines()[-1].startswith("failed:") and "--config.fresh=True" in said
-    assert (run / "metrics.jsonl").read_bytes() == before
-    train(**place.settings("all_bad", fresh=True))
-    assert not place.problems(run)
-
-
-def test_stray_entries_are_ignored(place: Place):
-    run = place.copy(place.two_checkpoints, "strays")
-    (run / "checkpoints" / str(HORIZON)).mkdir()  # where a checkpoint will be saved
-    (run / "checkpoints" / "99").mkdir()
-    (run / "checkpoints" / "9.tmp").mkdir()
-    (run / "checkpoints" / "98").write_text("")
-    (run / "checkpoints" / "abc").write_text("")
-    said = train(**place.settings("strays"))
-    assert "resumes from step 18" in said and "warning" not in said
-    assert checkpoint_steps(run)[-1] == HORIZON and place.problems(run) == [
-        "left behind: 9.tmp, abc"
-    ]
-
-
-def test_another_dtype_is_refused_by_name(place: Place):
-    """A checkpoint that says of itself, with a valid seal, that its weights are bfloat16."""
-    run = place.copy(place.two_checkpoints, "dtype")
-    program = (
-        "import json, sys; from pathlib import Path; from minigpt_jax.checkpoint import sealed\n"
-        "for path in map(Path, sys.argv[1:]):\n"
-        "    meta = json.loads(path.read_text()); del meta['seal']; meta['arrays']['params/wte']['dtype'] = 'bfloat16'\n"
-        "    path.write_text(json.dumps(sealed(meta)))"
-    )
-    metas = [
-        str(run / "checkpoints" / str(step) / "meta" / "metadata") for step in checkpoint_steps(run)
-    ]
-    subprocess.run(
-        [sys.executable, "-c", program, *metas], cwd=ROOT, env=ENVIRONMENT, check=True, timeout=60
-    )
-    said = train(expect=2, **place.settings("dtype"))
-    assert "params/wte: bfloat16[512, 16] -> float32[512, 16]" in said and said.count("\n") == 1
-
-
-def test_a_changed_setting_is_refused_until_it_is_insisted_on(place: Place):
-    place.copy(place.two_checkpoints, "insisted")
-    said = train(expect=2, **place.settings("insisted", optimizer__b2=0.9))
-    assert (
-        "optimizer.b2: 0.95 -> 0.9" in said and "accept_changes" in said and said.count("\n") == 1
-    )
-    assert "resumes from step 18" in train(
-        **place.settings("insisted", optimizer__b2=0.9, accept_changes=True)
-    )
-
-
-def test_a_fresh_start_that_cannot_begin_deletes_nothing(place: Place):
-    run = place.copy(place.two_checkpoints, "fresh")
-    train(expect=2, **place.settings("fresh", fresh=True, init_from="/nowhere"))
-    assert checkpoint_steps(run)[-2:] == [15, 18]
-    assert "starts with the weights of" in train(
-        **place.settings("fresh", fresh=True, init_from=run)
-    )  # even its own
+    fail("before_commit@9")
+    assert resumed_step(fail(f"before_commit@{HORIZON}")) == 6
+    assert resumed_step(train(**settings)) == 18
+    assert not workspace.differences(workspace.runs / "save_fails")
 
 
 @pytest.mark.campaign
-def test_deterministic_is_the_same_run_on_a_cpu(place: Place):
-    train(**place.settings("deterministic", deterministic=True))
-    assert not place.problems(place.runs / "deterministic")
+def test_a_save_that_fails_before_the_write_ends_the_run(workspace: Workspace):
+    """In the foreground."""
+    settings = workspace.settings("save_fails_early")
+    environment = {"MINIGPT_FAILPOINT": "before_save@9:enospc"}
+    output = train(expect=1, environment=environment, **settings)
+    assert "no space left on device" in output.splitlines()[-1]
+    assert resumed_step(train(**settings)) == 6
+    assert not workspace.differences(workspace.runs / "save_fails_early")
 
 
-def test_a_shard_that_changed_since_the_run_began_is_refused(place: Place):
-    run = place.copy(place.two_checkpoints, "changed")
-    numbers = Path(shutil.copytree(place.numbers, place.folder / "changed_numbers"))
+def test_a_run_starts_again_only_if_told_to_and_only_if_it_can(workspace: Workspace):
+    run = workspace.copy(workspace.two_checkpoints, "fresh")
+    # A fresh start that cannot begin deletes nothing.
+    train(expect=2, **workspace.settings("fresh", fresh=True, init_from="/nowhere"))
+    assert checkpoint_steps(run)[-2:] == [15, 18]
+    # A run may even start with its own weights.
+    output = train(**workspace.settings("fresh", fresh=True, init_from=run, horizon__steps=4))
+    assert "starts with the weights of" in output
+    # If all checkpoints are damaged, the run does not start again by itself.
+    assert checkpoint_steps(run)
+    for step in checkpoint_steps(run):
+        (run / "checkpoints" / str(step) / "meta" / "metadata").write_text("{")
+    before = (run / "metrics.jsonl").read_bytes()
+    output = train(expect=1, **workspace.settings("fresh"))
+    last_line = output.splitlines()[-1]
+    assert last_line.startswith("failed:") and "--config.fresh=True" in last_line
+    assert (run / "metrics.jsonl").read_bytes() == before
+    train(**workspace.settings("fresh", fresh=True))
+    assert not workspace.differences(run)
+
+
+def test_changed_settings_and_data_are_refused_unless_accepted(workspace: Workspace):
+    run = workspace.copy(workspace.two_checkpoints, "changed")
+    numbers = Path(shutil.copytree(workspace.numbers, workspace.folder / "changed_numbers"))
+    change_last_token(numbers)
+    # With a manifest for the new content: good data, but not the data of this run.
+    update_manifest(numbers)
+    changes = {"optimizer__b2": 0.9, "data__folder": numbers}
+    settings = workspace.settings("changed") | changes
+    output = train(expect=2, **settings)
+    assert "optimizer.b2: 0.95 -> 0.9" in output and "accept_changes" in output
+    assert "does not hold the training tokens" in output
+    assert output.count("\n") == 1
+    assert checkpoint_steps(run)[-1] == 18
+    # Entries that are no checkpoints do not disturb, even where one will be saved.
+    folder = run / "checkpoints"
+    for name in (str(HORIZON), "99", "9.tmp"):
+        (folder / name).mkdir()
+    for name in ("98", "abc"):
+        (folder / name).write_text("")
+    output = train(**settings, accept_changes=True)
+    assert resumed_step(output) == 18 and "warning" not in output
+    assert checkpoint_steps(run)[-1] == HORIZON
+    others = {entry.name for entry in folder.iterdir() if not entry.name.isdecimal()}
+    assert others == {"9.tmp", "abc"}
+
+
+def change_last_token(numbers: Path) -> None:
     shard = numbers / "train_000001.npy"
     content = bytearray(shard.read_bytes())
     content[-2] ^= 1
     shard.write_bytes(content)
-    said = train(expect=2, **place.settings("changed") | {"data__folder": numbers})
-    assert str(shard) in said and "sha256" in said and said.count("\n") == 1
-    # And where somebody vouches for the new content, it is not the text that the run began with.
-    manifest = json.loads((numbers / "manifest.json").read_text())
-    manifest["splits"]["train"]["shards"][1]["sha256"] = subprocess.run(
-        ["sha256sum", str(shard)], capture_output=True, text=True, check=True
-    ).stdout.split()[0]
-    (numbers / "manifest.json").write_text(json.dumps(manifest))
-    said = train(expect=2, **place.settings("changed") | {"data__folder": numbers})
-    assert "does not hold the training tokens that the run began with" in said
-    assert checkpoint_steps(run)[-1] == 18
+
+
+def update_manifest(numbers: Path) -> None:
+    manifest = json.loads((numbers / MANIFEST).read_text())
+    content = (numbers / "train_000001.npy").read_bytes()
+    manifest["splits"]["train"]["shards"][1]["sha256"] = hashlib.sha256(content).hexdigest()
+    (numbers / MANIFEST).write_text(json.dumps(manifest))
+    open_splits(str(numbers), VOCAB, 32, packed=False)
+
+
+@pytest.mark.campaign
+def test_a_deterministic_run_is_the_same_run_on_a_cpu(workspace: Workspace):
+    train(**workspace.settings("deterministic", deterministic=True))
+    assert not workspace.differences(workspace.runs / "deterministic")
