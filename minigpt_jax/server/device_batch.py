@@ -36,7 +36,7 @@ class BlockPlan(NamedTuple):
     # Of each active row.
     sampling: Mapping[int, SamplingParams]
     # The largest number of tokens to draw for a row.
-    count: int
+    max_new_tokens: int
     # The block ends early when this many of the active rows have ended.
     stop_after: int
     # Tokens of the longest row after the block.
@@ -117,7 +117,7 @@ class DeviceBatch:
             self._state._replace(done=done),
             settings,
             np.array(STOP_TOKENS),
-            np.int32(plan.count),
+            np.int32(plan.max_new_tokens),
             np.int32(stop_after_rows),
             MAX_LOGPROBS if plan.with_logprobs else 0,
             cache_length,

@@ -202,7 +202,7 @@ class Engine:
         started = time.monotonic()
         plan = BlockPlan(
             sampling={row: a.request.sampling for row, a in active},
-            count=count,
+            max_new_tokens=count,
             stop_after=1 if others_wait else len(active),
             max_length=max(a.length for _, a in active) + count,
             with_logprobs=any(a.request.num_logprobs is not None for _, a in active),
