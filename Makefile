@@ -1,44 +1,60 @@
-# The two commands a fresh machine needs: `make demo` and `make test`. Both install into .venv first.
+# Two commands set up a fresh machine: `make demo` and `make test`. Both install into .venv first.
 
-# The first Python from 3.11 to 3.13 that really starts (a version manager's shim may be there and not work).
+# The first Python from 3.11 to 3.13 that starts (a version manager may list one that does not).
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& echo $$p && break; done)
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 comma := ,
-EXTRAS := dev$(if $(CUDA),$(comma)cuda)
 
-.PHONY: demo test campaign lint install clean
+.PHONY: demo install test campaign lint clean
 .DEFAULT_GOAL := demo
 
 demo: install
-	$(BIN)/python -m data_tools.python_docs --megabytes 1.5 --out data/python_docs --chat-out data/python_chat
+	$(BIN)/python -m data_tools.python_docs --megabytes 1.5 --out data/python_docs \
+		--chat-out data/python_chat
 	$(BIN)/python train.py --config configs/quickstart.py
 	$(BIN)/python train.py --config configs/quickstart_finetune.py
-	$(BIN)/python -m minigpt_jax.demo
+	$(BIN)/python -m minigpt_jax.evals answers --run runs/quickstart_finetune \
+		--source data/python_chat/questions.json
+	@printf '\nThe model has a few million parameters and was trained for minutes on a CPU.\n'
+	@printf 'It writes sentences that sound like documentation; most of them are wrong.\n\n'
+	@printf 'Chat in the terminal: $(BIN)/python sample.py\n'
+	@printf 'Chat in a browser:    $(BIN)/python -m minigpt_jax.server\n'
+	@printf 'Reports of the runs:  runs/quickstart/report.html\n'
+	@printf '                      runs/quickstart_finetune/report.html\n'
 
-test: install
+# What a user needs: training, the server, the fast tokenizer. CUDA=1 adds JAX for NVIDIA GPUs.
+# CUDA=1 has a stamp of its own, so that an environment for the CPU becomes one for the GPU.
+USER := .venv/installed$(if $(CUDA),-cuda)
+install: $(USER)
+$(USER): requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { \
+		echo "no Python from 3.11 to 3.13 found: install one, or make PYTHON=/path/to/python"; \
+		exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable ".[fast,server$(if $(CUDA),$(comma)cuda)]"
+	touch $@
+
+# What the tests, the linter and the type checker need on top, in the same environment.
+DEVELOPER := .venv/installed-dev
+$(DEVELOPER): $(USER)
+	$(PIP) --editable ".[dev]"
+	touch $@
+
+test: $(DEVELOPER)
 	$(BIN)/python -m pytest
 
-# Hundreds of kills and damaged checkpoints, the tests of the other faults, and what else is too long for every day.
-campaign: install
+# Hundreds of kills and damaged checkpoints, and the tests that are too long for every day.
+campaign: $(DEVELOPER)
 	$(BIN)/python -m tests.faults.campaign --kills 50 --corruptions 200 --seed 0
 	$(BIN)/python -m pytest -m campaign --ignore tests/faults
 
-lint: install
+lint: $(DEVELOPER)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pyright --pythonpath $(BIN)/python
-
-STAMP := .venv/installed$(if $(CUDA),-cuda)
-
-install: $(STAMP)
-
-# A stamp of its own for CUDA=1, so that an environment made for the CPU becomes one for the GPU when asked.
-$(STAMP): requirements.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "no Python from 3.11 to 3.13 found: install one, or name it: make PYTHON=/path/to/python"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
-	touch $@
 
 clean:
 	rm -rf .venv data/python_docs data/python_chat runs/quickstart runs/quickstart_finetune

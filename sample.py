@@ -1,114 +1,114 @@
 """Talk to a trained model: python sample.py
 
-Takes the newest run. A finetuned model chats, a pretrained one completes; with a prompt (--prompt, --file or standard
-input) it answers once, without one it converses in the terminal.
+Takes the newest run. A finetuned model chats, a pretrained one completes. With a prompt (--prompt,
+--file or standard input) it answers once, without one it starts a conversation in the terminal.
 """
 
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt_jax import chat, load_run
 from minigpt_jax.errors import InputError, exit_cleanly
-from minigpt_jax.generate import Generator
-from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.runs import newest_run
-from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
-from minigpt_jax.sampling import SamplingParams, sampling_params
-from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT
 
-HELP = """/reset   forget the conversation        /save FILE   write it to a text file
-/help    this text                      /quit        leave (or Ctrl-D)
-Ctrl-C   stop an answer                 \\ at the end of a line: the message goes on"""
+if TYPE_CHECKING:
+    from minigpt_jax.generate import Generator
+    from minigpt_jax.loaded_run import LoadedRun
+    from minigpt_jax.sampling import SamplingParams
+
+HELP = """/reset   start a new conversation       /save FILE   save this one to a text file
+/help    show this text                 /quit        leave (or Ctrl-D)
+Ctrl-C   stop an answer                 \\ at the end of a line: the message continues"""
+
+
+class Session(NamedTuple):
+    """A loaded run, and how to generate with it."""
+
+    run: "LoadedRun"
+    generator: "Generator"
+    settings: "SamplingParams"
+    max_new_tokens: int
+    stop: Sequence[str]
+    system: str
 
 
 def main() -> int:
     """Answer one prompt, or converse."""
-    options = parse()
-    # A terminal that cannot show a letter shows a question mark; it does not end the conversation.
+    options = parse_arguments()
+    # A terminal that cannot show a character shows a question mark, and the conversation continues.
     sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    prompt = given_prompt(options)
+    prompt = read_prompt(options)
     folder = Path(options.run) if options.run else newest_run(Path(options.runs))
-    run = load_run(folder)
-    enable_compilation_cache(folder.parent)
-    print(
-        f"{folder}: {run.config.parameters:,} parameters, context {run.config.context}",
-        file=sys.stderr,
-    )
-    draw = sampling_params(
-        options.num_samples,
-        run.config,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-        seed=options.seed,
-    )
-    writer = run.generator(rows=options.num_samples, quantize=options.quantize)
+    session = open_session(folder, options)
     if prompt is not None:
-        answer_once(writer, run, prompt, draw, options)
+        answer_once(session, prompt)
     elif options.num_samples > 1:
         raise InputError("--num-samples needs a prompt (--prompt, --file or standard input)")
     else:
-        converse(writer, run, draw, options)
+        converse(session)
     return 0
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
+def parse_arguments() -> argparse.Namespace:
+    """The command line. Raises InputError for options that contradict each other."""
     parser = argparse.ArgumentParser(
-        description="Chat with a finetuned run, or let a pretrained one complete a text."
+        description="Chat with a finetuned run, or complete a text with a pretrained one."
     )
-    parser.add_argument("--run", help="folder of a run (default: the newest one)")
-    parser.add_argument("--runs", default="runs", help="where runs lie (default: runs)")
-    parser.add_argument("--prompt", help="answer or continue this once, then end")
-    parser.add_argument("--file", help="the same with the text of a file; '-' is standard input")
-    parser.add_argument("--system", default="", help="system prompt of a conversation")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--run", help="folder of a run (default: the newest one)")
+    add("--runs", default="runs", help="folder of all runs (default: runs)")
+    add("--prompt", help="answer or continue this once, then end")
+    add("--file", help="the same with the text of a file; '-' is standard input")
+    add("--system", default="", help="system prompt of a conversation")
+    add(
         "--num-samples",
         type=int,
         default=1,
-        help="texts for one prompt, with seeds counting up from --seed",
+        help="number of texts for one prompt, with seeds from --seed on",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0: always the most likely token"
+    add("--max-new-tokens", type=int, default=256, help="length of a text at most (default: 256)")
+    add(
+        "--temperature",
+        type=float,
+        default=0.8,
+        help="0: always the most likely token (default: 0.8)",
     )
-    parser.add_argument("--top-k", type=int, help="draw from the k most likely tokens only")
-    parser.add_argument(
+    add("--top-k", type=int, help="draw from the k most likely tokens only")
+    add(
         "--top-p",
         type=float,
         default=0.95,
-        help="draw from the fewest tokens whose probabilities reach p",
+        help="draw from the fewest tokens whose probabilities reach p (default: 0.95)",
     )
-    parser.add_argument(
+    add(
         "--min-p",
         type=float,
         default=0.0,
-        help="drop tokens below this share of the most likely one's probability",
+        help="drop tokens below this share of the highest probability (default: 0)",
     )
-    parser.add_argument(
+    add(
         "--repetition-penalty",
         type=float,
         default=1.0,
-        help="above 1: tokens already in the text become less likely",
+        help="above 1: tokens already in the text become less likely (default: 1)",
     )
-    parser.add_argument(
+    add(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
         help="end before this text (may be repeated)",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
+    add("--seed", type=int, default=0, help="the same seed gives the same text (default: 0)")
+    add(
         "--quantize",
         choices=["int8"],
-        help="weights in eight bits: faster where reading them is the work, a little less exact",
+        help="8-bit weights: faster on a CPU, slightly less exact",
     )
     options = parser.parse_args()
     if options.num_samples < 1:
@@ -118,8 +118,8 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def given_prompt(options: argparse.Namespace) -> str | None:
-    """The text to answer once; None when a person sits at a terminal and has given none."""
+def read_prompt(options: argparse.Namespace) -> str | None:
+    """The text to answer once; None if there is none and standard input is a terminal."""
     if options.prompt is not None:
         return options.prompt
     if options.file and options.file != "-":
@@ -132,30 +132,46 @@ def given_prompt(options: argparse.Namespace) -> str | None:
     return None
 
 
-def answer_once(
-    writer: Generator,
-    run: LoadedRun,
-    prompt: str,
-    draw: SamplingParams,
-    options: argparse.Namespace,
-) -> None:
-    """Print the answer to `prompt`, or its continuation after itself; several samples one after another."""
-    chats = run.config.vocab_size >= CHAT_VOCAB
-    if chats:
+def open_session(folder: Path, options: argparse.Namespace) -> Session:
+    """Load the run in `folder`. Raises InputError for settings out of range."""
+    # Imported here, so that --help and a wrong option do not wait for JAX.
+    from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
+    from minigpt_jax.sampling import sampling_params
+
+    run = load_run(folder)
+    enable_compilation_cache(folder.parent)
+    print(
+        f"{folder}: {run.config.parameters:,} parameters, context {run.config.context}",
+        file=sys.stderr,
+    )
+    settings = sampling_params(
+        options.num_samples,
+        run.config,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+    )
+    generator = run.generator(rows=options.num_samples, quantize=options.quantize)
+    return Session(run, generator, settings, options.max_new_tokens, options.stop, options.system)
+
+
+def answer_once(session: Session, prompt: str) -> None:
+    """Print the answer to `prompt`, or `prompt` and its continuation; several samples as a list."""
+    run, rows = session.run, session.generator.rows
+    if run.can_chat:
         if not prompt:
             raise InputError("the message is empty: a conversation begins with one")
-        ids, shown = (
-            chat.prompt(
-                [*system_message(options), {"role": "user", "content": prompt}], run.tokenizer
-            ),
-            "",
-        )
+        messages = [*system_message(session), chat.Message(role="user", content=prompt)]
+        ids = chat.prompt(messages, run.tokenizer)
+        shown = ""
     else:
-        ids, shown = [END_OF_TEXT, *run.tokenizer.encode(prompt)], prompt
-    pieces = writer.stream(
-        [ids] * writer.rows, draw, max_new_tokens=options.max_new_tokens, stop=options.stop
-    )
-    if writer.rows == 1:
+        ids = run.tokenizer.encode_document(prompt)
+        shown = prompt
+    pieces = stream(session, [ids] * rows)
+    if rows == 1:
         print(shown, end="")
         for _, piece in pieces:
             print(piece, end="", flush=True)
@@ -163,94 +179,93 @@ def answer_once(
         return
     for _ in pieces:
         pass
-    for number, answer in enumerate(writer.completions, 1):
-        print(f"--- sample {number} ({answer.reason})\n{shown}{answer.text}")
+    for number, completion in enumerate(session.generator.completions, 1):
+        print(f"--- sample {number} ({completion.finish_reason})\n{shown}{completion.text}")
 
 
-def converse(
-    writer: Generator, run: LoadedRun, draw: SamplingParams, options: argparse.Namespace
-) -> None:
-    """Read lines and answer until /quit or Ctrl-D."""
-    chats = run.config.vocab_size >= CHAT_VOCAB
-    print(
-        "Chat; /help lists the commands."
-        if chats
-        else "This model was not finetuned: it continues what you type. /help lists the commands."
+def stream(session: Session, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, str]]:
+    """(row, piece of text) of the continuations of `prompts`, as they are decoded."""
+    return session.generator.stream(
+        prompts, session.settings, max_new_tokens=session.max_new_tokens, stop=session.stop
     )
-    messages, turns = system_message(options), 0
+
+
+def converse(session: Session) -> None:
+    """Read lines and answer them until /quit or Ctrl-D."""
+    if session.run.can_chat:
+        print("Chat; /help lists the commands.")
+    else:
+        print("This model was not finetuned: it completes your text. /help lists the commands.")
+    respond = answer if session.run.can_chat else complete
+    messages = system_message(session)
+    turns = 0
     while (line := read_message()) is not None:
         command, _, argument = line.partition(" ")
         if command == "/quit":
             break
         if command == "/reset":
-            messages = system_message(options)
-            print("The conversation is forgotten.")
+            messages = system_message(session)
+            print("A new conversation begins.")
         elif command == "/save":
             save(messages, argument.strip())
         elif command.startswith("/"):
             print(HELP)
         elif line:
-            # Every answer has a seed of its own, or the same question would get the same answer for ever.
-            turn = draw._replace(seed=draw.seed + turns)
+            # Each turn has a seed of its own: with one seed for all, a question that is asked
+            # twice would get the same answer.
+            settings = session.settings._replace(seed=session.settings.seed + turns)
             turns += 1
             try:
-                messages = (
-                    answer(writer, run, messages, line, turn, options)
-                    if chats
-                    else complete(writer, run, line, turn, options)
-                )
+                messages = respond(session._replace(settings=settings), messages, line)
             except InputError as error:
                 print(f"({error})")
 
 
-def answer(
-    writer: Generator,
-    run: LoadedRun,
-    messages: list,
-    line: str,
-    draw: SamplingParams,
-    options: argparse.Namespace,
-) -> list:
-    """Print the model's answer to `line`; returns the conversation with both, without turns that no longer fit."""
-    messages = [*messages, chat.Message(role="user", content=line)]
-    room = min(options.max_new_tokens, run.config.context // 4)
-    messages = fitting(
-        messages, run.config.context - room, lambda m: len(chat.prompt(m, run.tokenizer))
+def answer(session: Session, messages: list[chat.Message], line: str) -> list[chat.Message]:
+    """Print the answer to `line`; returns the conversation with both.
+
+    The oldest turns are dropped where the context could not hold them and an answer.
+    """
+    run = session.run
+    room = min(session.max_new_tokens, run.config.context // 4)
+    messages = drop_oldest_turns(
+        [*messages, chat.Message(role="user", content=line)],
+        run.config.context - room,
+        lambda kept: len(chat.prompt(kept, run.tokenizer)),
     )
-    text = show(writer, chat.prompt(messages, run.tokenizer), draw, options)
+    text = show(session, chat.prompt(messages, run.tokenizer))
     return [*messages, chat.Message(role="assistant", content=text)]
 
 
-def complete(
-    writer: Generator, run: LoadedRun, line: str, draw: SamplingParams, options: argparse.Namespace
-) -> list:
-    """Print `line` and what the model makes of it; a text has no history."""
+def complete(session: Session, _: list[chat.Message], line: str) -> list[chat.Message]:
+    """Print `line` and its continuation; returns both. A pretrained model gets no earlier lines."""
     print(line, end="")
-    text = show(writer, [END_OF_TEXT, *run.tokenizer.encode(line)], draw, options)
+    text = show(session, session.run.tokenizer.encode_document(line))
     return [chat.Message(role="user", content=line), chat.Message(role="assistant", content=text)]
 
 
-def show(
-    writer: Generator, ids: list[int], draw: SamplingParams, options: argparse.Namespace
-) -> str:
-    """Print the continuation of `ids` as it is written, until it ends or Ctrl-C; returns it."""
-    written = ""
+def show(session: Session, ids: Sequence[int]) -> str:
+    """Print the continuation of `ids` as it is decoded, until it ends or Ctrl-C; returns it."""
+    text = ""
     with interruptible() as interrupted:
-        for _, piece in writer.stream(
-            [ids], draw, max_new_tokens=options.max_new_tokens, stop=options.stop
-        ):
+        for _, piece in stream(session, [ids]):
             print(piece, end="", flush=True)
-            written += piece
+            text += piece
             if interrupted():
                 print(" [stopped]", end="")
                 break
-        silent = not written.strip() and not interrupted()
-    print(" (the model ended without a word)" if silent else "")
-    return written
+        empty = not text.strip() and not interrupted()
+    print(" (the answer is empty)" if empty else "")
+    return text
 
 
-def fitting(messages: list, limit: int, size: Callable[[list], int]) -> list:
-    """The conversation without its oldest turns (a question and its answer, whole) until `size` is within `limit`."""
+def drop_oldest_turns(
+    messages: list[chat.Message], limit: int, size: Callable[[list[chat.Message]], int]
+) -> list[chat.Message]:
+    """`messages` without the oldest turns (question and answer) until `size` is within `limit`.
+
+    The system message and the last question always stay.
+    """
     head = 1 if messages[0]["role"] == "system" else 0
     while size(messages) > limit and len(messages) > head + 1:
         messages = messages[:head] + messages[head + 2 :]
@@ -259,7 +274,7 @@ def fitting(messages: list, limit: int, size: Callable[[list], int]) -> list:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C sets a flag instead of raising, which could hit the moment in which the cache changes hands."""
+    """Ctrl-C sets a flag instead of raising, which could leave the generator without its cache."""
     pressed = []
     before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try:
@@ -269,39 +284,40 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def read_message() -> str | None:
-    """A message from the terminal, joined over lines that end in a backslash; None at the end (Ctrl-D or Ctrl-C)."""
+    """A message from the terminal; a line that ends in a backslash continues on the next one.
+
+    None at the end (Ctrl-D or Ctrl-C).
+    """
     try:
         line = input("\n> ")
         while line.endswith("\\"):
             line = line[:-1] + "\n" + input("  ")
         return line.strip()
     except UnicodeDecodeError:
-        print("(that was no UTF-8 text)")
+        print("(this was not UTF-8 text: please type it again)")
         return ""
     except (EOFError, KeyboardInterrupt):
         print()
         return None
 
 
-def save(messages: list, name: str) -> None:
-    """Write the conversation to a text file."""
+def save(messages: list[chat.Message], name: str) -> None:
+    """Write the conversation to a text file; print whether that worked."""
     if not name:
-        print("Say where: /save conversation.txt")
+        print("A file name is missing: /save conversation.txt")
         return
+    text = "\n\n".join(f"{m['role']}: {m['content'].strip()}" for m in messages) + "\n"
     try:
-        Path(name).write_text(
-            "\n\n".join(f"{m['role']}: {m['content'].strip()}" for m in messages) + "\n",
-            encoding="utf-8",
-            errors="replace",
-        )
+        Path(name).write_text(text, encoding="utf-8", errors="replace")
         print(f"Saved to {name}.")
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    # ValueError: a name that no file can have.
+    except (OSError, ValueError) as error:
         print(f"Could not be saved: {error}")
 
 
-def system_message(options: argparse.Namespace) -> list[chat.Message]:
-    """The beginning of every conversation: the system prompt, if there is one."""
-    return [chat.Message(role="system", content=options.system)] if options.system else []
+def system_message(session: Session) -> list[chat.Message]:
+    """The messages that every conversation begins with: the system prompt, if there is one."""
+    return [chat.Message(role="system", content=session.system)] if session.system else []
 
 
 if __name__ == "__main__":

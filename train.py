@@ -1,48 +1,17 @@
 """Train a GPT: python train.py --config configs/pretrain.py
 
-The whole story in the order it happens: parse, build, resume or begin, fold, log, save. Pretraining and finetuning
-differ in their config alone, and the command that starts a run also continues it.
+The whole story in the order it happens: check the input, build, resume or initialise, fold, log,
+save. Pretraining and finetuning differ only in their config. The command that starts a run also
+resumes it.
 """
 
-from minigpt_jax.runtime.interrupt import Interrupt
+from minigpt_jax.preflight import Preflight, preflight
 
-if (
-    __name__ == "__main__"
-):  # before JAX and everything else that takes long: a machine may be taken away at any time
-    interrupt = Interrupt()
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: JAX is not needed to find a wrong flag, and the
+    # machine may be taken away at any time.
+    checked = preflight()
 
-import sys
-
-from minigpt_jax.config import config_diff, horizon_steps, parse, to_json
-from minigpt_jax.errors import InputError, RunError, exit_on_error
-from minigpt_jax.evals import hellaswag
-from minigpt_jax.runtime.files import write_json
-from minigpt_jax.token_stream import Stream, open_splits
-
-if (
-    __name__ == "__main__"
-):  # still before JAX: nobody should wait for it to learn of a wrong flag or a damaged file
-    asked = exit_on_error(lambda: parse(sys.argv))
-    given = exit_on_error(
-        lambda: open_splits(
-            asked.data.folder,
-            asked.model.vocab_size,
-            asked.model.context,
-            packed=asked.data.isolate_documents,
-        )
-    )
-    asking = asked.eval.hellaswag and asked.eval.hellaswag_every
-    questions = exit_on_error(
-        lambda: (
-            hellaswag.load(asked.eval.hellaswag, asked.model.context, asked.eval.hellaswag_rows)
-            if asking
-            else []
-        )
-    )
-
-import json
-import os
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -50,405 +19,246 @@ from pathlib import Path
 
 import jax
 
-from minigpt_jax import chat, data, generate, optim, plan, runs
-from minigpt_jax.attention import attention_kernel
-from minigpt_jax.checkpoint import Checkpoints, load_params
-from minigpt_jax.evals import bits, scoring
-from minigpt_jax.model import GPT, GPTConfig, grow_vocab, resolve_compute_dtype
-from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
+from minigpt_jax import config, optim, runs
+from minigpt_jax.checkpoint import Checkpoints
+from minigpt_jax.data import Batches, row_count
+from minigpt_jax.errors import EvaluationStopped, InputError, RunError, exit_on_error
+from minigpt_jax.evals.evaluator import EvalSettings, Evaluator
+from minigpt_jax.micro_batch import accumulation_on_mesh
+from minigpt_jax.model import GPT, GPTConfig, resolve_compute_dtype
+from minigpt_jax.resume import (
+    Done,
+    already_done,
+    initial_params_from,
+    recorded_config,
+    refuse_changes,
+)
 from minigpt_jax.runtime.distributed import (
     broadcast_from_main,
     is_main_process,
-    join_processes,
-    min_over_processes,
     should_stop,
 )
 from minigpt_jax.runtime.failpoint import failpoint
-from minigpt_jax.runtime.files import read_jsonl
-from minigpt_jax.sampling import sampling_params
-from minigpt_jax.sharding import (
-    batch_sharding,
-    check_divides,
-    data_parallel_size,
-    make_mesh,
-    replicated,
-)
-from minigpt_jax.step import (
-    Batch,
-    TrainState,
-    abstract_state,
-    init_state,
-    make_eval_step,
-    make_train_step,
-)
-from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
-from minigpt_jax.tracking import report
+from minigpt_jax.runtime.files import write_json
+from minigpt_jax.runtime.startup import prepare_jax
+from minigpt_jax.sharding import batch_sharding, check_divides, data_parallel_size, make_mesh
+from minigpt_jax.step import abstract_state, init_state, make_eval_step, make_train_step
+from minigpt_jax.tokenizer import END_OF_TEXT
+from minigpt_jax.tracking.environment import describe_environment
+from minigpt_jax.tracking.profile import Profile
+from minigpt_jax.tracking.report import write_report
 from minigpt_jax.tracking.run_log import RunLog
 
 
-def train(
-    c,
-    text: Stream,
-    held_out: Stream,
-    questions: Sequence[hellaswag.Question] = (),
-    stop_requested: Callable[[], bool] = lambda: False,
-) -> None:
-    """Run the config `c` to its horizon on `text`, from wherever it stands. Raises InputError and RunError."""
-    # ---- devices
-    prepare_jax(c)
+def train(checked: Preflight) -> None:
+    """Train to the horizon, from the newest checkpoint on. Raises InputError and RunError."""
+    # ---- devices and settings
+    prepare_jax(Path(checked.config.runs), deterministic=checked.config.deterministic)
     main_process = is_main_process()
+    run = runs.run_folder(Path(checked.config.runs), checked.config.name)
+    recorded = None if checked.config.fresh else broadcast_from_main(recorded_config(run))
+    c = config.settings_for_resume(checked.config, checked.named_fields, recorded)
+    # The checkpoint records the precision itself: "auto" may mean another one on another machine.
+    c.compute.dtype = resolve_compute_dtype(c.compute.dtype)
+    settings = config.to_json(c)
     mesh = make_mesh(**c.mesh)
-    sharding = batch_sharding(mesh)
 
     # ---- the model
-    config = GPTConfig(**c.model)
-    model = GPT(config, **c.compute)
-    check_divides(
+    model_config = GPTConfig(**c.model)
+    model = GPT(model_config, **c.compute)
+    dimensions = {"embed": model_config.embed, "heads": model_config.heads}
+    dimensions |= {"mlp": model_config.mlp, "vocab": model_config.padded_vocab}
+    check_divides(mesh, dimensions)
+    accumulation = accumulation_on_mesh(
+        model_config,
         mesh,
-        {
-            "embed": config.embed,
-            "heads": config.heads,
-            "mlp": config.mlp,
-            "vocab": config.padded_vocab,
-        },
+        c.compute,
+        batch=c.data.batch,
+        micro_batch=c.data.micro_batch,
+        loss_chunk=c.loss.chunk,
     )
-    accum = parts_of_batch(c, config, mesh)
+    context = model_config.context
+    tokens_per_step = c.data.batch * context
 
     # ---- the step
-    horizon = horizon_steps(
-        c.data.batch, config.context, data.row_count(text, config.context), **c.horizon
-    )
+    rows = row_count(checked.train_stream, context)
+    horizon = config.horizon_steps(c.data.batch, context, rows, **c.horizon)
     if c.schedule.warmup > horizon:
         raise InputError(
             f"schedule.warmup {c.schedule.warmup} is longer than the whole run of {horizon} steps"
         )
     optimizer = optim.make_optimizer(**c.optimizer)
     schedule = partial(optim.learning_rate, horizon=horizon, **c.schedule)
-    how = {
+    losses = {
         "loss_chunk": c.loss.chunk,
         "separator": END_OF_TEXT if c.data.isolate_documents else None,
     }
-    train_step = make_train_step(model, optimizer, schedule, mesh, seed=c.seed, **how)
-    eval_step = make_eval_step(model, mesh, **how)
+    train_step = make_train_step(model, optimizer, schedule, mesh, seed=c.seed, **losses)
+    eval_step = make_eval_step(model, mesh, **losses)
 
-    run = runs.run_folder(Path(c.runs), c.name)
     run.mkdir(parents=True, exist_ok=True)
     with (
         runs.lock(run) if main_process else nullcontext(),
         Checkpoints(run, keep=c.save.keep) as checkpoints,
     ):
         # ---- where to begin
+        data_identity = checked.train_stream.identity
         abstract = abstract_state(model, optimizer, mesh)
-        accept = partial(refuse_changes, c, text=text, run=run)
-        resumed = None if c.fresh else checkpoints.restore(abstract, config, accept)
-        if resumed:  # 1. this run's newest checkpoint that verifies
-            state, meta = resumed
-            origin = f"goes on from step {meta['step']}"
+        accept = partial(refuse_changes, run, settings, data_identity)
+        restored = None if c.fresh else checkpoints.restore(abstract, model_config, accept)
+        if restored:
+            # 1. the newest checkpoint of this run that verifies
+            state, meta = restored
+            origin = f"resumes from step {meta['step']}"
         else:
+            # 3. fresh weights
             state = init_state(model, optimizer, c.seed, mesh)
-            origin = "begins with fresh weights"  # 3. fresh weights
-            if c.init_from:  # 2. the weights of another run
-                state = state.replace(
-                    params=weights_of(Path(c.init_from), config, abstract.params, mesh)
-                )
-                origin = f"begins with the weights of {c.init_from}"
+            origin = "starts with fresh weights"
+            if c.init_from:
+                # 2. the weights of another run
+                source = Path(c.init_from)
+                params = initial_params_from(source, model_config, abstract.params, mesh)
+                state = state.replace(params=params)
+                origin = f"starts with the weights of {source}"
             checkpoints.clear()
         begin = int(state.step)
-        evaluated, reported = broadcast_from_main(
-            on_record(run, begin) if resumed else [False, False]
-        )
-        if begin >= horizon and evaluated and reported:
+        done = Done(False, False)
+        if restored:
+            done = Done(*broadcast_from_main(already_done(run, begin)))
+        if begin >= horizon and done.evaluated and done.reported:
             if main_process:
-                print(
-                    f"{run}: all {horizon} steps are done. For a longer run, raise what config.horizon gives"
-                )
+                print(f"{run}: all {horizon} steps are done. To train longer, raise config.horizon")
             return
 
-        # ---- what is written down
-        journal = RunLog(
+        # ---- records
+        run_log = RunLog(
             run,
             start=begin,
             horizon=horizon,
-            every=c.log.every,
-            tensorboard=c.log.tensorboard,
             main_process=main_process,
-            tokens_per_step=c.data.batch * config.context,
-            flops_per_step=c.data.batch * config.context * config.flops_per_token,
+            tokens_per_step=tokens_per_step,
+            flops_per_step=tokens_per_step * model_config.flops_per_token,
+            **c.log,
         )
-        settings = json.loads(to_json(c))
         if main_process:
             write_json(run / "config.json", settings)
-            write_json(run / "environment.json", report.environment())
-        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind} in {c.compute.dtype}"
-        journal.say(
-            f"{run}: {config.parameters:,} parameters on {devices}; {horizon} steps of {c.data.batch} x {config.context} tokens; {origin}"
+            write_json(run / "environment.json", describe_environment())
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        run_log.say(
+            f"{run}: {model_config.parameters:,} parameters on {devices} in {c.compute.dtype}; "
+            f"{horizon} steps of {c.data.batch} x {context} tokens; {origin}"
         )
-        abandon = (
-            stop_requested if jax.process_count() == 1 else lambda: False
-        )  # several leave an evaluation together or not at all
-        evaluate = partial(
-            evaluation,
-            eval_step=eval_step,
-            streams=(text, held_out),
-            questions=questions,
+        profile = Profile(run / "profile", enabled=c.profile)
+
+        # ---- evaluation
+        data_parallel = data_parallel_size(mesh)
+        evaluator = Evaluator(
+            EvalSettings(**c.eval),
+            model_config,
+            mesh,
+            eval_step,
+            dtype=c.compute.dtype,
+            batch=(c.data.micro_batch or min(c.data.batch // data_parallel, 8)) * data_parallel,
             horizon=horizon,
-            c=c,
-            config=config,
-            mesh=mesh,
+            train_stream=checked.train_stream,
+            val_stream=checked.val_stream,
+            questions=checked.questions,
+            # Several processes must all finish an evaluation or all stop it.
+            stop_requested=checked.stop_requested if jax.process_count() == 1 else lambda: False,
         )
-        stop = should_stop(stop_requested, begin)
-        if not (evaluated or stop) and (begin % c.eval.every == 0 or begin >= horizon):
-            if record := evaluate(begin, state, abandon):
-                journal.evaluation(record)
-            else:
+        stop = should_stop(checked.stop_requested, begin)
+        if evaluator.due(begin) and not (done.evaluated or stop):
+            try:
+                run_log.evaluation(evaluator.evaluate(begin, state.params))
+            except EvaluationStopped:
                 stop = True
 
-        # ---- the fold: state, metrics = step(state, batch_at(step))
-        batches = data.device_batches(
-            text,
+        # ---- the fold
+        batches = Batches(
+            checked.train_stream,
+            batch_sharding(mesh),
             seed=c.seed,
-            steps=range(begin, horizon),
             batch=c.data.batch,
-            context=config.context,
-            accum=accum,
-            sharding=sharding,
+            accumulation=accumulation,
+            context=context,
+            horizon=horizon,
+            waiting=run_log.waiting,
         )
-        unread, done = None, begin
-        journal.start_clock()
+        steps_done = begin
+        # The step whose metrics are not on record yet: (number, hash of its batch, metrics).
+        pending = None
+        run_log.start_clock()
         for step in range(begin, begin if stop else horizon):
-            with journal.waiting():
-                rows, batch = next(batches)
-            state, result = train_step(state, Batch(*batch))
-            if unread:  # look at the step before while this one runs
-                checkpoints.wait()  # no step is on record before the save before it: a kill costs one interval at most
-                journal.step(*unread)
-            unread = (step, data.batch_hash(text, rows), result)
-            profile(c, run, step - begin)
+            state, metrics = train_step(state, batches.at(step))
+            if pending:
+                # The devices compute this step while the metrics of the step before are read. No
+                # step is on record before the save before it is: a kill costs one interval at most.
+                checkpoints.wait()
+                run_log.step(*pending)
+            pending = (step, batches.hash(step), metrics)
+            profile.after_step(step - begin)
             failpoint("after_step", step)
 
-            done, validation_loss = step + 1, None
-            stop = should_stop(stop_requested, done)
-            evaluate_now = not stop and (done % c.eval.every == 0 or done == horizon)
-            save_now = stop or done % c.save.every == 0 or done == horizon
-            if evaluate_now or save_now:  # a checkpoint's steps are on record before it is
+            steps_done = step + 1
+            validation_loss = None
+            stop = should_stop(checked.stop_requested, steps_done)
+            evaluate_now = not stop and evaluator.due(steps_done)
+            save_now = stop or steps_done % c.save.every == 0 or steps_done == horizon
+            if evaluate_now or save_now:
+                # The steps of a checkpoint are on record before it is.
                 checkpoints.wait()
-                journal.step(*unread)
-                unread = None
+                run_log.step(*pending)
+                pending = None
             if evaluate_now:
-                if record := evaluate(done, state, abandon):
-                    journal.evaluation(record)
+                try:
+                    record = evaluator.evaluate(steps_done, state.params)
+                    run_log.evaluation(record)
                     validation_loss = record["validation_loss"]
-                else:  # we were told to stop meanwhile: the resumed run makes up for it
+                except EvaluationStopped:
+                    # The resumed run repeats this evaluation.
                     stop = save_now = True
             if save_now:
-                checkpoints.save(
-                    state,
-                    done,
-                    {
-                        "model": asdict(config),
-                        "config": settings,
-                        "data": text.identity,
-                        "validation_loss": validation_loss,
-                    },
-                )
+                meta = {
+                    "model": asdict(model_config),
+                    "config": settings,
+                    "data": data_identity,
+                    "validation_loss": validation_loss,
+                }
+                checkpoints.save(state, steps_done, meta)
             if evaluate_now or save_now:
-                journal.start_clock()
+                run_log.start_clock()
             if stop:
                 break
 
         # ---- the end
         batches.close()
-        if c.profile and 5 < done - begin <= 15:
-            jax.profiler.stop_trace()
+        profile.close()
         checkpoints.close()
-        journal.close()
+        run_log.close()
         if main_process:
-            page = report.write(run)
-            journal.say(f"report: {page}")
-        if done < horizon:
-            again = "the same command, without --config.fresh," if c.fresh else "the same command"
-            journal.say(
-                f"stopped after step {done} of {horizon}; everything is saved. To go on, run {again} again"
+            run_log.say(f"report: {write_report(run)}")
+        if steps_done < horizon:
+            command = "the same command" + c.fresh * " without --config.fresh"
+            run_log.say(
+                f"stopped after step {steps_done} of {horizon}; everything is saved. "
+                f"To continue, run {command} again"
             )
         else:
-            journal.say(
+            run_log.say(
                 f"all {horizon} steps are done. Try the model: python sample.py --run {run}"
             )
-
-
-def prepare_jax(c) -> None:
-    """What must be settled before the first array: processes, determinism, where compiled programs are kept, and the precision of products."""
-    if c.deterministic:
-        os.environ["XLA_FLAGS"] = (
-            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
-        )
-    join_processes()
-    enable_compilation_cache(Path(c.runs))
-    c.compute.dtype = resolve_compute_dtype(c.compute.dtype)  # on record as what it is
-    if jax.default_backend() == "cpu" and Path("/proc/driver/nvidia/version").exists():
-        print(
-            "warning: this machine has an NVIDIA GPU that JAX does not see; install its plugin with: make install CUDA=1",
-            file=sys.stderr,
-        )
-
-
-def parts_of_batch(c, config: GPTConfig, mesh: jax.sharding.Mesh) -> int:
-    """Number A of micro-batches that the global batch is cut into."""
-    shards = data_parallel_size(mesh)
-    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
-    known = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-
-    how = {
-        "dtype": c.compute.dtype,
-        "remat": c.compute.remat,
-        "scores": attention_kernel(c.compute.attention, c.compute.dtype, mesh.size) == "xla",
-        "chunk": c.loss.chunk,
-        "cpu": jax.default_backend() == "cpu",
-        "cut": fsdp * tensor,
-        "tensor": tensor,
-    }
-
-    def bytes_of(rows: int) -> float:
-        return plan.step_memory(
-            config, rows=rows, accum=c.data.batch // shards // rows, **how
-        ).total
-
-    room = min_over_processes(
-        known or plan.host_bytes() / jax.local_device_count()
-    )  # all processes must decide the same
-    return plan.accumulation(
-        c.data.batch, shards, micro_batch=c.data.micro_batch, device_bytes=room, bytes_of=bytes_of
-    )
-
-
-def refuse_changes(c, meta: dict, *, text: Stream, run: Path) -> None:
-    """A resumed run is the same run: what shapes its mathematics may change only when the user says so."""
-    differing = config_diff(meta["config"], c)
-    if meta["data"] != text.identity:
-        differing.append(
-            f"the data: {c.data.folder} does not hold the training tokens that the run began with"
-        )
-    if differing and not c.accept_changes:
-        raise InputError(
-            f"{run} was begun with other settings ({'; '.join(differing)}). Set them back, choose another --config.name, "
-            "or insist with --config.accept_changes=True"
-        )
-
-
-def on_record(run: Path, step: int) -> list[bool]:
-    """Whether the evaluation after `step` steps has been made, and whether the report is younger than that checkpoint."""
-    page, checkpoint = run / "report.html", run / "checkpoints" / str(step)
-    evaluated = any(record["step"] == step for record in read_jsonl(run / "evaluations.jsonl"))
-    return [evaluated, page.exists() and page.stat().st_mtime >= checkpoint.stat().st_mtime]
-
-
-def weights_of(source: Path, config: GPTConfig, target, mesh: jax.sharding.Mesh) -> dict:
-    """The weights of another run as the start of this one, with rows for new vocabulary, placed like `target`."""
-    params, theirs, _ = load_params(source, replicated(mesh))
-    free = ("vocab_size", "dropout")
-    differing = [
-        f"{k} {v} -> {asdict(config)[k]}"
-        for k, v in asdict(theirs).items()
-        if k not in free and v != asdict(config)[k]
-    ]
-    if differing or config.vocab_size < theirs.vocab_size:
-        raise InputError(
-            f"init_from {source}: another model ({', '.join(differing) or 'a larger vocabulary'}): set config.model to match it"
-        )
-    return jax.device_put(
-        grow_vocab(params, theirs.vocab_size, config), jax.tree.map(lambda a: a.sharding, target)
-    )
-
-
-def evaluation(
-    done: int,
-    state: TrainState,
-    abandon: Callable[[], bool],
-    *,
-    eval_step,
-    streams: tuple[Stream, Stream],
-    questions,
-    horizon: int,
-    c,
-    config,
-    mesh,
-) -> dict | None:
-    """Record of an evaluation: mean loss on fixed rows of the training and the held-out text, HellaSwag where it is due, and samples.
-
-    Every process takes part; the rows depend neither on seed nor step. None when there is no time for it: `abandon` is
-    asked again and again, and a resumed run makes up for it.
-    """
-    failpoint("during_evaluation", done)
-    shards = data_parallel_size(mesh)
-    how = {
-        "rows": c.eval.rows,
-        "batch": (c.data.micro_batch or min(c.data.batch // shards, 8)) * shards,
-        "context": config.context,
-    }
-    record: dict = {"step": done}
-    for name, stream in zip(("train_loss", "validation_loss"), streams, strict=True):
-        found = bits.measure(state.params, stream, eval_step, mesh, abandon=abandon, **how)
-        if found is None:
-            return None
-        record |= {name: found.loss, "bits_per_byte": found.bits_per_byte}
-    every = (
-        c.eval.hellaswag_every
-    )  # the first evaluation after each of its multiples, and the last of the run
-    if questions and every and (done % every < c.eval.every or done == horizon):
-        record["hellaswag"] = hellaswag.accuracy(
-            questions,
-            partial(
-                scoring.score, state.params, config, mesh, dtype=c.compute.dtype, abandon=abandon
-            ),
-        )
-    record["samples"] = (
-        [] if abandon() else write_samples(state.params, c.eval, config, mesh, abandon)
-    )
-    return None if abandon() else record
-
-
-def write_samples(
-    params, settings, config: GPTConfig, mesh, abandon: Callable[[], bool]
-) -> list[dict]:
-    """What the model makes of the first `settings.samples` prompts, with fixed seeds: [{"prompt", "text"}]."""
-    prompts = list(settings.prompts)[: settings.samples]
-    if not prompts:
-        return []
-    tokenizer = load_tokenizer()
-    whole = jax.jit(lambda p: p, out_shardings=replicated(mesh))(params)
-    writer = generate.Generator(whole, config, tokenizer, rows=len(prompts))
-    if config.vocab_size >= CHAT_VOCAB:
-        ids = [chat.prompt([{"role": "user", "content": p}], tokenizer) for p in prompts]
-    else:
-        ids = [[END_OF_TEXT, *tokenizer.encode(p)] for p in prompts]
-    ids = [i[: config.context] for i in ids]
-    for _ in writer.stream(
-        ids,
-        sampling_params(len(ids), config, temperature=0.7, top_p=0.9),
-        max_new_tokens=settings.sample_tokens,
-    ):
-        if abandon():
-            break
-    return [{"prompt": p, "text": a.text} for p, a in zip(prompts, writer.completions, strict=True)]
-
-
-def profile(c, run: Path, step: int) -> None:
-    """Trace ten steps of this process, once compilation is behind it; `step` counts from its first."""
-    if c.profile and step == 5:
-        jax.profiler.start_trace(str(run / "profile"))
-    if c.profile and step == 15:
-        jax.profiler.stop_trace()
 
 
 def main() -> None:
     """Train as the command line says."""
     try:
-        train(asked, *given, questions, stop_requested=lambda: interrupt.requested)
+        train(checked)
     except jax.errors.JaxRuntimeError as error:
         if not jax.distributed.is_initialized():
             raise
+        reason = str(error).splitlines()[0]
         raise RunError(
-            f"another process of this run has gone, or cannot be reached ({str(error).splitlines()[0]})"
+            f"another process of this run has ended, or cannot be reached ({reason})"
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""Programs that measure what the documentation claims; each one prints the table it is quoted from."""
+"""Programs that measure what the documentation claims; each prints the table of its numbers."""

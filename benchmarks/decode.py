@@ -1,94 +1,105 @@
-"""Writing speed beside transformers: our Generator and `generate` with its cache, greedy, from a prompt to the last token.
+"""Generation speed compared with transformers: our Generator and `generate` with its cache, greedy.
 
     python -m benchmarks.decode                           GPT-2 124M, 64 + 128 tokens, one row
     python -m benchmarks.decode --rows 8
     python -m benchmarks.decode --dtypes float32 bfloat16 int8
 
-int8 is `sample.py --quantize int8`; transformers has nothing like it, so it stands beside transformers in bfloat16 ("times":
-how much faster than whom). Rivals take turns (rivals.py). The floor of one row is the memory: every token reads all
-weights once, so "of memory" is weight bytes a second over the rate at which this machine sums a large array.
+int8 is `sample.py --quantize int8`; transformers has no equivalent, so it is compared with
+transformers in bfloat16. The column "times" is our speed divided by that of the contender it names.
+The limit for one row is the memory: every token reads all weights once, so "of memory" is weight
+bytes per second divided by the rate at which this machine sums a large array.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
+from itertools import count
 
 import numpy as np
 
-from benchmarks.rivals import Measured, compete, serve, table
+from benchmarks.contenders import Measured, run_interleaved, table, worker
+from benchmarks.options import add_integers, model_config
 from minigpt_jax.model import GPTConfig
+from minigpt_jax.tokenizer import END_OF_TEXT
 
-BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
-PEER = {"float32": "torch-float32", "bfloat16": "torch-bfloat16", "int8": "torch-bfloat16"}
-READ = 2**30  # bytes that the measurement of memory reads at once
+BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "int8": 1}
+# The contender that each of our precisions is compared with.
+COMPARED_WITH = {
+    "float32": "torch-float32",
+    "bfloat16": "torch-bfloat16",
+    "int8": "torch-bfloat16",
+}
+# Bytes of the array that measures the memory.
+LARGE = 2**30
+# Sums in a round on a GPU, which does one in less time than it takes to start it.
+GPU_READS = 100
 
 
 def main() -> None:
-    """Measure and print the table, or be one of the rivals."""
+    """Measure and print the table, or be one of the contenders."""
     options = parse()
-    if options.rival:
-        kind, _, dtype = options.rival.partition("-")
-        {"ours": ours, "torch": in_torch, "memory": memory}[kind](options, dtype)
+    if options.contender:
+        kind, _, dtype = options.contender.partition("-")
+        contender = {"ours": ours, "torch": in_torch, "memory": memory}[kind]
+        contender(options, dtype)
         return
-    rivals = dict.fromkeys(
-        name for dtype in options.dtypes for name in (f"ours-{dtype}", PEER[dtype])
-    )
-    report(options, compete("benchmarks.decode", [*rivals, "memory"], sys.argv[1:], options.rounds))
+    names = []
+    for dtype in options.dtypes:
+        names += [f"ours-{dtype}", COMPARED_WITH[dtype]]
+    names = [*dict.fromkeys(names), "memory"]
+    report(options, run_interleaved("benchmarks.decode", names, sys.argv[1:], options.rounds))
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.decode", description="Writing speed beside transformers."
+        prog="python -m benchmarks.decode",
+        description="Generation speed compared with transformers.",
     )
-    for name, value in {
-        "layers": 12,
-        "heads": 12,
-        "embed": 768,
-        "context": 1024,
-        "rows": 1,
-        "prompt": 64,
-        "new": 128,
-        "rounds": 5,
-    }.items():
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
-    parser.add_argument("--dtypes", nargs="+", choices=list(BYTES), default=["float32", "bfloat16"])
-    parser.add_argument("--rival", help=argparse.SUPPRESS)
+    add_integers(parser, layers=12, heads=12, embed=768, context=1024)
+    add_integers(parser, rows=1, prompt=64, new=128, rounds=5)
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=list(BYTES_PER_WEIGHT), default=["float32", "bfloat16"]
+    )
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def shape(options: argparse.Namespace) -> GPTConfig:
-    """The model that all of them ask."""
-    return GPTConfig(
-        layers=options.layers, heads=options.heads, embed=options.embed, context=options.context
-    )
-
-
 def report(options: argparse.Namespace, results: dict[str, Measured]) -> None:
-    """The table."""
-    config, limit = shape(options), results.pop("memory")
+    """Print the table."""
+    config = model_config(options)
+    limit = results.pop("memory")
     bandwidth = limit.notes["bytes"] / limit.median
     print(
-        f"{config.parameters:,} parameters; {options.rows} rows of {options.prompt} + {options.new} tokens; {options.rounds} rounds; "
-        f"memory read at {bandwidth / 1e9:.1f} GB/s"
+        f"{config.parameters:,} parameters; {options.rows} rows of {options.prompt} + "
+        f"{options.new} tokens; {options.rounds} rounds; memory read at {bandwidth / 1e9:.1f} GB/s"
     )
     speeds = {name: options.rows * options.new / m.median for name, m in results.items()}
     rows = []
-    for name, m in results.items():
+    for name, measured in results.items():
         dtype = name.partition("-")[2]
-        peer = speeds.get(PEER[dtype], float("nan"))
-        share = config.parameters * BYTES[dtype] * speeds[name] / options.rows / bandwidth
-        rows.append(
-            [
-                name,
-                f"{speeds[name]:.1f}",
-                f"{speeds[name] / peer:.2f} {PEER[dtype]}",
-                f"{m.peak / 1e9:.2f} GB",
-                f"{m.first:.1f} s",
-                f"{share:.0%}",
-            ]
-        )
+        other = COMPARED_WITH[dtype]
+        ratio = speeds[name] / speeds.get(other, float("nan"))
+        bytes_per_s = config.parameters * BYTES_PER_WEIGHT[dtype] * speeds[name] / options.rows
+        row = [
+            name,
+            f"{speeds[name]:.1f}",
+            f"{ratio:.2f} {other}",
+            f"{measured.peak / 1e9:.2f} GB",
+            f"{measured.first:.1f} s",
+            f"{bytes_per_s / bandwidth:.0%}",
+        ]
+        rows.append(row)
     print(table(["", "tokens/s", "times", "peak memory", "first text", "of memory"], rows))
+
+
+def random_prompts(options: argparse.Namespace) -> np.ndarray:
+    """[rows, prompt] random ids of text, the same for all contenders."""
+    shape = (options.rows, options.prompt)
+    return np.random.default_rng(0).integers(0, END_OF_TEXT, shape)
+
+
+# ---- the contenders
 
 
 def ours(options: argparse.Namespace, dtype: str) -> None:
@@ -105,47 +116,47 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
     from minigpt_jax.tokenizer import load_tokenizer
 
     def prepare() -> Callable[[], None]:
-        config = shape(options)
-        mesh = make_mesh()
-        params = jax.device_put(
-            init_state(GPT(config), optim.make_optimizer(), 0, mesh).params, replicated(mesh)
-        )
-        how = {"quantize": dtype} if dtype == "int8" else {"dtype": jnp.dtype(dtype)}
-        writer = Generator(params, config, load_tokenizer(), rows=options.rows, **how)
-        prompts, calls = random_prompts(options), iter(range(10**9))
+        config = model_config(options)
+        generator = make_generator(config)
+        sampling = sampling_params(options.rows, config, temperature=0.0)
+        prompts = random_prompts(options)
+        calls = count()
 
         def work() -> None:
-            # Another first token each time: nothing of the last text may be used again.
-            first = next(calls)
-            asked = [[first, *prompt[1:]] for prompt in prompts.tolist()]
-            for _ in writer.stream(
-                asked,
-                sampling_params(options.rows, config, temperature=0.0),
-                max_new_tokens=options.new,
-            ):
-                pass
-            written = {len(answer.tokens) for answer in writer.completions}
-            if written != {options.new}:
-                raise RuntimeError(f"{options.new} tokens were asked for, {written} came")
+            # Another first token each time, so that nothing of the last text can be reused.
+            prompts[:, 0] = next(calls)
+            completions = generator.complete(prompts.tolist(), sampling, max_new_tokens=options.new)
+            lengths = {len(completion.tokens) for completion in completions}
+            if lengths != {options.new}:
+                raise RuntimeError(f"expected {options.new} tokens, found {lengths}")
 
         return work
 
-    serve(
-        prepare, peak=lambda: (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    )
+    def make_generator(config: GPTConfig) -> Generator:
+        mesh = make_mesh()
+        state = init_state(GPT(config), optim.make_optimizer(), 0, mesh)
+        params = jax.device_put(state.params, replicated(mesh))
+        precision = {"quantize": dtype} if dtype == "int8" else {"dtype": jnp.dtype(dtype)}
+        return Generator(params, config, load_tokenizer(), rows=options.rows, **precision)
+
+    def peak() -> int | None:
+        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+    worker(prepare, peak=peak)
 
 
 def in_torch(options: argparse.Namespace, dtype: str) -> None:
-    """transformers' `generate`."""
+    """`generate` of transformers."""
     import torch
 
-    from benchmarks.peer import fresh_gpt2
+    from benchmarks.transformers_gpt2 import fresh_gpt2
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def prepare() -> Callable[[], None]:
-        torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it, as JAX by default
-        model = fresh_gpt2(shape(options)).to(device, getattr(torch, dtype)).eval()
+        # TF32 where a GPU has it, as in JAX by default.
+        torch.set_float32_matmul_precision("high")
+        model = fresh_gpt2(model_config(options)).to(device, getattr(torch, dtype)).eval()
         prompts = torch.tensor(random_prompts(options), device=device)
 
         def work() -> None:
@@ -154,7 +165,7 @@ def in_torch(options: argparse.Namespace, dtype: str) -> None:
                 attention_mask=torch.ones_like(prompts),
                 do_sample=False,
                 use_cache=True,
-                pad_token_id=50256,
+                pad_token_id=END_OF_TEXT,
                 max_new_tokens=options.new,
                 min_new_tokens=options.new,
             )
@@ -162,23 +173,20 @@ def in_torch(options: argparse.Namespace, dtype: str) -> None:
 
         return work
 
-    serve(prepare, peak=lambda: torch.cuda.max_memory_allocated() if device == "cuda" else None)
+    worker(prepare, peak=lambda: torch.cuda.max_memory_allocated() if device == "cuda" else None)
 
 
 def memory(options: argparse.Namespace, dtype: str) -> None:
-    """The rate at which memory can be read."""
+    """The rate at which memory is read."""
     import jax
     import jax.numpy as jnp
 
-    reads = (
-        100 if jax.default_backend() == "gpu" else 1
-    )  # a GPU does one in less time than it takes to ask for it
+    reads = GPU_READS if jax.default_backend() == "gpu" else 1
 
     def prepare() -> Callable[[], None]:
-        large = jnp.ones(READ // 4, jnp.float32)
-        total = jax.jit(
-            lambda a: a.reshape(1024, -1).sum(-1)
-        )  # many rows: every core has its share
+        large = jnp.ones(LARGE // 4, jnp.float32)
+        # Many rows, so that every core has its share.
+        total = jax.jit(lambda a: a.reshape(1024, -1).sum(-1))
 
         def work() -> None:
             for _ in range(reads):
@@ -187,12 +195,7 @@ def memory(options: argparse.Namespace, dtype: str) -> None:
 
         return work
 
-    serve(prepare, notes=lambda: {"bytes": READ * reads})
-
-
-def random_prompts(options: argparse.Namespace) -> np.ndarray:
-    """[B, prompt] the same for all."""
-    return np.random.default_rng(0).integers(0, 50256, (options.rows, options.prompt))
+    worker(prepare, notes=lambda: {"bytes": LARGE * reads})
 
 
 if __name__ == "__main__":

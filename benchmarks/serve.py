@@ -1,10 +1,11 @@
-"""What slots are worth: many clients at once against a server with one slot and one with eight, streaming, over real sockets.
+"""The value of slots: many clients that stream from a server with one slot and one with eight.
 
     python -m benchmarks.serve --run runs/quickstart_finetune
     python -m benchmarks.serve --run runs/pretrain --temperature 1 --clients 16
 
-Both servers stand ready all the time and take turns; an idle one does nothing. The requests of a round are the same for
-both: prompts and lengths are mixed, and every client asks for its next answer when it has the last.
+All servers run from the start and take turns; an idle one does nothing. The requests of a round are
+the same for all: prompts and lengths are mixed, and every client sends its next request when it has
+the last answer.
 """
 
 import argparse
@@ -15,64 +16,48 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.rivals import table
+from benchmarks.contenders import table
+from benchmarks.options import add_integers
+from minigpt_jax.tokenizer import END_OF_TEXT
 
 
 class Answer(NamedTuple):
-    """What one request brought."""
+    """The answer to one request."""
 
     text: str
     tokens: int
-    first: float  # seconds until the first text
+    # Seconds until the first text.
+    first: float
+
+
+class Results(NamedTuple):
+    """The measurements of one server."""
+
+    # Tokens per second of each round.
+    rates: list[float]
+    # Seconds until the first text of each request.
+    waits: list[float]
 
 
 def main() -> None:
     """Measure and print the table."""
     options = parse()
+    results = {slots: Results([], []) for slots in options.slots}
+    differing = 0
     with ExitStack() as stack:
         ports = {slots: stack.enter_context(server(options, slots)) for slots in options.slots}
-        rates: dict[int, list[float]] = {slots: [] for slots in ports}
-        waits: dict[int, list[float]] = {slots: [] for slots in ports}
-        differing = 0
         for number in range(options.rounds + 1):
-            asked, texts = requests(options, number), []
-            for slots, port in ports.items():
-                began = time.perf_counter()
-                answers = asyncio.run(together(port, asked, options.clients))
-                elapsed = time.perf_counter() - began
-                texts.append([answer.text for answer in answers])
-                if number:  # the first round warms up
-                    rates[slots].append(sum(answer.tokens for answer in answers) / elapsed)
-                    waits[slots] += [answer.first for answer in answers]
+            # The first round is not counted: it compiles.
+            texts = run_round(options, number, ports, results if number else None)
             differing += sum(len(set(same)) > 1 for same in zip(*texts, strict=True))
-    base = median(rates[options.slots[0]])
-    rows = []
-    for slots in options.slots:
-        p50, p95 = np.quantile(waits[slots], (0.5, 0.95))
-        spread = f"{min(rates[slots]):.0f} to {max(rates[slots]):.0f}"
-        rows.append(
-            [
-                str(slots),
-                f"{median(rates[slots]):.0f}",
-                spread,
-                f"{median(rates[slots]) / base:.2f}",
-                f"{p50:.2f} s",
-                f"{p95:.2f} s",
-            ]
-        )
-    count = options.clients * options.each
-    print(
-        f"{options.run}, {options.quantize or 'not quantized'}: {options.clients} clients, {count} requests a round, {options.rounds} rounds"
-    )
-    print(f"{differing} of {count * (options.rounds + 1)} texts differ")
-    print(table(["slots", "tokens/s", "rounds", "times", "first text p50", "p95"], rows))
+    report(options, results, differing)
 
 
 def parse() -> argparse.Namespace:
@@ -82,61 +67,118 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--run", required=True, help="folder of a run")
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8])
-    for name, value in {"clients": 64, "each": 2, "rounds": 5, "prompt": 60, "new": 120}.items():
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
+    add_integers(parser, clients=64, each=2, rounds=5, prompt=60, new=120)
     parser.add_argument("--quantize", choices=["int8"])
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     return parser.parse_args()
 
 
+def run_round(
+    options: argparse.Namespace,
+    number: int,
+    ports: dict[int, int],
+    results: dict[int, Results] | None,
+) -> list[list[str]]:
+    """The texts of each server in round `number`; adds to `results` if they count."""
+    bodies = requests(options, number)
+    texts = []
+    for slots, port in ports.items():
+        began = time.perf_counter()
+        answers = asyncio.run(send_all(port, bodies, options.clients))
+        seconds = time.perf_counter() - began
+        texts.append([answer.text for answer in answers])
+        if results:
+            results[slots].rates.append(sum(answer.tokens for answer in answers) / seconds)
+            results[slots].waits.extend(answer.first for answer in answers)
+    return texts
+
+
+def report(options: argparse.Namespace, results: dict[int, Results], differing: int) -> None:
+    """Print the table."""
+    base = median(results[options.slots[0]].rates)
+    rows = []
+    for slots, (rates, waits) in results.items():
+        p50, p95 = np.quantile(waits, (0.5, 0.95))
+        row = [
+            str(slots),
+            f"{median(rates):.0f}",
+            f"{min(rates):.0f} to {max(rates):.0f}",
+            f"{median(rates) / base:.2f}",
+            f"{p50:.2f} s",
+            f"{p95:.2f} s",
+        ]
+        rows.append(row)
+    count = options.clients * options.each
+    print(
+        f"{options.run}, {options.quantize or 'not quantized'}: {options.clients} clients, "
+        f"{count} requests per round, {options.rounds} rounds"
+    )
+    print(f"{differing} of {count * (options.rounds + 1)} texts differ between the servers")
+    print(table(["slots", "tokens/s", "rounds", "times", "first text p50", "p95"], rows))
+
+
+# ---- the clients
+
+
 def requests(options: argparse.Namespace, number: int) -> list[dict]:
     """The bodies of a round: up to `prompt` random ids each, up to `new` tokens wanted."""
     draw = random.Random(number)
-    return [
-        {
-            "prompt": [50256, *draw.choices(range(50256), k=draw.randint(1, options.prompt - 1))],
+    bodies = []
+    for seed in range(options.clients * options.each):
+        length = draw.randint(1, options.prompt - 1)
+        body = {
+            "prompt": [END_OF_TEXT, *draw.choices(range(END_OF_TEXT), k=length)],
             "max_tokens": draw.randint(1, options.new),
             "temperature": options.temperature,
             "top_p": options.top_p,
-            "seed": i,
+            "seed": seed,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        for i in range(options.clients * options.each)
-    ]
+        bodies.append(body)
+    return bodies
 
 
-async def together(port: int, asked: list[dict], clients: int) -> list[Answer]:
-    """All answers; `clients` ask at a time."""
+async def send_all(port: int, bodies: Sequence[dict], clients: int) -> list[Answer]:
+    """All answers, in the order of `bodies`; `clients` requests are open at a time."""
 
     async def client(number: int) -> list[Answer]:
-        return [await ask(port, body) for body in asked[number::clients]]
+        return [await send(port, body) for body in bodies[number::clients]]
 
     own = await asyncio.gather(*(client(number) for number in range(clients)))
-    return [own[i % clients][i // clients] for i in range(len(asked))]
+    return [own[i % clients][i // clients] for i in range(len(bodies))]
 
 
-async def ask(port: int, body: dict) -> Answer:
+async def send(port: int, body: dict) -> Answer:
     """One answer, over a connection of its own."""
-    began, first, text, tokens = time.perf_counter(), None, "", 0
+    began = time.perf_counter()
+    first = None
+    text = ""
+    tokens = 0
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     content = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
     writer.write(head.encode() + content)
     status = await reader.readline()
     if b" 200 " not in status:
-        raise RuntimeError(f"the server said {status.decode().strip()}")
+        raise RuntimeError(f"expected status 200, found {status.decode().strip()}")
     while (line := await reader.readline()) != b"data: [DONE]\n":
+        if not line:
+            raise RuntimeError("the server closed the connection")
         if line.startswith(b"data: "):
-            piece = json.loads(line[6:])
+            chunk = json.loads(line.removeprefix(b"data: "))
             first = first or time.perf_counter() - began
-            text += "".join(choice["text"] for choice in piece["choices"])
-            tokens = (piece["usage"] or {}).get("completion_tokens", tokens)
-        elif not line:
-            raise RuntimeError("the server hung up")
+            text += "".join(choice["text"] for choice in chunk["choices"])
+            tokens = (chunk["usage"] or {}).get("completion_tokens", tokens)
     writer.close()
     return Answer(text, tokens, first or time.perf_counter() - began)
+
+
+# ---- the servers
 
 
 @contextmanager
@@ -144,24 +186,23 @@ def server(options: argparse.Namespace, slots: int) -> Iterator[int]:
     """The port of a server that is ready."""
     command = [sys.executable, "-m", "minigpt_jax.server", "--port", "0"]
     command += ["--run", options.run, "--slots", str(slots), "--queue", str(options.clients)]
-    command += ["--quantize", options.quantize] if options.quantize else []
+    if options.quantize:
+        command += ["--quantize", options.quantize]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
-        port = next(
-            (
-                found[1]
-                for line in process.stderr
-                if (found := re.search(r"ready: http://\S+:(\d+)", line))
-            ),
-            None,
-        )
-        if port is None:
-            raise RuntimeError("the server did not start")
-        yield int(port)
+        yield ready_port(process.stderr)
     finally:
         process.terminate()
         process.wait()
+
+
+def ready_port(lines: Iterable[str]) -> int:
+    """The port that a server prints when it is ready."""
+    for line in lines:
+        if found := re.search(r"ready: http://\S+:(\d+)", line):
+            return int(found[1])
+    raise RuntimeError("the server did not start")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How long a start takes: imports, and train.py to its first step, with nothing compiled and with what the last start compiled.
+"""How long a start takes: --help, the imports, and train.py until its first step.
 
     python -m benchmarks.startup --config configs/quickstart.py
 
-Every round makes a new run in a folder of its own, first without and then with compiled programs; random tokens serve
-as data. Hits are programs that were found compiled, as JAX's own log says.
+Every round makes a new run in a folder of its own, first without and then with compiled programs;
+random tokens are the data. "found" counts the programs that JAX found compiled, by its own log.
 """
 
 import argparse
@@ -14,60 +14,87 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.rivals import ROOT, table
-from minigpt_jax.token_stream import ShardWriter, write_manifest
+from benchmarks.contenders import ROOT, seconds_of, table
+from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.tokenizer import TEXT_VOCAB, load_tokenizer
+
+COMMANDS = {
+    "train.py": ["train.py"],
+    "sample.py": ["sample.py"],
+    "minigpt_jax.plan": ["-m", "minigpt_jax.plan"],
+    "minigpt_jax.report": ["-m", "minigpt_jax.report"],
+    "minigpt_jax.evals": ["-m", "minigpt_jax.evals"],
+    "minigpt_jax.server": ["-m", "minigpt_jax.server"],
+    "minigpt_jax.interop.import_gpt2": ["-m", "minigpt_jax.interop.import_gpt2"],
+    "minigpt_jax.interop.export_hf": ["-m", "minigpt_jax.interop.export_hf"],
+    "minigpt_jax.interop.export_gguf": ["-m", "minigpt_jax.interop.export_gguf"],
+    "data_tools.fineweb": ["-m", "data_tools.fineweb"],
+    "data_tools.instruct": ["-m", "data_tools.instruct"],
+    "data_tools.python_docs": ["-m", "data_tools.python_docs"],
+    "data_tools.verify": ["-m", "data_tools.verify"],
+}
+# Tokens of each split.
+TOKENS = 10**6
 
 
 class Start(NamedTuple):
-    """What one start took."""
+    """The measurements of one start."""
 
-    first_step: float  # s from the start of the process to the line of its first step
-    hits: int  # programs found compiled
-    misses: int  # programs that had to be compiled
+    # Seconds from the start of the process to the line of its first step.
+    first_step: float
+    # Programs that JAX found compiled.
+    hits: int
+    # Programs that it had to compile.
+    misses: int
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.startup", description="How long a start takes."
     )
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--rounds", type=int, default=3)
     options, overrides = parser.parse_known_args()
+
+    helps = {name: [] for name in COMMANDS}
+    imports, cold, warm = [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        data = write_random(Path(folder, "data"))
-        imports, cold, warm = [], [], []
+        data = write_random_tokens(Path(folder, "data"))
         for number in range(options.rounds):
-            imports.append(importing())
-            for name, results in (("cold", cold), ("warm", warm)):
-                results.append(
-                    start(options.config, overrides, Path(folder, f"runs{number}"), name, data)
-                )
+            for name, command in COMMANDS.items():
+                helps[name].append(seconds_of(partial(run, *command, "--help")))
+            imports.append(seconds_of(partial(run, "-c", "import train")))
+            runs = Path(folder, f"runs{number}")
+            cold.append(start(options.config, overrides, runs, "cold", data))
+            warm.append(start(options.config, overrides, runs, "warm", data))
+
+    median = f"median of {options.rounds}"
+    rows = [[name, f"{statistics.median(seconds):.2f} s"] for name, seconds in helps.items()]
+    print(table([f"--help, {median}", ""], rows) + "\n")
     rows = [["imports", f"{statistics.median(imports):.1f} s", "", ""]]
-    for name, results in (
+    for name, starts in (
         ("first step, nothing compiled", cold),
         ("first step, all compiled", warm),
     ):
-        seconds = statistics.median(r.first_step for r in results)
-        rows.append([name, f"{seconds:.1f} s", str(results[0].hits), str(results[0].misses)])
-    print(table([f"{options.config}, median of {options.rounds}", "", "found", "compiled"], rows))
+        seconds = statistics.median(s.first_step for s in starts)
+        rows.append([name, f"{seconds:.1f} s", str(starts[0].hits), str(starts[0].misses)])
+    print(table([f"{options.config}, {median}", "", "found", "compiled"], rows))
 
 
-def importing() -> float:
-    """Seconds to import all of train.py and leave."""
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import train"], cwd=ROOT, check=True)
-    return time.perf_counter() - began
+def run(*arguments: str) -> None:
+    """Run Python in the project's folder, without its output."""
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def start(config: str, overrides: list[str], runs: Path, name: str, data: Path) -> Start:
-    """Start a run and stop it after its first step."""
+    """Start a run and let it end after two steps."""
     settings = {
         "runs": runs,
         "name": name,
@@ -77,19 +104,16 @@ def start(config: str, overrides: list[str], runs: Path, name: str, data: Path) 
         "horizon.epochs": 0,
         "schedule.warmup": 1,
     }
-    command = [
-        sys.executable,
-        "-u",
-        "train.py",
-        "--config",
-        config,
-        *(f"--config.{k}={v}" for k, v in settings.items()),
-        *overrides,
-    ]
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {
-        "JAX_DEBUG_LOG_MODULES": "jax._src.compiler"
-    }
-    began, log = time.perf_counter(), ""
+    command = [sys.executable, "-u", "train.py", "--config", config]
+    command += [f"--config.{field}={value}" for field, value in settings.items()]
+    command += overrides
+    # Programs are then kept in `runs`.
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment["JAX_DEBUG_LOG_MODULES"] = "jax._src.compiler"
+
+    began = time.perf_counter()
+    first_step = None
+    log = ""
     with subprocess.Popen(
         command,
         cwd=ROOT,
@@ -100,27 +124,25 @@ def start(config: str, overrides: list[str], runs: Path, name: str, data: Path) 
     ) as process:
         assert process.stdout
         for line in process.stdout:
-            log += line
-            if re.match(r"step +0/", line):
-                break
-        else:
-            raise RuntimeError(f"no first step:\n{log}")
-        seconds = time.perf_counter() - began
-        process.stdout.read()
-    return Start(
-        seconds,
-        log.count("Persistent compilation cache hit"),
-        log.count("PERSISTENT COMPILATION CACHE MISS"),
-    )
+            if first_step is None:
+                log += line
+                if re.match(r"step +0/", line):
+                    first_step = time.perf_counter() - began
+    if first_step is None:
+        raise RuntimeError(f"no first step:\n{log}")
+    hits = log.count("Persistent compilation cache hit")
+    misses = log.count("PERSISTENT COMPILATION CACHE MISS")
+    return Start(first_step, hits, misses)
 
 
-def write_random(folder: Path) -> Path:
-    """A folder of random tokens, enough for a few rows."""
+def write_random_tokens(folder: Path) -> Path:
+    """A folder of random tokens as training data."""
     folder.mkdir()
-    draw, splits = np.random.default_rng(0), {}
+    draw = np.random.default_rng(0)
+    splits = {}
     for split in ("train", "val"):
-        writer = ShardWriter(folder, split, shard_tokens=10**6)
-        writer.append(draw.integers(0, TEXT_VOCAB - 1, 10**6).astype(np.uint16))
+        writer = ShardWriter(folder, split, shard_tokens=TOKENS)
+        writer.append(draw.integers(0, TEXT_VOCAB - 1, TOKENS).astype(np.uint16))
         splits[split] = (writer.close(), 1)
     write_manifest(
         folder,

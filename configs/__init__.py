@@ -1,1 +1,1 @@
-"""Runs to start from: each file states its command, its cost and the result to expect, and why its numbers are what they are."""
+"""Runs to start from. Each file states its command, its cost, the expected result, and why."""

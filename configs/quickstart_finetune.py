@@ -1,9 +1,10 @@
-"""The quickstart model learns to answer questions about Python. `make demo` runs it.
+"""The quickstart model learns to answer questions about Python.
 
     python -m data_tools.python_docs --chat-out data/python_chat
     python train.py --config configs/quickstart_finetune.py
 
-Cost: two minutes on two CPU cores. Expect answers that sound right, end by themselves, and mostly are not right.
+`make demo` runs both. Cost: two minutes on two CPU cores. Expect answers that sound right and end
+where they should; most of them are wrong.
 """
 
 from ml_collections import ConfigDict
@@ -20,12 +21,12 @@ def get_config() -> ConfigDict:
     c.data.folder = "data/python_chat"
     c.data.isolate_documents = True
     c.horizon.steps = 130
-    c.schedule.peak, c.schedule.floor, c.schedule.warmup = (
-        3e-3,
-        1e-4,
-        10,
-    )  # as high as before: it has minutes, not days
+    # As high as in pretraining, because the run takes minutes, not days.
+    c.schedule.peak = 3e-3
+    c.schedule.floor = 1e-4
+    c.schedule.warmup = 10
     c.optimizer.weight_decay = 0.0
-    c.eval.every = c.save.every = 65
+    c.eval.every = 65
     c.eval.prompts = ("What does len do?", "What does os.path.join do?")
+    c.save.every = 65
     return c

@@ -1,1 +1,1 @@
-"""Programs that turn text into the token shards that training reads; each one explains itself with --help."""
+"""Commands that turn text into token shards for training; `--help` describes each of them."""

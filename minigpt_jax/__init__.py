@@ -1,8 +1,11 @@
 """miniGPT-JAX: train a GPT from raw web text to a chat assistant, in JAX.
 
-Read in this order: train.py (the story), then what it calls as it calls it: tokenizer, chat,
-token_stream, data (text to batches); model, attention, loss, optim, step (batches to weights);
-sharding (where arrays lie); checkpoint (weights to disk); sampling, generate (weights to text).
+Read train.py first: it shows the order of things. Then read what it calls, in this order:
+
+    text to batches    tokenizer, chat, token_stream, data
+    batches to weights model, attention, loss, optim, step, sharding
+    weights to disk    checkpoint
+    weights to text    sampling, decoding, text_stream, generate
 """
 
 from pathlib import Path
@@ -15,11 +18,11 @@ __version__ = "0.1.0"
 
 
 def load_run(path: str | Path) -> "LoadedRun":
-    """The newest checkpoint of the run in folder `path` that verifies, on the first device.
+    """The newest checkpoint of the run in folder `path` that passes its checks.
 
-    Raises InputError where there is none.
+    The weights are on the first device. Raises InputError where there is no usable checkpoint.
     """
-    # Imported here so that the data tools, which need no JAX, start without loading it.
+    # Imported here, so that the data tools, which need no JAX, start without it.
     from minigpt_jax.loaded_run import load_run
 
     return load_run(Path(path))

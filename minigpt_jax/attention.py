@@ -1,174 +1,262 @@
-"""Every way in which attention is computed: cuDNN's kernel, plain XLA, one head at a time on a CPU, and over a KV cache.
+"""Every way in which attention is computed, so that the model itself needs only two functions.
 
-The one-head-at-a-time path keeps the scores of a head in the processor's cache. Its backward pass
-computes the scores again from their log-sum-exp, with blocks of keys in the outer loop
-(FlashAttention-2, Dao 2023).
+`attend` is causal self-attention over whole rows, by one of three kernels: cuDNN's on an NVIDIA
+GPU, plain XLA in blocks of queries, or one head at a time on a CPU. `attend_with_cache` is
+attention over a KV cache.
+
+The kernel for a CPU keeps the scores of a head in the processor's cache. Its backward pass computes
+the scores again from their log-sum-exp, with blocks of keys in the outer loop (FlashAttention-2,
+Dao 2023).
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Int
 
-SHARED_SEGMENT = -1  # the segment that all others of its row see
-MIN_BLOCK, MAX_BLOCKS = (
-    128,
-    8,
-)  # attention where cuDNN does not do it: queries a block at least, and blocks at most
-# What costs little is computed again in the backward pass, whatever `remat` says: keeping it would take more memory
-# than the results of all matrix products together. (In a scan over layers XLA cannot undo this; prevent_cse adds nothing.)
-recompute_in_backward = partial(jax.checkpoint, prevent_cse=False)
+# The segment that all other segments of its row may attend to.
+SHARED_SEGMENT = -1
+# "xla" and "cpu" cut a row into at most MAX_BLOCKS blocks of at least MIN_BLOCK positions.
+MIN_BLOCK = 128
+MAX_BLOCKS = 8
+# The compute capability of Ampere, the first GPUs that cuDNN's kernel supports.
+CUDNN_CAPABILITY = 8
 
 
-def attention_kernel(implementation: str, dtype: jax.typing.DTypeLike, devices: int) -> str:
-    """What "auto" means here: "cudnn" (16 bit, on Ampere and newer) and "cpu" (a mesh of one device) keep no [T, T] scores, "xla" does."""
+def recompute_in_backward(function: Callable) -> Callable:
+    """`function`, computed again in the backward pass instead of keeping its intermediate results.
+
+    For functions that take little time, whatever `remat` is: what they would keep is larger than
+    the results of all matmuls together.
+    """
+    # In a scan over layers XLA cannot merge the two computations, so prevent_cse would add nothing.
+    return jax.checkpoint(function, prevent_cse=False)
+
+
+class KVCache(NamedTuple):
+    """Keys and values of one layer; slot s holds position s of each row's own sequence.
+
+    Heads come before slots because matmuls read them in that order: another order is copied for
+    every token.
+    """
+
+    k: Float[Array | np.ndarray, "B H S K"]
+    v: Float[Array | np.ndarray, "B H S K"]
+
+
+def attention_kernel(implementation: str, dtype: DTypeLike, devices: int) -> str:
+    """`choose_kernel` for the devices of this machine."""
+    device = jax.devices()[0]
+    capability = str(getattr(device, "compute_capability", ""))
+    return choose_kernel(implementation, dtype, devices, device.platform, capability)
+
+
+def choose_kernel(
+    implementation: str, dtype: DTypeLike, devices: int, platform: str, compute_capability: str
+) -> str:
+    """The kernel for `implementation` on a mesh of `devices`; "auto" takes the fastest.
+
+    "cudnn" needs 16 bits and an Ampere GPU or newer, "cpu" a mesh of one device. "xla" runs
+    anywhere, but is the only one that keeps all scores [B, H, T, T] of a layer in memory.
+    """
     if implementation != "auto":
         return implementation
-    device = jax.devices()[0]
-    major = str(getattr(device, "compute_capability", "")).partition(".")[
-        0
-    ]  # "9.0" of an H100, "gfx90a" of others
-    if (
-        major.isdecimal()
-        and int(major) >= 8
-        and jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
-    ):
+    # "9.0" on an H100, "gfx90a" on an AMD GPU.
+    capability = compute_capability.partition(".")[0]
+    is_ampere = capability.isdecimal() and int(capability) >= CUDNN_CAPABILITY
+    if is_ampere and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16):
         return "cudnn"
-    return "cpu" if device.platform == "cpu" and devices <= 1 else "xla"
+    return "cpu" if platform == "cpu" and devices <= 1 else "xla"
+
+
+def attend(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H K"],
+    segments: Int[Array, "B T"] | None,
+    implementation: str,
+) -> Float[Array, "B T H K"]:
+    """Causal attention softmax(q k^T / sqrt(K)) v, with the softmax in f32 at least.
+
+    With `segments`, a query attends only to its own segment and to SHARED_SEGMENT.
+    `implementation`: see `attention_kernel`.
+    """
+    mask = None if segments is None else segment_mask(segments)
+    devices = jax.sharding.get_abstract_mesh().size
+    kernel = attention_kernel(implementation, q.dtype, devices)
+    with jax.named_scope(f"attention_{kernel}"):
+        if kernel == "cudnn":
+            head_mask = None if mask is None else mask[:, None]
+            return jax.nn.dot_product_attention(
+                q, k, v, mask=head_mask, is_causal=True, implementation="cudnn"
+            )
+        if kernel == "cpu":
+            return attend_by_head(q, k, v, mask)
+        return attend_in_blocks(q, k, v, mask)
+
+
+def attend_with_cache(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H K"],
+    cache: KVCache,
+    positions: Int[Array, "B T"],
+) -> tuple[Float[Array, "B T H K"], KVCache]:
+    """Attention of queries at `positions` to all slots up to their own.
+
+    Also returns the cache, to which `k` and `v` were added first.
+    """
+    with jax.named_scope("attention_with_cache"):
+        keys = _write(cache.k, k, positions)
+        values = _write(cache.v, v, positions)
+        # Slots are positions, so causality is the whole mask: a stale slot lies ahead of every
+        # query, and is overwritten before a query reaches it.
+        mask = jnp.arange(keys.shape[2])[None, None] <= positions[:, :, None]
+        q = swap_time_and_heads(q)
+        y = _attend_masked(q, keys.astype(q.dtype), values.astype(q.dtype), mask)
+        return swap_time_and_heads(y), KVCache(keys, values)
+
+
+def segment_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """Which positions (last dimension) each position may attend to, before causality."""
+    same = segments[:, :, None] == segments[:, None, :]
+    return same | (segments == SHARED_SEGMENT)[:, None, :]
 
 
 def block_length(length: int) -> int:
-    """How many of `length` positions attention takes at a time."""
+    """How many of `length` positions "xla" and "cpu" take at a time."""
     return max(MIN_BLOCK, math.ceil(length / MAX_BLOCKS))
 
 
-@recompute_in_backward
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
-    """Causal attention: softmax(q k^T / sqrt(K)) v of all positions up to each query's own, the softmax in f32 at least.
-
-    `q`, `k`, `v` [B, T, H, K]; `visible` [B, T, T] or None: what each query may see of them. Queries are taken in blocks,
-    each with the keys that it can see: half the work.
-    """
-    q, k, v = (swap_time_and_heads(a) for a in (q, k, v))
-    length, block, parts = q.shape[2], block_length(q.shape[2]), []
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        seen = jnp.tri(end - start, end, start, dtype=bool)[None]
-        if visible is not None:
-            seen = seen & visible[:, start:end, :end]
-        parts.append(attend_masked(q[:, :, start:end], k[:, :, :end], v[:, :, :end], seen))
-    return swap_time_and_heads(jnp.concatenate(parts, axis=2))
-
-
-def write_cache(old, new, positions):
-    """`old` [B, H, S, K] with `new` [B, T, H, K] in the slots `positions` [B, T], where there are such."""
-    if new.shape[1] > 1:
-        return old.at[jnp.arange(len(old))[:, None], :, positions].set(new, mode="drop")
-    # XLA copies the whole cache for a scatter, up to three times; a selection is made in place.
-    return jnp.where(
-        (jnp.arange(old.shape[2])[None] == positions)[:, None, :, None],
-        swap_time_and_heads(new),
-        old,
-    )
-
-
-def attend_masked(q, k, v, seen):
-    """`q` [B, H, T, K]; `k`, `v` [B, H, S, K]; `seen` [B, T, S]."""
-    wide = jnp.promote_types(
-        q.dtype, jnp.float32
-    )  # jax.nn's own would round float64 to float32 here
-    scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=wide) / math.sqrt(
-        q.shape[-1]
-    )
-    weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bhts,bhsk->bhtk", weights.astype(v.dtype), v)
-
-
-def swap_time_and_heads(a):
-    """[B, T, H, K] as [B, H, T, K], or back: a CPU is slower at products over heads in the middle."""
+def swap_time_and_heads(a: Float[Array, "B M N K"]) -> Float[Array, "B N M K"]:
+    """[B, T, H, K] as [B, H, T, K], or back: heads in the middle make matmuls slower on a CPU."""
     return jnp.swapaxes(a, 1, 2)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@recompute_in_backward
+def attend_in_blocks(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H K"],
+    mask: Bool[Array, "B T T"] | None,
+) -> Float[Array, "B T H K"]:
+    """`attend` in blocks of queries, each with the keys up to its own end: half of the work."""
+    q, k, v = (swap_time_and_heads(a) for a in (q, k, v))
+    results = []
+    for start, end in _blocks(q.shape[2]):
+        block_mask = jnp.tri(end - start, end, start, dtype=bool)[None]
+        if mask is not None:
+            block_mask = block_mask & mask[:, start:end, :end]
+        results.append(_attend_masked(q[:, :, start:end], k[:, :, :end], v[:, :, :end], block_mask))
+    return swap_time_and_heads(jnp.concatenate(results, axis=2))
+
+
+@jax.custom_vjp
 def attend_by_head(
-    block: int, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None
-) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v of all positions up to each query's own, the softmax in f32 at least.
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H K"],
+    mask: Bool[Array, "B T T"] | None,
+) -> Float[Array, "B T H K"]:
+    """`attend` for one head after the other, in blocks.
 
-    `q`, `k`, `v` [B, T, H, K]; `visible` [B, T, T] or None: what each query may see of them, itself always included;
-    `block` of T are computed at a time.
+    `mask` must let every position attend to itself.
     """
-    return _forward(block, q, k, v, visible)[0]
+    return _attend_by_head_forward(q, k, v, mask)[0]
 
 
-def _forward(block, q, k, v, visible):
-    y, norm = _by_head(partial(_attend_head, block), visible, q, k, v)
-    return y, (q, k, v, visible, y, norm)
+def _attend_by_head_forward(q, k, v, mask):
+    y, log_sum_exp = _map_heads(_head_forward, mask, q, k, v)
+    return y, (q, k, v, mask, y, log_sum_exp)
 
 
-def _backward(block, kept, d_y):
-    q, k, v, visible, y, norm = kept
-    wide = norm.dtype
-    share = (y.astype(wide) * d_y.astype(wide)).sum(
-        -1, keepdims=True
-    )  # of every query: what its softmax takes back
-    return *_by_head(partial(_gradient_of_head, block), visible, q, k, v, norm, d_y, share), None
+def _attend_by_head_backward(residuals, d_y):
+    q, k, v, mask, y, log_sum_exp = residuals
+    wide = log_sum_exp.dtype
+    # What the normalisation of each softmax subtracts from the gradients of its weights.
+    delta = (y.astype(wide) * d_y.astype(wide)).sum(-1, keepdims=True)
+    return *_map_heads(_head_backward, mask, q, k, v, log_sum_exp, d_y, delta), None
 
 
-attend_by_head.defvjp(_forward, _backward)
+attend_by_head.defvjp(_attend_by_head_forward, _attend_by_head_backward)
 
 
-def _by_head(function: Callable, visible, *arrays):
-    """`function(visible of the row, arrays [T, ...] of the head)` for every row and head of `arrays` [B, T, H, ...]."""
+def _map_heads(function: Callable, mask, *arrays):
+    """Map `function(mask, *arrays)` over rows and heads.
 
-    def row(parts):
-        own, arrays = parts
-        results = jax.lax.map(
-            lambda head: function(own, *head), [jnp.swapaxes(a, 0, 1) for a in arrays]
-        )
+    It receives [T, T] of `mask` [B, T, T] (or None), and [T, ...] of each of `arrays` [B, T, H,
+    ...].
+    """
+
+    def of_row(row):
+        row_mask, row_arrays = row
+        heads_first = [jnp.swapaxes(a, 0, 1) for a in row_arrays]
+        results = jax.lax.map(lambda head: function(row_mask, *head), heads_first)
         return [jnp.swapaxes(a, 0, 1) for a in results]
 
-    return jax.lax.map(row, (visible, arrays))
+    return jax.lax.map(of_row, (mask, arrays))
 
 
-def _attend_head(block, visible, q, k, v):
-    """Result [T, K] and log-sum-exp [T, 1] of the scores."""
-    q, parts, norms = q / math.sqrt(q.shape[-1]), [], []
-    for start, end in _blocks(block, len(q)):
-        scores = _product("tk,sk->ts", q[start:end], k[:end])
-        seen = jnp.tri(end - start, end, start, dtype=bool)
-        if visible is not None:
-            seen &= visible[start:end, :end]
-        scores = jnp.where(seen, scores, -jnp.inf)
-        top = scores.max(-1, keepdims=True)
-        weights = jnp.exp(scores - top)
+def _head_forward(
+    mask: Bool[Array, "T T"] | None,
+    q: Float[Array, "T K"],
+    k: Float[Array, "T K"],
+    v: Float[Array, "T K"],
+) -> tuple[Float[Array, "T K"], Float[Array, "T 1"]]:
+    """Result of one head, and the log-sum-exp of each query's scores."""
+    q = q / math.sqrt(q.shape[-1])
+    results = []
+    log_sum_exps = []
+    for start, end in _blocks(len(q)):
+        scores = _einsum("tk,sk->ts", q[start:end], k[:end])
+        block_mask = jnp.tri(end - start, end, start, dtype=bool)
+        if mask is not None:
+            block_mask &= mask[start:end, :end]
+        scores = jnp.where(block_mask, scores, -jnp.inf)
+        largest = scores.max(-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
         total = weights.sum(-1, keepdims=True)
-        parts.append(
-            (_product("ts,sk->tk", weights.astype(v.dtype), v[:end]) / total).astype(v.dtype)
-        )
-        norms.append(top + jnp.log(total))
-    return jnp.concatenate(parts), jnp.concatenate(norms)
+        y = _einsum("ts,sk->tk", weights.astype(v.dtype), v[:end]) / total
+        results.append(y.astype(v.dtype))
+        log_sum_exps.append(largest + jnp.log(total))
+    return jnp.concatenate(results), jnp.concatenate(log_sum_exps)
 
 
-def _gradient_of_head(block, visible, q, k, v, norm, d_y, share):
-    """Gradients [T, K] by q, k and v."""
-    norm, share, root = norm.T, share.T, math.sqrt(q.shape[-1])
-    q, d_q, d_k, d_v = q / root, jnp.zeros(q.shape, norm.dtype), [], []
-    for start, end in _blocks(
-        block, len(q)
-    ):  # of keys, with all queries that see them: everything here is [S, T]
-        scores = _product("sk,tk->st", k[start:end], q[start:])
-        seen = jnp.tri(len(q) - start, end - start, dtype=bool).T
-        if visible is not None:
-            seen &= visible[start:, start:end].T
-        weights = jnp.where(seen, jnp.exp(scores - norm[:, start:]), 0)
-        d_v.append(_product("st,tk->sk", weights.astype(v.dtype), d_y[start:]))
-        d_weights = _product("sk,tk->st", v[start:end], d_y[start:])
-        d_scores = (weights * (d_weights - share[:, start:])).astype(q.dtype)
-        d_k.append(_product("st,tk->sk", d_scores, q[start:]))
-        d_q = d_q.at[start:].add(_product("st,sk->tk", d_scores, k[start:end]))
+def _head_backward(
+    mask: Bool[Array, "T T"] | None,
+    q: Float[Array, "T K"],
+    k: Float[Array, "T K"],
+    v: Float[Array, "T K"],
+    log_sum_exp: Float[Array, "T 1"],
+    d_y: Float[Array, "T K"],
+    delta: Float[Array, "T 1"],
+) -> tuple[Float[Array, "T K"], Float[Array, "T K"], Float[Array, "T K"]]:
+    """Gradients of one head by q, k and v."""
+    root = math.sqrt(q.shape[-1])
+    q = q / root
+    log_sum_exp = log_sum_exp.T
+    delta = delta.T
+    d_q = jnp.zeros(q.shape, log_sum_exp.dtype)
+    d_k = []
+    d_v = []
+    # Blocks of keys, each with the queries from its start on: every matrix here is [keys, queries].
+    for start, end in _blocks(len(q)):
+        scores = _einsum("sk,tk->st", k[start:end], q[start:])
+        block_mask = jnp.tri(len(q) - start, end - start, dtype=bool).T
+        if mask is not None:
+            block_mask &= mask[start:, start:end].T
+        weights = jnp.where(block_mask, jnp.exp(scores - log_sum_exp[:, start:]), 0)
+        d_v.append(_einsum("st,tk->sk", weights.astype(v.dtype), d_y[start:]))
+        d_weights = _einsum("sk,tk->st", v[start:end], d_y[start:])
+        d_scores = (weights * (d_weights - delta[:, start:])).astype(q.dtype)
+        d_k.append(_einsum("st,tk->sk", d_scores, q[start:]))
+        d_q = d_q.at[start:].add(_einsum("st,sk->tk", d_scores, k[start:end]))
     return (
         (d_q / root).astype(q.dtype),
         jnp.concatenate(d_k).astype(k.dtype),
@@ -176,11 +264,43 @@ def _gradient_of_head(block, visible, q, k, v, norm, d_y, share):
     )
 
 
-def _blocks(block: int, length: int) -> list[tuple[int, int]]:
-    return [(start, min(start + block, length)) for start in range(0, length, block)]
+def _attend_masked(
+    q: Float[Array, "B H T K"],
+    k: Float[Array, "B H S K"],
+    v: Float[Array, "B H S K"],
+    mask: Bool[Array, "#B T S"],
+) -> Float[Array, "B H T K"]:
+    # Not jax.nn.dot_product_attention, which rounds the softmax of float64 to float32.
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=wide)
+    scores = scores / math.sqrt(q.shape[-1])
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhts,bhsk->bhtk", weights.astype(v.dtype), v)
 
 
-def _product(dimensions: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(
-        dimensions, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32)
-    )
+def _write(
+    slots: Float[Array | np.ndarray, "B H S K"],
+    new: Float[Array, "B T H K"],
+    positions: Int[Array, "B T"],
+) -> Float[Array, "B H S K"]:
+    """`slots` with `new` at `positions`; positions beyond S are dropped, not clamped."""
+    slots = jnp.asarray(slots)
+    new = new.astype(slots.dtype)
+    if new.shape[1] > 1:
+        return slots.at[jnp.arange(len(slots))[:, None], :, positions].set(new, mode="drop")
+    # XLA copies the whole cache for a scatter, up to three times; a selection is made in place.
+    is_written = jnp.arange(slots.shape[2])[None] == positions
+    return jnp.where(is_written[:, None, :, None], swap_time_and_heads(new), slots)
+
+
+def _blocks(length: int) -> Iterator[tuple[int, int]]:
+    """First and last (exclusive) position of each block of `length` positions."""
+    block = block_length(length)
+    for start in range(0, length, block):
+        yield start, min(start + block, length)
+
+
+def _einsum(dimensions: str, a: Array, b: Array) -> Array:
+    """A matmul that returns f32 at least."""
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return jnp.einsum(dimensions, a, b, preferred_element_type=wide)

@@ -1,9 +1,9 @@
-"""THE chat template: the one place that turns a conversation into ids, for training, the terminal and the server.
+"""The chat template: turns a conversation into ids, for training, the terminal and the server.
 
     <|endoftext|> <|system|>text<|end|> <|user|>text<|end|> <|assistant|>text<|end|> ...
 
-(without the blanks). Template and loss mask are born together: weight 1 on an answer and its `<|end|>`, which is how
-the model learns to stop, and 0 on everything else.
+(without the spaces). One function returns the tokens and the loss mask together. The mask is 1 on
+an answer and its `<|end|>`, so that the model learns to stop, and 0 on everything else.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Message(TypedDict):
 
 
 class BadConversation(InputError):
-    """Messages that the template cannot say; `reason` is a short constant phrase to count by."""
+    """Messages that do not fit the template. `reason`: a constant phrase, to count by."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -31,19 +31,22 @@ class BadConversation(InputError):
 
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Ids and loss mask (1 or 0 an id) of a whole conversation. Raises BadConversation for roles out of order."""
+    """Ids of a whole conversation, and a loss mask with 1 or 0 for each id.
+
+    Raises BadConversation for an unknown role and for roles out of order.
+    """
     _check(messages)
     tokens, mask = [END_OF_TEXT], [0]
     for message in messages:
         content = tokenizer.encode(message["content"])
-        learned = int(message["role"] == "assistant")
+        weight = int(message["role"] == "assistant")
         tokens += [_MARKERS[message["role"]], *content, END]
-        mask += [0] + [learned] * (len(content) + 1)
+        mask += [0] + [weight] * (len(content) + 1)
     return tokens, mask
 
 
 def prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-    """Ids after which the model answers: a prefix of `render` of the conversation with its answer.
+    """Ids that the answer continues: a prefix of `render` of the conversation with its answer.
 
     Raises BadConversation unless the last message is the user's.
     """
@@ -64,5 +67,6 @@ def _check(messages: Sequence[Message]) -> None:
     if not turns or turns != expected:
         raise BadConversation(
             "role order",
-            f"found {' '.join(roles) or 'nothing'}, expected an optional system, then user and assistant in turn",
+            f"found {' '.join(roles) or 'nothing'}, "
+            "expected an optional system, then user and assistant in turn",
         )

@@ -1,34 +1,36 @@
-"""Orbax behind one door: save without stopping the run, restore nothing unverified, fall back when a disk lied.
+"""The checkpoints of a run: save while it trains, verify what is read, fall back if damaged.
 
-    checkpoints/<step>/params   the weights alone, so that sampling and finetuning need not read the optimizer
+    checkpoints/<step>/params   the weights alone, so that sampling need not read the optimizer
     checkpoints/<step>/rest     step number and optimizer state
-    checkpoints/<step>/meta     JSON: model, tokenizer, configuration, and shape, dtype and checksum of every array
+    checkpoints/<step>/meta     JSON: model, tokenizer, config, and the fingerprint of every array
 
-Orbax commits a folder by renaming it and does not checksum what is inside; both facts shape this file. So does a third:
-with several processes, all must take the same checkpoint, and none may wait for another that has met an error.
+Orbax commits a folder by renaming it and has no checksums: this file adds them. With several
+processes all must take the same checkpoint, and none may wait for another that has met an error.
 """
 
-import hashlib
-import json
-import logging
 import math
 import shutil
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
-import tensorstore
 
+from minigpt_jax import orbax_io
+from minigpt_jax.checkpoint_meta import (
+    DAMAGE_ERRORS,
+    FORMAT,
+    check_architecture,
+    check_arrays,
+    read_meta,
+    validation_loss,
+    with_checksum,
+)
 from minigpt_jax.errors import InputError, RunError
+from minigpt_jax.fingerprints import array_fingerprints, verify_arrays
 from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.runtime.distributed import (
@@ -41,121 +43,97 @@ from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.step import TrainState
 from minigpt_jax.tokenizer import load_tokenizer
 
-FORMAT = 1
-
 
 class Checkpoints:
-    """The checkpoints of one run, opened by its trainer; temporary files of dead processes are removed."""
+    """The checkpoints of one run, opened by its trainer.
+
+    Opening removes temporary files of dead processes.
+    """
 
     def __init__(self, run: Path, *, keep: int):
-        self.run, self.keep = run, keep
+        self.run = run
+        self.keep = keep
         self.folder = (run / "checkpoints").absolute()
-        self._writer, self._saved = _orbax(), False
+        self._writer = orbax_io.Writer()
+        self._has_saved = False
         if is_main_process():
             self.folder.mkdir(parents=True, exist_ok=True)
             for entry in self.folder.iterdir():
-                if ".orbax-checkpoint-tmp" in entry.name or entry.name.startswith("deleting-"):
+                if orbax_io.TEMPORARY_MARK in entry.name or entry.name.startswith("deleting-"):
                     shutil.rmtree(entry, ignore_errors=True)
         barrier("checkpoints opened")
 
     def clear(self) -> None:
-        """Delete all of them: the run begins anew."""
-        for step in reversed(checkpoint_steps(self.run)) if is_main_process() else ():
-            self._delete(step)
+        """Delete all checkpoints, for a run that starts again from step 0."""
+        if is_main_process():
+            for step in reversed(checkpoint_steps(self.run)):
+                self._delete(step)
         barrier("checkpoints cleared")
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        """Where the run ends in an error, finish what is being written: it may be the last good state."""
+        """If the run ends with an error, finish the last save: it may be the last good state."""
         if error is not None:
-            with suppress(RunError):  # the first error tells more
+            # If the save failed too, the first error is the one to report.
+            with suppress(RunError):
                 self.wait()
 
     def save(self, state: TrainState, step: int, meta: dict) -> None:
-        """Copy the state off the devices and write it in the background. Raises RunError if the save before it failed."""
+        """Copy the state off the devices and write it in the background.
+
+        Raises RunError if the previous save failed.
+        """
         self.wait()
         failpoint("before_save", step)
         self._delete_old()
-        meta = sealed(
-            {
-                "format": FORMAT,
-                "step": step,
-                "tokenizer": load_tokenizer().hash,
-                "arrays": describe(state),
-            }
-            | meta
-        )
-        rest = {"step": state.step, "opt_state": state.opt_state}
-        items = _Items(
-            params=ocp.args.StandardSave(state.params),
-            rest=ocp.args.StandardSave(rest),
-            meta=ocp.args.JsonSave(meta),
-        )
+        own = {
+            "format": FORMAT,
+            "step": step,
+            "tokenizer": load_tokenizer().hash,
+            "arrays": array_fingerprints(state),
+        }
         try:
-            # A checkpoint of this very step can exist and be damaged: what is being written is known to be good.
-            self._writer.save(self.folder / str(step), args=items, force=True)
-            self._saved = True
+            # Replaces a checkpoint of this very step, which is then a damaged one.
+            self._writer.save(
+                self.folder / str(step),
+                params=state.params,
+                rest={"step": state.step, "opt_state": state.opt_state},
+                meta=with_checksum(own | meta),
+            )
+            self._has_saved = True
         except (OSError, ValueError) as error:
-            raise self._failed(error) from error
+            raise self._save_error(error) from error
         failpoint("during_write", step)
 
     def wait(self) -> None:
-        """Block until the last save is committed. Raises RunError if it is not."""
+        """Block until the last save is committed. Raises RunError if it failed."""
         try:
-            self._writer.wait_until_finished()
-        except Exception as error:  # whatever the writing thread met
-            raise self._failed(error) from error
+            self._writer.wait()
+        # The writing thread may have met an error of any type.
+        except Exception as error:
+            raise self._save_error(error) from error
 
     def restore(
         self, abstract: TrainState, config: GPTConfig, accept: Callable[[dict], None]
     ) -> tuple[TrainState, dict] | None:
-        """Newest checkpoint that verifies on every process, and its meta; None for a run without any.
+        """The newest checkpoint that verifies on every process, and its meta; None without any.
 
-        Damaged ones are named on stderr and passed over. `accept` sees the meta before any array is read and may raise
-        InputError. Raises InputError for another architecture and RunError if all are damaged: never a silent new start.
+        Damaged ones are named on stderr and skipped. `accept` gets the meta before any array is
+        read, and may raise InputError. Raises InputError for another architecture, and RunError if
+        all are damaged: a run never starts again without being told to.
         """
         steps = broadcast_from_main(checkpoint_steps(self.run))
         for step in reversed(steps):
-            state = meta = error = None
-            try:
-                meta = read_meta(self.run, step)
-                _check_architecture(self.run, meta, config)
-                accept(meta)
-                _check_arrays(self.run, meta, abstract)
-                params, rest = (
-                    _read(self.run, step, item, target)
-                    for item, target in (
-                        ("params", abstract.params),
-                        ("rest", {"step": abstract.step, "opt_state": abstract.opt_state}),
-                    )
-                )
-                state = TrainState(rest["step"], params, rest["opt_state"])
-                failpoint("during_restore", step)
-            except InputError:
-                raise
-            except (
-                Exception
-            ) as found:  # Orbax and its storage layers raise dozens of types for a damaged file
-                error = found
-            if not all_agree(error is None):
-                _warn(self.run, step, error or "another process could not read it")
-                continue
-            assert state is not None and meta is not None
-            try:
-                verify(meta, state)
-                failpoint("during_verify", step)
-            except (OSError, ValueError) as found:
-                error = found
-            if not all_agree(error is None):  # each has read its own copy of what is not cut up
-                _warn(self.run, step, error or "another process read it otherwise")
-                continue
-            self._set_newer_aside(step)
-            return state, meta
+            restored = self._restore_step(step, abstract, config, accept)
+            if restored:
+                self._set_newer_aside(step)
+                return restored
         if steps:
             raise RunError(
-                f"{self.run}: none of {len(steps)} checkpoints can be used; nothing was changed. To start anew: --config.fresh=True"
+                f"{self.run}: none of {len(steps)} checkpoints can be used; nothing was changed. "
+                "To start again from step 0: --config.fresh=True"
             )
         return None
 
@@ -165,286 +143,130 @@ class Checkpoints:
         self._delete_old()
         self._writer.close()
 
+    def _restore_step(
+        self, step: int, abstract: TrainState, config: GPTConfig, accept: Callable[[dict], None]
+    ) -> tuple[TrainState, dict] | None:
+        """One checkpoint and its meta; None if any process finds it damaged."""
+        restored = error = None
+        try:
+            restored = self._read(step, abstract, config, accept)
+            failpoint("during_restore", step)
+        except DAMAGE_ERRORS as found:
+            error = found
+        if not all_agree(error is None):
+            _warn_damaged(self.run, step, error or "another process could not read it")
+            return None
+        assert restored is not None
+        state, meta = restored
+        # Checksums are computed by all processes together, so all of them must have read it.
+        try:
+            verify_arrays(state, meta["arrays"])
+            failpoint("during_verify", step)
+        except (OSError, ValueError) as found:
+            error = found
+        # Each process has read its own copy of replicated arrays, so their results can differ.
+        if not all_agree(error is None):
+            _warn_damaged(self.run, step, error or "another process read other values")
+            return None
+        return state, meta
+
+    def _read(
+        self, step: int, abstract: TrainState, config: GPTConfig, accept: Callable[[dict], None]
+    ) -> tuple[TrainState, dict]:
+        meta = read_meta(self.run, step)
+        check_architecture(self.run, meta, config)
+        accept(meta)
+        check_arrays(self.run, meta, abstract)
+        folder = self.folder / str(step)
+        params = orbax_io.read_arrays(folder / "params", abstract.params)
+        rest = orbax_io.read_arrays(
+            folder / "rest", {"step": abstract.step, "opt_state": abstract.opt_state}
+        )
+        return TrainState(rest["step"], params, rest["opt_state"]), meta
+
     def _delete_old(self) -> None:
+        """Delete all but the `keep` newest checkpoints and the one with the lowest loss."""
         if not is_main_process():
             return
         steps = checkpoint_steps(self.run)
-        losses = {step: _validation_loss(self.run, step) for step in steps}
+        losses = {step: validation_loss(self.run, step) for step in steps}
         for step in steps[: -self.keep]:
             if losses[step] == math.inf or losses[step] > min(losses.values()):
                 self._delete(step)
-        for entry in self.folder.glob("damaged-*") if self._saved else ():
-            shutil.rmtree(entry, ignore_errors=True)
+        if self._has_saved:
+            for entry in self.folder.glob("damaged-*"):
+                shutil.rmtree(entry, ignore_errors=True)
 
     def _set_newer_aside(self, step: int) -> None:
-        """What could not be used would count among the newest to keep. It goes when another checkpoint has taken its place."""
+        """Rename the damaged checkpoints after `step`, which would count among the newest to keep.
+
+        They are deleted once another checkpoint has been saved.
+        """
+        if not is_main_process():
+            return
         for newer in checkpoint_steps(self.run):
-            if newer > step and is_main_process():
+            if newer > step:
                 aside = self.folder / f"damaged-{newer}"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(newer)).rename(aside)
 
     def _delete(self, step: int) -> None:
-        # Renamed first, so that a kill during the deletion leaves nothing that looks like a checkpoint.
-        doomed = self.folder / f"deleting-{step}"
-        (self.folder / str(step)).rename(doomed)
+        # Renamed first: a kill during the deletion leaves nothing that looks like a checkpoint.
+        renamed = self.folder / f"deleting-{step}"
+        (self.folder / str(step)).rename(renamed)
         failpoint("during_delete", step)
-        shutil.rmtree(
-            doomed, ignore_errors=True
-        )  # somebody may be reading it; the next start removes the rest
+        # Another program may be reading it: what cannot be removed, the next start removes.
+        shutil.rmtree(renamed, ignore_errors=True)
 
-    def _failed(self, error: Exception) -> RunError:
+    def _save_error(self, error: Exception) -> RunError:
+        orbax_io.remove_temporary_folders(self.folder)
         steps = checkpoint_steps(self.run)
-        for _ in range(
-            10
-        ):  # other threads of Orbax may still be writing there: gone once is not gone
-            for entry in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(entry, ignore_errors=True)
-            time.sleep(0.05)
-        newest = f"step {steps[-1]} stands" if steps else "no checkpoint stands"
+        newest = f"step {steps[-1]} is safe" if steps else "no checkpoint exists"
         return RunError(
-            f"{self.folder}: a checkpoint could not be written ({_brief(error)}); {newest}. Free space, then run the same command again"
+            f"{self.folder}: a checkpoint could not be written ({orbax_io.error_text(error)}); "
+            f"{newest}. Free space, then run the same command again"
         )
 
 
 def load_params(
     run: Path, sharding: jax.sharding.Sharding | None = None
 ) -> tuple[dict, GPTConfig, dict]:
-    """Weights, their config and the checkpoint's meta from the newest checkpoint of `run` that verifies.
+    """Weights, their config and the checkpoint's meta, from the newest checkpoint that verifies.
 
-    `sharding` is that of every array; default: all on the first device.
-    Raises InputError where there is no usable checkpoint.
+    `sharding` is that of every array; default: all on the first device. Damaged checkpoints are
+    named on stderr and skipped. Raises InputError if no checkpoint can be used.
     """
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     for step in reversed(checkpoint_steps(run)):
         try:
             meta = read_meta(run, step)
             config = GPTConfig(**meta["model"])
-            params = _read(
-                run,
-                step,
-                "params",
-                abstract_params(
-                    config, sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-                ),
-            )
-            verify(meta, {"params": params})
-        except InputError:
-            raise
-        except (
-            Exception
-        ) as error:  # Orbax and its storage layers raise dozens of types for a damaged file
-            _warn(run, step, error)
+            folder = run / "checkpoints" / str(step) / "params"
+            params = orbax_io.read_arrays(folder, abstract_params(config, sharding))
+            verify_arrays({"params": params}, meta["arrays"])
+        except DAMAGE_ERRORS as error:
+            _warn_damaged(run, step, error)
             continue
         return params, config, meta
     raise InputError(
-        f"{run}: no usable checkpoint in {run / 'checkpoints'}: train a run first, or name another folder"
+        f"{run}: no usable checkpoint in {run / 'checkpoints'}: train a run first, "
+        "or name another folder"
     )
 
 
 def abstract_params(config: GPTConfig, sharding: jax.sharding.Sharding) -> dict:
     """Shapes and dtypes of the weights of `config`, all with the same sharding."""
-    shapes = nn.unbox(
-        jax.eval_shape(
-            lambda: GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-        )
-    )
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
-
-
-def sealed(meta: dict) -> dict:
-    """`meta` with the SHA-256 of its own content: a flipped digit in it would be believed otherwise."""
-    return meta | {"seal": hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()}
-
-
-def read_meta(run: Path, step: int) -> dict:
-    """The JSON of a checkpoint. Raises ValueError where it changed since, InputError if another version wrote it."""
-    # Read by hand: Orbax would wait for all processes, and one alone may want to know.
-    meta = json.loads((run / "checkpoints" / str(step) / "meta" / "metadata").read_text())
-    if (
-        meta["seal"]
-        != sealed({name: value for name, value in meta.items() if name != "seal"})["seal"]
-    ):
-        raise ValueError("its meta data changed after they were written")
-    if meta["format"] != FORMAT:
-        raise InputError(
-            f"{run}: checkpoint {step} has format {meta['format']}, expected {FORMAT}: use the version that wrote it"
-        )
-    if meta["tokenizer"] != load_tokenizer().hash:
-        raise InputError(
-            f"{run}: checkpoint {step} was trained with another tokenizer ({meta['tokenizer'][:12]})"
-        )
-    return meta
-
-
-def describe(tree) -> dict[str, dict]:
-    """Shape, dtype and checksum of every array, by path.
-
-    The checksum is the sum over all elements of (bits as uint32) x (an odd number that names the position), modulo
-    2^32: any single flipped bit changes it, and neither sharding nor process count does.
-    """
-    sums = jax.device_get(_checksums(jax.tree.leaves(tree)))
-    return {
-        path: entry | {"checksum": int(s)}
-        for (path, entry), s in zip(_forms(tree).items(), sums, strict=True)
-    }
-
-
-def verify(meta: dict, tree) -> None:
-    """Compare restored arrays with what was saved. Raises ValueError naming the first that differs or is not finite."""
-    for path, entry in describe(tree).items():
-        saved = meta["arrays"].get(path)
-        if saved != entry:
-            raise ValueError(f"array {path}: found {entry}, saved was {saved}")
-    finite = jax.device_get(_finite(jax.tree.leaves(tree)))
-    for path, good in zip(_forms(tree), finite, strict=True):
-        if not good:
-            raise ValueError(f"array {path}: holds values that are not finite")
-
-
-def _forms(tree) -> dict[str, dict]:
-    """Shape and dtype of every array, by path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): {
-            "shape": list(a.shape),
-            "dtype": a.dtype.name,
-        }
-        for path, a in leaves
-    }
-
-
-@jax.jit
-def _finite(arrays: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.isfinite(array).all() for array in arrays]
-
-
-@jax.jit
-def _checksums(arrays: list[jax.Array]) -> list[jax.Array]:
-    return [_checksum(array) for array in arrays]
-
-
-def _checksum(array: jax.Array) -> jax.Array:
-    width = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(array, width).astype(jnp.uint32)
-    position, stride = jnp.zeros((), jnp.uint32), 1
-    for axis in reversed(range(array.ndim)):
-        position = position + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(
-            stride % 2**32
-        )
-        stride *= array.shape[axis]
-    return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
-
-
-def _validation_loss(run: Path, step: int) -> float:
-    """What was measured at a checkpoint; infinity where nothing was, or where it cannot be read."""
-    try:
-        loss = read_meta(run, step)["validation_loss"]
-    except (OSError, ValueError, KeyError, InputError):
-        return math.inf
-    return loss if loss is not None and math.isfinite(loss) else math.inf
-
-
-def _read(run: Path, step: int, item: str, target):
-    """Arrays of one item of a checkpoint, placed like `target`."""
-    _be_quiet()
-    # The handler by itself: around it, Orbax's Checkpointer waits for all processes, for ever when one met an error.
-    handler = ocp.StandardCheckpointHandler()
-    folder = (run / "checkpoints" / str(step) / item).absolute()
-    try:
-        return handler.restore(folder, args=ocp.args.StandardRestore(target))  # pyright: ignore[reportArgumentType]
-    finally:
-        handler.close()
-
-
-def _check_architecture(run: Path, meta: dict, config: GPTConfig) -> None:
-    wanted = asdict(config)
-    differing = [
-        f"{f.name} {meta['model'].get(f.name)} -> {wanted[f.name]}"
-        for f in fields(config)
-        if meta["model"].get(f.name) != wanted[f.name]
-    ]
-    if differing:
-        raise InputError(
-            f"{run}: its checkpoints hold another model ({', '.join(differing)}): choose another name, or set these back"
-        )
-
-
-def _be_quiet() -> None:
-    """Orbax explains every save as a warning, and a full disk or a damaged file in pages; errors reach us, and through us the user in a line."""
-    for logger in ("absl", "asyncio"):
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
-    sys.unraisablehook = _but_orbax
-
-
-def _but_orbax(unraisable) -> None:
-    """When one read or write fails, Orbax closes the event loop that the others were on: what they still say helps nobody."""
-    code = getattr(unraisable.object, "cr_code", None)
-    files = [code.co_filename] if code else []
-    files += [frame.filename for frame in traceback.extract_tb(unraisable.exc_traceback)]
-    if not any("orbax" in file or "asyncio" in file for file in files):
-        sys.__unraisablehook__(unraisable)
-
-
-def _check_arrays(run: Path, meta: dict, abstract: TrainState) -> None:
-    saved = {
-        path: {"shape": entry["shape"], "dtype": entry["dtype"]}
-        for path, entry in meta["arrays"].items()
-    }
-    wanted = _forms(abstract)
-    differing = [
-        f"{path}: {_in_words(saved.get(path))} -> {_in_words(wanted.get(path))}"
-        for path in wanted | saved
-        if saved.get(path) != wanted.get(path)
-    ]
-    if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise InputError(
-            f"{run}: its checkpoints hold other arrays ({'; '.join(differing[:3])}{more}): choose another name, or set them back"
-        )
-
-
-def _in_words(entry: dict | None) -> str:
-    return f"{entry['dtype']}{entry['shape']}" if entry else "none"
-
-
-class _Handler(ocp.CompositeCheckpointHandler):
-    """Orbax's own, with a point where a test may stop between the last byte and the renaming."""
-
-    def finalize(self, directory) -> None:
-        super().finalize(directory)
-        failpoint("before_commit", int(directory.name.partition(".")[0]))
-
-
-@ocp.args.register_with_handler(_Handler, for_save=True, for_restore=True)
-class _Items(ocp.args.Composite):
-    """What `_Handler` saves; Orbax pairs the two by their types."""
-
-
-def _orbax() -> ocp.AsyncCheckpointer:
-    _be_quiet()
-    # Orbax asks for statistics at every save that nobody reads here, and answering them makes TensorStore leak (docs/log.md).
-    tensorstore.experimental_collect_matching_metrics = lambda *_: []
-    # Folders made in the background would leave threads waiting for them for minutes where a full disk forbids them.
-    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-    # OCDBT, Orbax's default, packs arrays into few files and leaks 16 KB with each (docs/log.md); fifty folders need no packing.
-    handlers: Any = {
-        item: ocp.StandardCheckpointHandler(use_ocdbt=False) for item in ("params", "rest")
-    }
-    return ocp.AsyncCheckpointer(
-        _Handler(**handlers, meta=ocp.JsonCheckpointHandler()), async_options=options
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    variables = jax.eval_shape(lambda: GPT(config).init(jax.random.key(0), tokens))
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        nn.unbox(variables["params"]),
     )
 
 
-def _warn(run: Path, step: int, error: object) -> None:
+def _warn_damaged(run: Path, step: int, error: object) -> None:
     print(
-        f"warning: {run}: checkpoint {step} is damaged ({_brief(error)}); trying the one before",
+        f"warning: {run}: checkpoint {step} is damaged ({orbax_io.error_text(error)}); "
+        "trying the one before",
         file=sys.stderr,
     )
-
-
-def _brief(error: object) -> str:
-    """What happened, in a line: storage layers write pages, with the cause on top or below a headline of theirs."""
-    if "No space left" in str(error):
-        return "no space left on device"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    return next((line for line in lines if "rror" in line), lines[0])[:300]

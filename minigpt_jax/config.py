@@ -1,14 +1,14 @@
-"""What a run is told: the command line, the config files, what each field may be, and what a resumed run may change.
+"""The config of a run: command line, allowed values, and what a resumed run may change.
 
-The only file that knows absl and ml_collections. A section of the config is the keyword arguments of one function, and
-train.py is the last to see the whole.
+The only file that uses absl and ml_collections. It imports no JAX, because train.py checks the
+config before JAX is loaded.
 """
 
 import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from absl import flags
@@ -16,9 +16,12 @@ from ml_collections import ConfigDict, config_flags
 
 from minigpt_jax.errors import InputError
 
-Config = Any  # a ConfigDict, whose fields no type checker can know
-INFINITY = math.inf
-_OVERRIDE = re.compile(r"--?config\.([\w.]+)")
+# A ConfigDict, whose fields no type checker can know.
+Config = Any
+
+REMAT = ("none", "dots", "full")
+SCHEDULES = ("cosine", "wsd", "linear", "constant")
+
 # Every field with its range (both ends included), its choices, or the type that any value may have.
 FIELDS: dict[str, tuple] = {
     "name": (str,),
@@ -36,7 +39,7 @@ FIELDS: dict[str, tuple] = {
     "model.embed": (1, 2**17),
     "model.dropout": (0.0, 0.99),
     "compute.dtype": ("auto", "float32", "bfloat16"),
-    "compute.remat": ("none", "dots", "full"),
+    "compute.remat": REMAT,
     "compute.unroll": (1, 1000),
     "compute.attention": ("auto", "cudnn", "xla"),
     "loss.chunk": (1, 2**20),
@@ -51,8 +54,8 @@ FIELDS: dict[str, tuple] = {
     "optimizer.b2": (0.0, 1.0),
     "optimizer.eps": (1e-30, 1.0),
     "optimizer.weight_decay": (0.0, 10.0),
-    "optimizer.clip": (1e-6, INFINITY),
-    "schedule.kind": ("cosine", "wsd", "linear", "constant"),
+    "optimizer.clip": (1e-6, math.inf),
+    "schedule.kind": SCHEDULES,
     "schedule.peak": (0.0, 10.0),
     "schedule.warmup": (0, 2**31 - 1),
     "schedule.floor": (0.0, 10.0),
@@ -73,9 +76,10 @@ FIELDS: dict[str, tuple] = {
     "save.every": (1, 2**31 - 1),
     "save.keep": (1, 2**31 - 1),
 }
-# What a resumed run may change: how far it goes, where it runs (in the precision it began with), what it says and keeps. The rest
-# would make it another run.
-# (The data themselves are compared by content, so their folder may move.)
+
+# What a resumed run may change: how far it trains, on which devices, what it logs and what it
+# keeps. Everything else would make it another run. (The data are compared by content, so their
+# folder may move. A name that ends in a dot is a whole section.)
 MAY_CHANGE_ON_RESUME = (
     "name",
     "runs",
@@ -91,9 +95,15 @@ MAY_CHANGE_ON_RESUME = (
     "save.",
 )
 
+# Field -> the value that does what versions before that field, or before its present default, did.
+# Whoever adds a field or changes a default adds it here, so that old runs resume unchanged.
+EARLIER: dict[str, object] = {}
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
+
 
 def parse(argv: Sequence[str]) -> Config:
-    """The config that `train.py --config FILE --config.section.field=value ...` asks for. Raises InputError."""
+    """The config of `train.py --config FILE --config.data.batch=64 ...`. Raises InputError."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config",
@@ -103,22 +113,19 @@ def parse(argv: Sequence[str]) -> Config:
     )
     if any(argument in ("-h", "--help") for argument in argv[1:]):
         print(
-            "usage: python train.py --config configs/pretrain.py [--config.section.field=value ...]; the file explains every field"
+            "usage: python train.py --config configs/pretrain.py [--config.section.field=value ...]"
+            "; the file explains every field"
         )
         sys.exit(0)
-    for name in (match[1] for match in map(_OVERRIDE.match, argv[1:]) if match):
-        if name not in FIELDS:
-            raise InputError(
-                f"config field {name}: unknown (configs/pretrain.py explains every field)"
-            )
+    for name in sorted(named_fields(argv) - FIELDS.keys()):
+        raise InputError(f"config field {name}: unknown (configs/pretrain.py explains every field)")
     try:
         rest = values(list(argv))[1:]
         config = values["config"].value
         if not isinstance(config, ConfigDict | None):
-            getattr(
-                config, "name", None
-            )  # where a file could not be loaded, ml_collections says so only when it is used
-    except Exception as error:  # a config file is a program, and may raise what it likes
+            # Where a file could not be loaded, ml_collections raises the error at the first use.
+            getattr(config, "name", None)
+    except Exception as error:  # a config file is a program and may raise anything
         raise InputError(_first_line(error, _config_file(argv))) from None
     if rest:
         raise InputError(
@@ -126,33 +133,37 @@ def parse(argv: Sequence[str]) -> Config:
         )
     if config is None:
         raise InputError(
-            "say what to train: python train.py --config configs/pretrain.py (or quickstart.py, on a CPU)"
+            "no config: expected python train.py --config configs/pretrain.py "
+            "(or configs/quickstart.py, on a CPU)"
         )
     if not isinstance(config, ConfigDict):
         raise InputError(
-            f"get_config() of the config file must return a ConfigDict, found {type(config).__name__}"
+            "get_config() of the config file must return a ConfigDict, "
+            f"found {type(config).__name__}"
         )
     check(config)
     return config
 
 
+def named_fields(argv: Sequence[str]) -> frozenset[str]:
+    """The fields that the command line names, such as "data.batch"."""
+    matches = map(_OVERRIDE.match, argv[1:])
+    return frozenset(match[1] for match in matches if match)
+
+
 def check(config: Config) -> None:
-    """Refuse a missing or unknown field, a value out of range, and fields that contradict each other."""
-    found = flatten(config)
-    for name in FIELDS.keys() | found.keys():
+    """Raise InputError for a missing or unknown field, a value out of range, or contradictions."""
+    found = flatten(config.to_dict())
+    for name in FIELDS | found:
         if name not in found or name not in FIELDS:
-            raise InputError(
-                f"config field {name}: {'missing' if name in FIELDS else 'unknown'} (start from configs/pretrain.py)"
-            )
+            problem = "missing" if name in FIELDS else "unknown"
+            raise InputError(f"config field {name}: {problem} (start from configs/pretrain.py)")
         _check_field(name, found[name], FIELDS[name])
     given = [name for name in ("steps", "tokens", "epochs") if config.horizon[name]]
     if len(given) != 1:
         raise InputError(
-            f"config.horizon: give exactly one of steps, tokens and epochs, found {' and '.join(given) or 'none'}"
-        )
-    if config.model.embed % config.model.heads:
-        raise InputError(
-            f"model.embed {config.model.embed} must be a multiple of model.heads {config.model.heads}"
+            "config.horizon: give exactly one of steps, tokens and epochs, "
+            f"found {' and '.join(given) or 'none'}"
         )
     if config.schedule.floor > config.schedule.peak:
         raise InputError(
@@ -163,27 +174,30 @@ def check(config: Config) -> None:
 def _check_field(name: str, value, allowed: tuple) -> None:
     first = allowed[0]
     if isinstance(first, type):
-        good, expected = isinstance(value, first), first.__name__
+        valid = isinstance(value, first)
+        expected = first.__name__
     elif isinstance(first, str):
-        good, expected = value in allowed, "one of " + ", ".join(allowed)
+        valid = value in allowed
+        expected = "one of " + ", ".join(allowed)
     else:
-        kind = (int,) if isinstance(first, int) else (int, float)
-        good = (
-            isinstance(value, kind) and not isinstance(value, bool) and first <= value <= allowed[1]
-        )
-        expected = f"{'a whole number' if kind == (int,) else 'a number'} from {_plain(first)} to {_plain(allowed[1])}"
-    if not good:
+        whole = isinstance(first, int)
+        kind = (int,) if whole else (int, float)
+        is_number = isinstance(value, kind) and not isinstance(value, bool)
+        valid = is_number and first <= value <= allowed[1]
+        noun = "a whole number" if whole else "a number"
+        expected = f"{noun} from {_format(first)} to {_format(allowed[1])}"
+    if not valid:
         raise InputError(f"config field {name}: found {value!r}, expected {expected}")
 
 
-def _plain(number: float) -> str:
+def _format(number: float) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def horizon_steps(
     batch: int, context: int, rows: int, *, steps: int, tokens: int, epochs: float
 ) -> int:
-    """Steps of the whole run, given in steps, tokens or epochs of `rows` rows; always at least one."""
+    """Steps of the whole run, given in steps, tokens or epochs of `rows` rows; at least one."""
     if tokens:
         steps = tokens // (batch * context)
     if epochs:
@@ -191,45 +205,64 @@ def horizon_steps(
     return max(steps, 1)
 
 
-def flatten(config: Config) -> dict[str, object]:
-    """{"section.field": value} of a config."""
-    pairs = json.loads(to_json(config)).items()
+def flatten(settings: Mapping) -> dict[str, object]:
+    """{"section.field": value} of a config as nested dicts; lists become tuples."""
     flat = {}
-    for name, value in pairs:
-        if isinstance(value, dict):
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
             flat |= {f"{name}.{field}": inner for field, inner in value.items()}
         else:
             flat[name] = value
     return {name: tuple(v) if isinstance(v, list) else v for name, v in flat.items()}
 
 
-def to_json(config: Config) -> str:
-    """The config as JSON text, for a checkpoint and a report."""
-    return json.dumps(config.to_dict())
+def to_json(config: Config) -> dict:
+    """The config as plain dicts and lists: what a checkpoint and a report record."""
+    return json.loads(json.dumps(config.to_dict()))
 
 
-def config_diff(before: dict, now: Config) -> list[str]:
-    """Lines "field: old -> new" for what a resumed run must not change; `before` is the JSON a checkpoint kept."""
-    old, new = flatten(ConfigDict(before)), flatten(now)
+def settings_for_resume(config: Config, named: Set[str], recorded: Mapping | None) -> Config:
+    """A copy of `config` in which the fields of EARLIER have the values that the old run used.
+
+    `recorded` is the config of the run's checkpoint, None where the run is new. A field in `named`
+    keeps its value: the command line sets it.
+    """
+    config = config.copy_and_resolve_references()
+    if recorded is not None:
+        before = EARLIER | flatten(recorded)
+        for name in EARLIER.keys() - named:
+            section, _, field = name.rpartition(".")
+            (config[section] if section else config)[field] = before[name]
+    return config
+
+
+def config_diff(recorded: Mapping, settings: Mapping) -> list[str]:
+    """Lines "field: old -> new" for what a resumed run must not change.
+
+    Both are nested dicts. A field that the `recorded` config lacks is compared with EARLIER, or
+    not at all.
+    """
+    old = EARLIER | flatten(recorded)
+    new = flatten(settings)
     names = [
         name
         for name in FIELDS
-        if not name.startswith(MAY_CHANGE_ON_RESUME) and old.get(name) != new.get(name)
+        if name in old and old[name] != new[name] and not name.startswith(MAY_CHANGE_ON_RESUME)
     ]
-    return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names]
+    return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in names]
 
 
 def _config_file(argv: Sequence[str]) -> str:
     """What follows --config on the command line, without the argument of its get_config."""
-    joined = " ".join(argv)
-    match = re.search(r"--?config[= ](\S+)", joined)
+    match = re.search(r"--?config[= ](\S+)", " ".join(argv))
     return match[1].partition(":")[0] if match else "the config file"
 
 
 def _first_line(error: Exception, file: str) -> str:
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if "Traceback" in text:  # the file failed when it was run: its own error is the last line
+    if "Traceback" in text:
+        # The file raised an error when it was executed: the last line names it.
         return f"{file}: failed when it was read: {lines[-1]}"
     if isinstance(error, flags.Error | KeyError):  # of the command line
         return " ".join(lines[:2])

@@ -1,18 +1,31 @@
-"""Which rows a step trains on, and how they reach the devices: a pure function of (seed, step), with nothing to save.
+"""Which rows a step trains on, and how they reach the devices: a pure function of (seed, step).
 
-Row i of a stream is `stream[i*T : i*T + T + 1]`, its loss weights `mask[i*T + 1 : i*T + T + 1]`. Every epoch visits
-every row once, in an order of its own.
+Row i of a stream is `stream[i*T : i*T + T + 1]`, its loss weights `mask[i*T + 1 : i*T + T + 1]`.
+Every epoch contains every row once, in its own order. Nothing needs to be saved in a checkpoint.
 """
 
 import hashlib
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Int, Integer, UInt8, UInt16
 
 from minigpt_jax.token_stream import Stream
+
+
+class Batch(NamedTuple):
+    """A batch cut into A micro-batches of B rows."""
+
+    # The last column is only a target.
+    tokens: UInt16[jax.Array | np.ndarray, "A B T+1"]
+    # The loss weights of tokens[:, :, 1:].
+    weights: UInt8[jax.Array | np.ndarray, "A B T"]
 
 
 def row_count(stream: Stream, context: int) -> int:
@@ -20,37 +33,36 @@ def row_count(stream: Stream, context: int) -> int:
     return (stream.length - 1) // context
 
 
-@lru_cache(
-    maxsize=2
-)  # a batch at the end of an epoch needs two orders; 10 B tokens make 80 MB each
-def row_order(seed: int, epoch: int, rows: int) -> np.ndarray:
-    """[rows] permutation of row numbers for one epoch.
+# A batch at the end of an epoch needs two orders. For 10 B tokens an order takes 80 MB.
+@lru_cache(maxsize=2)
+def row_order(seed: int, epoch: int, rows: int) -> Int[np.ndarray, " {rows}"]:
+    """Permutation of the row numbers for one epoch.
 
-    Sorting raw Philox draws rather than calling a shuffle: no numpy version may change which rows a run sees.
+    Sorts raw Philox draws, because a shuffle of another numpy version may give another order.
     """
     draws = np.random.Philox(key=[seed, epoch]).random_raw(rows)
     return np.argsort(draws, kind="stable")
 
 
-def rows_at(seed: int, step: int, batch: int, rows: int) -> np.ndarray:
-    """[batch] row numbers of 0-based `step`, running on into the next epoch where one ends."""
+def rows_at(seed: int, step: int, batch: int, rows: int) -> Int[np.ndarray, " {batch}"]:
+    """Row numbers of the 0-based `step`; at the end of an epoch they continue into the next one."""
     positions = np.arange(step * batch, (step + 1) * batch)
     epochs, places = np.divmod(positions, rows)
-    return np.array(
-        [
-            row_order(seed, int(epoch), rows)[place]
-            for epoch, place in zip(epochs, places, strict=True)
-        ]
-    )
+    numbers = [
+        row_order(seed, int(e), rows)[place] for e, place in zip(epochs, places, strict=True)
+    ]
+    return np.array(numbers)
 
 
-def batch_hash(stream: Stream, rows: np.ndarray) -> str:
-    """16 hex digits that name a batch: its row numbers and the identity of the data they count."""
+def batch_hash(stream: Stream, rows: Integer[np.ndarray, " B"]) -> str:
+    """16 hex digits that identify a batch: its row numbers and the identity of the data."""
     return hashlib.sha256(stream.identity.encode() + rows.astype("<i8").tobytes()).hexdigest()[:16]
 
 
-def read_rows(stream: Stream, rows: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [..., T+1] uint16 and loss weights [..., T] uint8 of row numbers of any shape [...]."""
+def read_rows(
+    stream: Stream, rows: Integer[np.ndarray, "*shape"], context: int
+) -> tuple[UInt16[np.ndarray, "*shape {context}+1"], UInt8[np.ndarray, "*shape {context}"]]:
+    """Tokens and loss weights of the given row numbers."""
     starts = rows.ravel() * context
     tokens = np.stack([stream.read(start, start + context + 1) for start in starts])
     weights = np.stack([stream.read_mask(start + 1, start + context + 1) for start in starts])
@@ -58,67 +70,95 @@ def read_rows(stream: Stream, rows: np.ndarray, context: int) -> tuple[np.ndarra
 
 
 def batch_at(
-    stream: Stream, rows: np.ndarray, context: int, accum: int, sharding: jax.sharding.Sharding
-) -> tuple[jax.Array, jax.Array]:
-    """Global arrays, tokens [A, B/A, T+1] and weights [A, B/A, T], of which this host reads only the rows it needs."""
-    grid = rows.reshape(accum, -1)
-    pieces = {}
-
-    def read(index):
-        micro, row = index[:2]
-        key = (micro.start, micro.stop, row.start, row.stop)
-        if key not in pieces:  # several devices hold the same rows when a layer is cut by "tensor"
-            pieces[key] = read_rows(stream, grid[micro, row], context)
-        return pieces[key]
-
-    tokens = jax.make_array_from_callback(
-        (*grid.shape, context + 1), sharding, lambda index: read(index)[0]
-    )
-    weights = jax.make_array_from_callback(
-        (*grid.shape, context), sharding, lambda index: read(index)[1]
-    )
-    return tokens, weights
-
-
-def device_batches(
     stream: Stream,
-    *,
-    seed: int,
-    steps: range,
-    batch: int,
+    rows: Integer[np.ndarray, " B"],
     context: int,
-    accum: int,
+    accumulation: int,
     sharding: jax.sharding.Sharding,
-) -> Generator[tuple[np.ndarray, tuple[jax.Array, jax.Array]]]:
-    """(row numbers, arrays) of every step of `steps`, read one step ahead by a thread while the device works."""
-    total = row_count(stream, context)
+) -> Batch:
+    """The global batch of these rows. This host reads only the rows that its devices need."""
+    grid = rows.reshape(accumulation, -1)
+    parts = {}
 
-    def load(step):
-        rows = rows_at(seed, step, batch, total)
-        return rows, batch_at(stream, rows, context, accum, sharding)
+    def read(index) -> tuple[np.ndarray, np.ndarray]:
+        micro_batches, columns = index[:2]
+        key = (micro_batches.start, micro_batches.stop, columns.start, columns.stop)
+        # Several devices hold the same rows where the "tensor" axis cuts a layer.
+        if key not in parts:
+            parts[key] = read_rows(stream, grid[micro_batches, columns], context)
+        return parts[key]
 
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        ahead = reader.submit(load, steps.start)
-        for step in steps:
-            ready = ahead.result()
-            ahead = reader.submit(load, min(step + 1, steps.stop - 1))
-            yield ready
+    def array(length: int, part: int) -> jax.Array:
+        shape = (*grid.shape, length)
+        return jax.make_array_from_callback(shape, sharding, lambda index: read(index)[part])
+
+    return Batch(array(context + 1, 0), array(context, 1))
+
+
+@dataclass
+class Batches:
+    """The batches of a run by step. A thread reads the next one while the devices compute."""
+
+    stream: Stream
+    sharding: jax.sharding.Sharding
+    _: KW_ONLY
+    seed: int
+    # Number of rows, and into how many micro-batches they are cut.
+    batch: int
+    accumulation: int
+    context: int
+    # Steps of the run: nothing is read ahead for a step that never comes.
+    horizon: int
+    # Entered while `at` waits for the thread, to measure that time.
+    waiting: Callable[[], AbstractContextManager] = nullcontext
+    _ahead: dict[int, Future] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._reader = ThreadPoolExecutor(max_workers=1)
+
+    def rows(self, step: int) -> Int[np.ndarray, " B"]:
+        """Row numbers of `step`."""
+        return rows_at(self.seed, step, self.batch, row_count(self.stream, self.context))
+
+    def hash(self, step: int) -> str:
+        """16 hex digits that identify the batch of `step`."""
+        return batch_hash(self.stream, self.rows(step))
+
+    def at(self, step: int) -> Batch:
+        """The batch of `step`; the thread then begins to read the batch of `step` + 1."""
+        with self.waiting():
+            batch = (self._ahead.pop(step, None) or self._submit(step)).result()
+        if step + 1 < self.horizon:
+            self._ahead = {step + 1: self._submit(step + 1)}
+        return batch
+
+    def close(self) -> None:
+        """End the thread."""
+        self._reader.shutdown()
+
+    def _submit(self, step: int) -> Future:
+        return self._reader.submit(
+            lambda: batch_at(
+                self.stream, self.rows(step), self.context, self.accumulation, self.sharding
+            )
+        )
 
 
 def fixed_batches(
     stream: Stream, *, rows: int, batch: int, context: int, sharding: jax.sharding.NamedSharding
-) -> Iterator[tuple[np.ndarray, tuple[jax.Array, jax.Array]]]:
-    """(row numbers, arrays [1, batch, ...]) of `rows` evenly spaced rows of a validation stream, the same for every run.
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """(row numbers, Batch of one micro-batch) for `rows` evenly spaced rows of a stream.
 
-    The last batch is filled up with rows of weight 0, so that one compiled shape serves all.
+    The rows are the same for every run. The last batch is filled up with rows of weight 0, so that
+    every batch has the same shape and is compiled once.
     """
     total = row_count(stream, context)
     chosen = np.unique(np.linspace(0, total - 1, min(rows, total)).astype(np.int64))
     for start in range(0, len(chosen), batch):
-        live = chosen[start : start + batch]
-        padded = np.resize(live, batch)
+        numbers = chosen[start : start + batch]
+        padded = np.resize(numbers, batch)
         tokens, weights = batch_at(stream, padded, context, 1, sharding)
-        if len(live) < batch:
-            keep = np.arange(batch) < len(live)
+        if len(numbers) < batch:
+            keep = np.arange(batch) < len(numbers)
             weights = weights * jax.device_put(keep[None, :, None].astype(np.uint8), sharding)
-        yield live, (tokens, weights)
+        yield numbers, Batch(tokens, weights)

@@ -1,6 +1,7 @@
-"""Turn every foreseeable problem into one clear line and an exit code, so that no user ever reads a traceback of ours.
+"""Errors that end a program with one clear line and an exit code instead of a traceback.
 
-Exit codes: 0 done, 1 the work failed (a full disk, a diverged run), 2 the input was wrong (a flag, a file, a row).
+Exit codes: 0 done, 1 the work failed (a full disk, a diverged run), 2 the input was wrong (a flag,
+a file, a row).
 """
 
 import os
@@ -13,18 +14,28 @@ T = TypeVar("T")
 
 
 class InputError(Exception):
-    """What the user gave cannot be used; the message says what was found, what was expected and the remedy."""
+    """The input cannot be used: what was found, what was expected, what to do."""
 
 
 class RunError(Exception):
-    """The input was right and the work failed all the same; the message says what is safe and how to go on."""
+    """The input was right but the work failed: what is safe, and how to continue."""
+
+
+class EvaluationStopped(Exception):
+    """An evaluation ended early because the run was asked to stop; its results are incomplete."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its type where it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
 
 
 def exit_on_error(work: Callable[[], T], *, hard: bool = False) -> T:
-    """What `work` returns, or the end of the program: known errors say one line on stderr, a closed pipe and Ctrl-C none.
+    """What `work` returns; on a known error, the end of the program with one line on stderr.
 
-    `hard` is for a trainer: it has not done its work where nobody reads what it says, and when it fails, neither its
-    threads nor the processes beside it may hold it back with a farewell. They notice that it has gone.
+    `hard` is for training. A closed stdout is then a failure, and the process ends without waiting
+    for Orbax's threads or for the other processes, which notice that it is gone.
     """
     try:
         result = work()
@@ -37,10 +48,11 @@ def exit_on_error(work: Callable[[], T], *, hard: bool = False) -> T:
         print(f"failed: {error}", file=sys.stderr)
         code = 1
     except BrokenPipeError:
-        # The reader (head, say) has what it wanted. Python would complain once more while closing stdout.
+        # The reader of a pipe (head, say) has closed it. Python would report the closed pipe once
+        # more when it flushes stdout at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = int(hard)
-    except OSError as error:  # a full disk, a folder that may not be written
+    except OSError as error:  # a full disk, a folder without permission
         print(f"failed: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
@@ -58,5 +70,5 @@ def exit_on_error(work: Callable[[], T], *, hard: bool = False) -> T:
 
 
 def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` as a whole program; what it returns is the exit code."""
+    """Run `main` as a whole program. Its result is the exit code."""
     sys.exit(exit_on_error(main))

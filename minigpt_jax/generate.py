@@ -1,235 +1,91 @@
-"""From weights to text: prefill a prompt, decode in one compiled loop, and hand out pieces of text that never break.
+"""Generate text from weights: a `Generator` continues prompts, one `Completion` per row."""
 
-The loop runs a block of tokens per dispatch. All randomness of a row is a function of (its seed, the position it
-draws for), so a text depends neither on what else is in the batch nor on where blocks begin.
-"""
-
-import codecs
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minigpt_jax.decoding import BLOCK, DecodeState, decode, prefill, prepare_for_decoding
 from minigpt_jax.errors import InputError
-from minigpt_jax.loss import logits as vocabulary_logits
-from minigpt_jax.loss import mask_padded_vocab
-from minigpt_jax.model import (
-    GPT,
-    Cache,
-    GPTConfig,
-    empty_cache,
-    resolve_compute_dtype,
-    unstack,
-)
-from minigpt_jax.quantize import int8_linear_interceptor, quantize_params
-from minigpt_jax.sampling import SamplingParams, argmax_by_groups, sample_logits
-from minigpt_jax.tokenizer import END, END_OF_TEXT, Tokenizer
+from minigpt_jax.model import GPTConfig, empty_cache
+from minigpt_jax.sampling import SamplingParams
+from minigpt_jax.text_stream import TextStream
+from minigpt_jax.tokenizer import END_OF_TEXT, STOP_TOKENS, Tokenizer
 
-MIN_CACHE = 256  # tokens that a cache holds at least, where the context has as many
-BLOCK = 16  # tokens per dispatch: below what a reader notices, far above what a dispatch costs
+# A cache holds at least so many tokens, or the whole context where that is shorter.
+MIN_CACHE = 256
 
 
-def prepare_for_decoding(
-    params: dict,
-    config: GPTConfig,
-    dtype: jax.typing.DTypeLike | None = None,
-    quantize: str | None = None,
-) -> tuple[GPT, dict]:
-    """The model and its parameters as `prefill` and `decode` want them.
+class AcceptedTokens(NamedTuple):
+    """New tokens of a text. `finish_reason`: "stop" or "length", None for a text that continues."""
 
-    `dtype`: f32 on a CPU, bf16 elsewhere, unless given. `quantize`: "int8" for matrices in eight bits (quantize.py).
-    Raises InputError for another.
+    tokens: list[int]
+    finish_reason: str | None
+
+
+def accept_tokens(
+    new_tokens: Sequence[int], *, length: int, max_tokens: int, context: int
+) -> AcceptedTokens:
+    """Decide which of the `new_tokens` that `decode` drew for a row belong to its text.
+
+    `length`: tokens of the row before them, prompt included. `max_tokens`: tokens that may still be
+    added. The text ends before a stop token ("stop"), with `max_tokens`, or when it fills the
+    context ("length").
     """
-    if quantize not in (None, "int8"):
-        raise InputError(f"quantize {quantize}: expected int8")
-    model = GPT(config, dtype=dtype or resolve_compute_dtype(), attention="xla")
-
-    def held(path, a):
-        # Matrices in the precision of the products: every token reads all of them, and a cast would read them in f32 each time.
-        return a.astype(model.dtype) if path[-1].key in ("kernel", "wte", "wpe") else a
-
-    single = unstack(params)
-    return model, quantize_params(single) if quantize else jax.tree_util.tree_map_with_path(
-        held, single
-    )
-
-
-class Decoding(NamedTuple):
-    """What the decode loop carries from token to token."""
-
-    cache: Cache  # of all tokens but the last
-    last: jax.Array  # [B] int32, the last token of each row
-    length: jax.Array  # [B] int32, tokens in the cache
-    seen: jax.Array  # [B, V] bool
-    done: jax.Array  # [B] bool
-
-
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def prefill(model: GPT, params, cache: Cache, tokens, start) -> Cache:
-    """Add `tokens` [B, T] at positions `start` [B] on. No logits: `decode` begins with the last token of a prompt.
-
-    Rows are padded on the right: what padding writes is overwritten before any query can see it.
-    """
-    positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
-    return forward(model, params, tokens, positions, cache)[1]
-
-
-class TopLogprobs(NamedTuple):
-    """Log-probabilities as the model gives them, before temperature and filters."""
-
-    drawn: jax.Array  # [B, BLOCK] f32, of the drawn tokens
-    ids: jax.Array  # [B, BLOCK, top] int32, the most likely tokens, falling
-    values: jax.Array  # [B, BLOCK, top] f32, theirs
-
-
-@partial(jax.jit, static_argnums=(0, 7, 8), donate_argnums=2)
-def decode(
-    model: GPT,
-    params,
-    state: Decoding,
-    settings: SamplingParams,
-    stop_tokens,
-    count,
-    enough,
-    top: int = 0,
-    slots: int | None = None,
-) -> tuple[Decoding, jax.Array, TopLogprobs | None]:
-    """Draw up to `count` (at most BLOCK) tokens a row: the state after them, and the tokens [B, BLOCK], -1 behind the last.
-
-    A row ends with a token of `stop_tokens` [E] (drawn and returned) or when its text fills the context; the loop, as soon as
-    `enough` rows have, those that were done before included. `top`: above 0, log-probabilities too, of the drawn tokens and of so
-    many of the most likely ones. `slots`: so many of the cache hold all that these rows will need; the others are not looked at.
-    """
-    context, rows, whole = model.config.context, jnp.arange(len(state.length)), state.cache
-    state = state._replace(cache=jax.tree.map(lambda a: a[:, :, :slots], whole))
-
-    def body(carry):
-        i, state, (out, likely) = carry
-        # A row that is done writes beyond the cache, which drops it.
-        place = jnp.where(state.done, context, state.length)
-        hidden, cache = forward(model, params, state.last[:, None], place[:, None], state.cache)
-        scores = next_logits(hidden[:, 0], params, model.config.vocab_size)
-        token = sample_logits(scores, settings, state.seen, state.length + 1)
-        out = out.at[:, i].set(jnp.where(state.done, -1, token))
-        if likely is not None:
-            likely = jax.tree.map(
-                lambda whole, new: whole.at[:, i].set(new), likely, _likely(scores, token, top)
-            )
-        seen = state.seen.at[rows, token].set(True)
-        length = jnp.where(state.done, state.length, state.length + 1)
-        done = state.done | jnp.isin(token, stop_tokens) | (length + 1 >= context)
-        return i + 1, Decoding(cache, token, length, seen, done), (out, likely)
-
-    shape = (len(state.length), BLOCK)
-    likely = (
-        TopLogprobs(jnp.zeros(shape), jnp.zeros((*shape, top), jnp.int32), jnp.zeros((*shape, top)))
-        if top
-        else None
-    )
-    start = (0, state, (jnp.full(shape, -1, jnp.int32), likely))
-    _, state, (out, likely) = jax.lax.while_loop(
-        lambda c: (c[0] < count) & (c[1].done.sum() < enough), body, start
-    )
-    state = state._replace(
-        cache=jax.tree.map(lambda a, new: a.at[:, :, :slots].set(new), whole, state.cache)
-    )
-    return state, out, likely
-
-
-def _likely(scores, token, top: int) -> TopLogprobs:
-    """Of one token a row: `drawn` [B], `ids` and `values` [B, top]."""
-    rows, norm = jnp.arange(len(scores)), jax.nn.logsumexp(scores, axis=-1)
-
-    def best(rest, _):
-        # One maximum after the other: a handful of them costs a CPU less than any sort.
-        id = argmax_by_groups(rest)
-        return rest.at[rows, id].set(-jnp.inf), (id, rest[rows, id] - norm)
-
-    _, (ids, values) = jax.lax.scan(best, scores, length=top)
-    return TopLogprobs(scores[rows, token] - norm, ids.T, values.T)
-
-
-def forward(model: GPT, params, tokens, positions, cache: Cache) -> tuple[jax.Array, Cache]:
-    """Hidden states [B, T, D] of `tokens` [B, T] at `positions` [B, T], and the cache with them in it; `params` of `prepare_for_decoding`."""
-    with nn.intercept_methods(int8_linear_interceptor):
-        return model.apply({"params": params}, tokens, positions, cache=cache)  # pyright: ignore[reportReturnType]
-
-
-def next_logits(hidden: jax.Array, params: dict, vocab_size: int) -> jax.Array:
-    """[..., V] logits of `hidden` [..., D], whatever form the table has."""
-    return (
-        mask_padded_vocab(params["head"].product(hidden), vocab_size)
-        if "head" in params
-        else vocabulary_logits(hidden, params["wte"], vocab_size)
-    )
-
-
-class TextStream:
-    """Pieces of text from a stream of ids: no piece ends inside a letter or inside what may become a stop string."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
-        self._tokenizer, self._stop = tokenizer, [s for s in stop if s]
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._held = ""
-        self.stopped = False
-
-    def push(self, ids: Sequence[int], final: bool = False) -> str:
-        """Text that `ids` completes, up to a stop string; `final`: nothing more will come."""
-        if self.stopped:
-            return ""
-        self._held += self._utf8.decode(self._tokenizer.decode_bytes(ids), final)
-        hits = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
-        self.stopped = bool(hits)
-        cut = (
-            min(hits)
-            if hits
-            else len(self._held)
-            if final
-            else len(self._held) - self._may_begin_stop()
-        )
-        piece, self._held = self._held[:cut], self._held[cut:]
-        return piece
-
-    def _may_begin_stop(self) -> int:
-        sizes = (n for s in self._stop for n in range(1, len(s)) if self._held.endswith(s[:n]))
-        return max(sizes, default=0)
+    stops = (i for i, token in enumerate(new_tokens) if token in STOP_TOKENS)
+    stop_at = next(stops, len(new_tokens))
+    tokens = list(new_tokens[: min(stop_at, max_tokens)])
+    if stop_at < min(len(new_tokens), max_tokens):
+        return AcceptedTokens(tokens, "stop")
+    if len(tokens) == max_tokens or length + len(tokens) >= context:
+        return AcceptedTokens(tokens, "length")
+    return AcceptedTokens(tokens, None)
 
 
 @dataclass
 class Completion:
-    """The generated text of one row. `reason`: "stop" (it ended by itself or at a stop string) or "length"."""
+    """The generated text of one row, and its tokens without special ones.
 
-    text: str
-    tokens: list[int]
-    reason: str
+    `finish_reason`: "stop" (the model or a stop string ended the text), "length" (`max_new_tokens`
+    or the context did), None as long as neither has.
+    """
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
 
 
 class Generator:
-    """Weights and a cache that outlives a call: a prompt that begins like the last text costs only its new tokens."""
+    """Weights, and a cache that stays between calls.
+
+    Where a prompt begins like the last text of its row, only its new tokens are computed.
+    `ids`: all tokens of each row, prompt included; the cache holds all of them but the last.
+    `completions`: the results of the last call.
+    """
 
     def __init__(
         self,
-        params,
+        params: dict,
         config: GPTConfig,
         tokenizer: Tokenizer,
         *,
         rows: int = 1,
-        dtype=None,
+        dtype: jax.typing.DTypeLike | None = None,
         quantize: str | None = None,
     ):
-        """`rows`: texts written at a time. The others: `prepare_for_decoding`."""
-        self.config, self.tokenizer, self.rows = config, tokenizer, rows
+        """`rows`: texts generated together. The others: see `prepare_for_decoding`."""
+        self.config = config
+        self.tokenizer = tokenizer
+        self.rows = rows
         self.model, self.params = prepare_for_decoding(params, config, dtype, quantize)
-        self._place = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
-        self._cache = self._place(empty_cache(config, rows, self.model.dtype, 0))
-        self.ids: list[list[int]] = [
-            [] for _ in range(rows)
-        ]  # of all texts, prompts included; the cache holds all but the last
+        self._device_put = partial(jax.device_put, device=jax.tree.leaves(params)[0].sharding)
+        self._cache = self._device_put(empty_cache(config, rows, self.model.dtype, 0))
+        self.ids: list[list[int]] = [[] for _ in range(rows)]
+        self.completions: list[Completion] = []
 
     def stream(
         self,
@@ -239,41 +95,39 @@ class Generator:
         max_new_tokens: int,
         stop: Sequence[str] = (),
     ) -> Iterator[tuple[int, str]]:
-        """Yield (row, piece of text) as `prompts` (one a row, ids) are continued; then `completions` holds the whole.
+        """Continue `prompts` (token ids, one per row): yield (row, piece of text) as it is decoded.
 
-        Ends a row at `<|end|>`, `<|endoftext|>`, a stop string, `max_new_tokens`, or the end of the context. Raises
-        InputError for an empty prompt or one longer than the context.
+        At the end, `completions` holds the results. A row ends at `<|end|>`, `<|endoftext|>`, a
+        `stop` string, after `max_new_tokens`, or with the context. Raises InputError for a prompt
+        that is empty or longer than the context.
         """
-        context = self.config.context
-        for prompt in prompts:
-            if not 0 < len(prompt) <= context:
-                raise InputError(
-                    f"the prompt has {len(prompt)} tokens, this model takes 1 to {context}: shorten it"
-                )
-        if max_new_tokens < 0:
-            raise InputError(f"max-new-tokens {max_new_tokens} is negative")
+        self._check(prompts, max_new_tokens)
+        reason = None if max_new_tokens else "length"
+        self.completions = [Completion(finish_reason=reason) for _ in prompts]
         texts = [TextStream(self.tokenizer, stop) for _ in prompts]
-        self.completions = [Completion("", [], "length") for _ in prompts]
-        self._make_room(max(map(len, prompts)) + max_new_tokens)
-        state = self._start(prompts)
-        stop_tokens = np.array([END, END_OF_TEXT])
-        remaining, finished = max_new_tokens, [False] * len(prompts)
-        while remaining > 0 and not all(finished):
-            count = min(BLOCK, remaining)
+        self._grow_cache(max(map(len, prompts)) + max_new_tokens)
+        state = self._prefill(prompts)
+        remaining = max_new_tokens
+        while any(completion.finish_reason is None for completion in self.completions):
             state, block, _ = decode(
-                self.model, self.params, state, settings, stop_tokens, count, len(prompts)
+                self.model,
+                self.params,
+                state,
+                settings,
+                stop_tokens=np.array(STOP_TOKENS),
+                count=min(BLOCK, remaining),
+                stop_after_rows=len(prompts),
             )
             self._cache = state.cache
-            tokens = np.asarray(block)[:, :count]
-            remaining -= count
-            for row, answer in enumerate(self.completions):
-                if not finished[row]:
-                    piece, finished[row] = self._take(tokens[row], answer, texts[row], row)
+            for row, tokens in enumerate(np.asarray(block)):
+                if self.completions[row].finish_reason is None:
+                    piece = self._extend(row, tokens[tokens >= 0].tolist(), remaining, texts[row])
                     if piece:
                         yield row, piece
-        for row, answer in enumerate(self.completions):
+            remaining -= BLOCK
+        for row, completion in enumerate(self.completions):
             piece = texts[row].push([], final=True)
-            answer.text += piece
+            completion.text += piece
             if piece:
                 yield row, piece
 
@@ -290,65 +144,69 @@ class Generator:
             pass
         return self.completions
 
-    def _take(
-        self, tokens: np.ndarray, answer: Completion, text: TextStream, row: int
-    ) -> tuple[str, bool]:
-        """Add a row's share of a block to its answer: the new text, and whether the row has ended."""
-        live = [int(t) for t in tokens if t >= 0]
-        self.ids[row] += live
-        ended = bool(live) and live[-1] in (END, END_OF_TEXT)
-        words = [t for t in live if t < END_OF_TEXT]
-        piece = text.push(words)
-        answer.text += piece
-        answer.tokens += words
-        if ended or text.stopped:
-            answer.reason = "stop"
-        full = len(live) < len(tokens) or len(self.ids[row]) >= self.config.context
-        return piece, ended or text.stopped or full
-
-    def _make_room(self, length: int) -> None:
-        """Lengthen the cache to hold `length` tokens: every token reads all of it, so it is no longer than it must be."""
-        slots, wanted = (
-            self._cache[0].k.shape[2],
-            min(max(_bucket(length), MIN_CACHE), self.config.context),
-        )
-        if wanted > slots:
-            self._cache = self._place(
-                jax.tree.map(
-                    lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, wanted - slots), (0, 0))), self._cache
+    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        context = self.config.context
+        for prompt in prompts:
+            if not 0 < len(prompt) <= context:
+                raise InputError(
+                    f"the prompt has {len(prompt)} tokens, "
+                    f"this model takes 1 to {context}: shorten it"
                 )
-            )
+        if max_new_tokens < 0:
+            raise InputError(f"max-new-tokens {max_new_tokens} is negative: expected 0 or more")
 
-    def _start(self, prompts: Sequence[Sequence[int]]) -> Decoding:
-        context, vocab = self.config.context, self.config.padded_vocab
+    def _extend(self, row: int, new_tokens: list[int], max_tokens: int, text: TextStream) -> str:
+        """Add the tokens of a block to a row's completion; returns the new text."""
+        completion = self.completions[row]
+        tokens, finish_reason = accept_tokens(
+            new_tokens,
+            length=len(self.ids[row]),
+            max_tokens=max_tokens,
+            context=self.config.context,
+        )
+        self.ids[row] += new_tokens
+        piece = text.push(tokens)
+        completion.text += piece
+        completion.tokens += [token for token in tokens if token < END_OF_TEXT]
+        completion.finish_reason = "stop" if text.stopped else finish_reason
+        return piece
+
+    def _grow_cache(self, length: int) -> None:
+        """Make the cache hold `length` tokens, and few more: every token reads all of it."""
+        present = self._cache[0].k.shape[2]
+        wanted = min(max(next_power_of_two(length), MIN_CACHE), self.config.context)
+        if wanted > present:
+            widths = ((0, 0), (0, 0), (0, wanted - present), (0, 0))
+            self._cache = self._device_put(jax.tree.map(lambda a: jnp.pad(a, widths), self._cache))
+
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> DecodeState:
+        """Add all tokens of the prompts but the last to the cache, where it has not got them."""
         known = min(
-            _common(old[:-1], list(new[:-1])) for old, new in zip(self.ids, prompts, strict=True)
+            common_prefix_length(old[:-1], new[:-1])
+            for old, new in zip(self.ids, prompts, strict=True)
         )
-        cached = np.array(
-            [len(p) - 1 for p in prompts], np.int32
-        )  # tokens of each after the prefill
-        width = min(_bucket(int(cached.max()) - known), context)
-        tokens, seen = (
-            np.zeros((len(prompts), width), np.int32),
-            np.zeros((len(prompts), vocab), bool),
-        )
+        length = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
+        width = min(next_power_of_two(int(length.max()) - known), self.config.context)
+        tokens = np.zeros((len(prompts), width), np.int32)
+        penalized = np.zeros((len(prompts), self.config.padded_vocab), bool)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt) - 1 - known] = prompt[known:-1]
-            seen[row, list(prompt)] = True
-        self._cache = prefill(
-            self.model, self.params, self._cache, tokens, np.full(len(prompts), known, np.int32)
-        )
-        self.ids = [list(p) for p in prompts]
-        last = np.array([p[-1] for p in prompts], np.int32)
-        # Placed like what the decode loop returns: arrays of the host would have it compiled a second time.
-        return Decoding(self._cache, *self._place((last, cached, seen, cached + 1 >= context)))
+            penalized[row, list(prompt)] = True
+        start = np.full(len(prompts), known, np.int32)
+        self._cache = prefill(self.model, self.params, self._cache, tokens, start)
+        self.ids = [list(prompt) for prompt in prompts]
+        last = np.array([prompt[-1] for prompt in prompts], np.int32)
+        done = length + 1 >= self.config.context
+        # On the device, like the results of `decode`: with host arrays it would be compiled twice.
+        return DecodeState(self._cache, *self._device_put((last, length, penalized, done)))
 
 
-def _common(old: Sequence[int], new: Sequence[int]) -> int:
-    limit = min(len(old), len(new))
-    return next((i for i in range(limit) if old[i] != new[i]), limit)
+def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many elements two sequences have in common at their beginning."""
+    limit = min(len(one), len(other))
+    return next((i for i in range(limit) if one[i] != other[i]), limit)
 
 
-def _bucket(length: int) -> int:
-    """The next power of two from 16 on: few shapes to compile."""
+def next_power_of_two(length: int) -> int:
+    """The power of two, from 16 on, that is not below `length`: few shapes to compile."""
     return max(16, 1 << (length - 1).bit_length())

@@ -1,4 +1,4 @@
-"""A trained model as one object: weights, their config, the tokenizer, and what the checkpoint records about them."""
+"""A trained model as one object, and what it does: complete a text, chat, make a generator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,12 +12,19 @@ from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Generator
 from minigpt_jax.model import GPTConfig
 from minigpt_jax.sampling import sampling_params
-from minigpt_jax.tokenizer import CHAT_VOCAB, Tokenizer, load_tokenizer
+from minigpt_jax.tokenizer import Tokenizer, has_chat_tokens, load_tokenizer
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """Weights that are ready to use. `meta` is the checkpoint's record, {} for weights from elsewhere."""
+    """Weights, their config, the tokenizer, and the checkpoint's record about them.
+
+        run = load_run("runs/quickstart_finetune")
+        print(run.complete("Once upon a time", temperature=0.8))
+        print(run.chat([{"role": "user", "content": "What does len do?"}]))
+
+    `meta` is {} for weights that come from elsewhere.
+    """
 
     params: dict
     config: GPTConfig
@@ -26,11 +33,20 @@ class LoadedRun:
 
     @property
     def can_chat(self) -> bool:
-        """Whether the vocabulary has role markers, as every finetuned model's has."""
-        return self.config.vocab_size >= CHAT_VOCAB
+        """Whether the vocabulary has the role markers, as that of every finetuned model has."""
+        return has_chat_tokens(self.config.vocab_size)
 
-    def generator(self, *, rows: int = 1, dtype=None, quantize: str | None = None) -> Generator:
-        """A Generator of `rows` texts at a time. `dtype`, `quantize`: see `prepare_for_decoding`."""
+    def generator(
+        self,
+        *,
+        rows: int = 1,
+        dtype: jax.typing.DTypeLike | None = None,
+        quantize: str | None = None,
+    ) -> Generator:
+        """A Generator for `rows` texts at a time: for many texts, or for text as it is decoded.
+
+        `dtype`, `quantize`: see `prepare_for_decoding`.
+        """
         return Generator(
             self.params, self.config, self.tokenizer, rows=rows, dtype=dtype, quantize=quantize
         )
@@ -47,22 +63,25 @@ class LoadedRun:
     ) -> str:
         """The answer to a conversation whose last message is the user's.
 
-        Raises InputError for a model that was not finetuned and for messages out of order.
+        Raises InputError for a model that was not finetuned, for messages out of order, and for a
+        conversation that does not fit into the context. `sampling`: see `sampling_params`.
         """
         if not self.can_chat:
             raise InputError("this model was not finetuned and cannot chat: use complete()")
         return self._generate(chat.prompt(messages, self.tokenizer), max_new_tokens, sampling)
 
     def _generate(self, prompt: list[int], max_new_tokens: int, sampling: dict) -> str:
+        # A new generator each time: one that is kept would hold a second copy of the weights, and
+        # its cache would not survive an interrupt or a second thread.
         settings = sampling_params(1, self.config, **sampling)
         (completion,) = self.generator().complete([prompt], settings, max_new_tokens=max_new_tokens)
         return completion.text
 
 
 def load_run(path: Path, sharding: jax.sharding.Sharding | None = None) -> LoadedRun:
-    """The newest checkpoint of the run in folder `path` that verifies.
+    """The newest checkpoint of the run in folder `path` that passes its checks.
 
-    `sharding` is that of every array (default: the first device). Raises InputError where there is
+    `sharding`: of every array (default: all on the first device). Raises InputError where there is
     no usable checkpoint.
     """
     params, config, meta = load_params(path, sharding)

@@ -1,18 +1,18 @@
-"""How parameters move: learning-rate schedules as pure functions of the step, and clipped AdamW with decay by name.
+"""How weights are updated: learning-rate schedules, and clipped AdamW with weight decay by name.
 
-Defaults are the GPT-3 recipe (Brown et al. 2020, appendix B) that GPT-2 reproductions use; optax's own differ.
+The defaults are the GPT-3 recipe (Brown et al. 2020, appendix B), as in other reproductions of
+GPT-2. Those of optax are different.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
 
-SCHEDULES = ("cosine", "wsd", "linear", "constant")
-_DECAYED = ("kernel", "wte", "wpe")
+DECAYED_PARAMETERS = ("kernel", "wte", "wpe")
 
 
 def learning_rate(
-    step,
+    step: jax.typing.ArrayLike,
     *,
     horizon: int,
     kind: str = "cosine",
@@ -20,31 +20,38 @@ def learning_rate(
     warmup: int,
     floor: float = 0.0,
     decay: float = 0.2,
-):
-    """Learning rate of `step` (0-based) in a run of `horizon` steps.
+) -> jax.Array:
+    """Learning rate of `step` (from 0) in a run of `horizon` steps, in f32.
 
-    `warmup` steps rise linearly to `peak`; then "cosine" and "linear" fall to `floor` over the rest, "wsd" stays and
-    falls linearly over the last `decay` part of the run (warmup-stable-decay, Hu et al. 2024), "constant" stays.
+    It rises linearly to `peak` in `warmup` steps. Then "cosine" and "linear" fall to `floor` until
+    the end of the run, "wsd" stays and falls linearly in the last part `decay` of the run
+    (warmup-stable-decay, Hu et al. 2024), and "constant" stays. Raises ValueError for another
+    `kind`.
     """
     step = jnp.asarray(step, jnp.float32)
     rise = peak * (step + 1) / max(warmup, 1)
-    past = jnp.clip((step - warmup) / max(horizon - warmup, 1), 0, 1)
+    progress = jnp.clip((step - warmup) / max(horizon - warmup, 1), 0, 1)
     if kind == "cosine":
-        part = 0.5 * (1 + jnp.cos(jnp.pi * past))
+        part = 0.5 * (1 + jnp.cos(jnp.pi * progress))
     elif kind == "linear":
-        part = 1 - past
+        part = 1 - progress
     elif kind == "wsd":
         part = jnp.clip((horizon - step) / max(decay * horizon, 1), 0, 1)
     elif kind == "constant":
-        part = jnp.ones_like(past)
+        part = jnp.ones_like(progress)
     else:
-        raise ValueError(f"unknown schedule {kind!r}, expected one of {SCHEDULES}")
+        raise ValueError(f"unknown schedule {kind!r}")
     return jnp.where(step < warmup, rise, floor + (peak - floor) * part)
 
 
 def decay_mask(params):
-    """True for matrices and embeddings. By name, since stacked layers make every bias two-dimensional."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path[-1]) in _DECAYED, params)
+    """A tree like `params`: True for matrices and embeddings, False for biases and scales.
+
+    By name, not by number of dimensions, because the biases of stacked layers have two.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: _name(path[-1]) in DECAYED_PARAMETERS, params
+    )
 
 
 def _name(key) -> str:
@@ -59,9 +66,11 @@ def make_optimizer(
     weight_decay: float = 0.1,
     clip: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip the global norm, AdamW (Loshchilov & Hutter 2019): the direction to go, which the step multiplies by -lr.
+    """Clipping by global norm, then AdamW (Loshchilov & Hutter 2019), without the learning rate.
 
-    Its `update` takes sums of gradients, and by keyword the `scale` that makes means of them and the global `norm` of these.
+    `update(gradients, state, params, scale=, norm=)` returns what the train step multiplies by
+    -learning_rate and adds to the weights. `gradients` are sums, `scale` is the factor that makes
+    means of them, and `norm` is the global norm of the means.
     """
     return optax.chain(
         _scale_and_clip(clip),
@@ -71,10 +80,17 @@ def make_optimizer(
 
 
 def _scale_and_clip(clip: float) -> optax.GradientTransformationExtraArgs:
-    """Mean and optax.clip_by_global_norm in one multiplication, which XLA computes within AdamW's own pass over the gradients."""
+    """Multiply gradients by `scale`, and by `clip / norm` where `norm` is larger than `clip`.
+
+    One multiplication in place of a division and optax.clip_by_global_norm: XLA computes it in the
+    same pass over the gradients as AdamW.
+    """
+
+    def init(params):
+        return optax.EmptyState()
 
     def update(updates, state, params=None, *, scale, norm):
         factor = scale * jnp.minimum(1, clip / norm)
         return jax.tree.map(lambda g: g * factor, updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType] (its keywords)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType] (its keywords)

@@ -1,7 +1,21 @@
-"""The command `python -m minigpt_jax.report RUN`: write the report of a run (see tracking/report.py)."""
+"""The command that writes the report of a run: python -m minigpt_jax.report runs/pretrain"""
+
+import argparse
+from pathlib import Path
 
 from minigpt_jax.errors import exit_cleanly
-from minigpt_jax.tracking.report import main
+from minigpt_jax.tracking.report import write_report
+
+
+def main() -> None:
+    """Write the page of one run and print its path."""
+    parser = argparse.ArgumentParser(
+        prog="python -m minigpt_jax.report",
+        description="Write the page of a run, report.html in its folder.",
+    )
+    parser.add_argument("run", type=Path, help="folder of the run, such as runs/pretrain")
+    print(write_report(parser.parse_args().run))
+
 
 if __name__ == "__main__":
     exit_cleanly(main)

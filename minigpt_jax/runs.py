@@ -1,12 +1,12 @@
-"""Where a run lives on disk, which run is the newest, and that only one trainer works on it.
+"""Where a run is on disk, which run is the newest, and the lock that allows one trainer per run.
 
-runs/<name>/config.json       the configuration of its last start
+runs/<name>/config.json       the config of its last start
 runs/<name>/environment.json  machine, versions and command of its last start
-runs/<name>/checkpoints/      Orbax; see checkpoint.py
-runs/<name>/metrics.jsonl     one line a step
+runs/<name>/checkpoints/      see checkpoint.py
+runs/<name>/metrics.jsonl     one line per step
 runs/<name>/tensorboard/      the same for TensorBoard
-runs/<name>/evaluations.jsonl one line an evaluation, with what the model wrote
-runs/<name>/report.html       the run at a glance
+runs/<name>/evaluations.jsonl one line per evaluation, with generated samples
+runs/<name>/report.html       plots and tables of the run
 """
 
 import fcntl
@@ -26,46 +26,53 @@ def run_folder(root: Path, name: str) -> Path:
 
 
 def checkpoint_steps(run: Path) -> list[int]:
-    """Steps with a committed checkpoint, oldest first; anything else lying in the folder is ignored.
+    """Steps with a committed checkpoint, oldest first; other entries of the folder are ignored.
 
-    Orbax commits by renaming a folder, so a folder with a number for a name and something in it was one once, and
-    whoever reads it must say so if it no longer is.
+    Orbax commits by renaming a folder. So a folder with a number as its name and anything in it was
+    a checkpoint once; if it is damaged now, the reader must report that.
     """
     folder = run / "checkpoints"
-    entries = folder.iterdir() if folder.is_dir() else ()
-    return sorted(
-        int(e.name) for e in entries if e.name.isdecimal() and e.is_dir() and any(e.iterdir())
-    )
+    if not folder.is_dir():
+        return []
+    committed = [
+        entry
+        for entry in folder.iterdir()
+        if entry.name.isdecimal() and entry.is_dir() and any(entry.iterdir())
+    ]
+    return sorted(int(entry.name) for entry in committed)
 
 
 def newest_run(root: Path) -> Path:
-    """The run whose newest checkpoint is the most recent of all. Raises InputError when there is none."""
-    newest = [
-        (_written(run), run)
-        for run in (root.iterdir() if root.is_dir() else ())
-        if checkpoint_steps(run)
-    ]
-    if not newest:
+    """The run with the most recent checkpoint. Raises InputError if there is none."""
+    folders = root.iterdir() if root.is_dir() else ()
+    trained = [run for run in folders if checkpoint_steps(run)]
+    if not trained:
         raise InputError(
-            f"no trained run in {root}/: train one first (`make demo` takes minutes), or name a folder with --run"
+            f"no trained run in {root}/: train one first (`make demo` takes minutes), "
+            "or name a folder with --run"
         )
-    return max(newest)[1]
+    return max(trained, key=_newest_checkpoint_time)
 
 
-def _written(run: Path) -> float:
+def _newest_checkpoint_time(run: Path) -> float:
     return (run / "checkpoints" / str(checkpoint_steps(run)[-1])).stat().st_mtime
 
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Hold the run for this process; the lock goes with the process, however it ends. Raises RunError if it is held."""
+    """Lock the run for this process. Raises RunError if another process holds the lock.
+
+    The operating system releases it when the process ends, however it ends.
+    """
     with (run / "lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
+            owner = file.read().strip() or "unknown"
             raise RunError(
-                f"{run}: another trainer works on this run (process {file.read().strip() or 'unknown'}): wait for it, or choose another name"
+                f"{run}: another trainer works on this run (process {owner}): "
+                "wait for it, or choose another name"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -1,6 +1,10 @@
 """Draw tokens from logits: temperature, top-k, top-p, min-p and the repetition penalty.
 
-All randomness of a row is a function of (its seed, the position that it draws for).
+The randomness of a row is a function of (its seed, the position of the token), so a token does not
+depend on the other rows of a batch.
+
+Nothing here sorts the vocabulary: on a CPU that takes longer than a small model does. Top-k and
+top-p are found by bisection.
 """
 
 import math
@@ -9,36 +13,46 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int32, Real, UInt32
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.model import VOCAB_MULTIPLE, GPTConfig
 
-Array = jax.Array | np.ndarray
+AnyArray = jax.Array | np.ndarray
 
 
 class SamplingParams(NamedTuple):
-    """How each row draws its tokens."""
+    """How each of B rows draws its tokens."""
 
-    temperature: Array  # [B] f32; 0: always the most likely
-    top_k: Array  # [B] int32; only the k most likely; padded V: all
-    top_p: Array  # [B] f32; the fewest whose probabilities reach p (Holtzman et al. 2020); 1: all
-    min_p: Array  # [B] f32; at least this share of the most likely one's probability; 0: all
-    penalty: Array  # [B] f32; logits of tokens already in the text divided (or multiplied) by it (Keskar et al. 2019)
-    seed: Array  # [B] uint32
+    # 0: always the most likely token.
+    temperature: Float[AnyArray, " B"]
+    # Only the k most likely tokens; padded V: all.
+    top_k: Int32[AnyArray, " B"]
+    # The smallest set of tokens whose probabilities reach p (Holtzman et al. 2020); 1: all.
+    top_p: Float[AnyArray, " B"]
+    # Only tokens with at least this share of the highest probability; 0: all.
+    min_p: Float[AnyArray, " B"]
+    # Logits of tokens already in the text are divided by it, negative ones multiplied
+    # (Keskar et al. 2019); 1: off.
+    repetition_penalty: Float[AnyArray, " B"]
+    seed: UInt32[AnyArray, " B"]
 
 
 def sampling_params(
     rows: int,
     config: GPTConfig,
     *,
-    temperature=1.0,
+    temperature: int | float = 1.0,
     top_k: int | None = None,
-    top_p=1.0,
-    min_p=0.0,
-    repetition_penalty=1.0,
+    top_p: int | float = 1.0,
+    min_p: int | float = 0.0,
+    repetition_penalty: int | float = 1.0,
     seed: int = 0,
 ) -> SamplingParams:
-    """The same settings for `rows` rows, seeds counting up from `seed`. Raises InputError for values out of range."""
+    """The same settings for `rows` rows; row i has seed `seed` + i.
+
+    `top_k` None: all tokens. Raises InputError for values out of range.
+    """
     vocab = config.vocab_size
     k = vocab if top_k is None else top_k
     for name, value, low, high in (
@@ -55,45 +69,43 @@ def sampling_params(
             )
     if top_p == 0:
         raise InputError("top-p 0 would leave no token: expected a number above 0, up to 1")
-    seeds = np.arange(seed, seed + rows, dtype=np.uint32)
-    heat, nucleus, least, penalty = (
-        np.full(rows, value, np.float32)
-        for value in (temperature, top_p, min_p, repetition_penalty)
-    )
-    # "All" counts the padded rows too, or every row would look as if it were narrowed.
     return SamplingParams(
-        heat,
-        np.full(rows, k if k < vocab else config.padded_vocab, np.int32),
-        nucleus,
-        least,
-        penalty,
-        seeds,
+        temperature=np.full(rows, temperature, np.float32),
+        # The padded size, so that `filter_top_k_top_p` sees that nothing is filtered.
+        top_k=np.full(rows, k if k < vocab else config.padded_vocab, np.int32),
+        top_p=np.full(rows, top_p, np.float32),
+        min_p=np.full(rows, min_p, np.float32),
+        repetition_penalty=np.full(rows, repetition_penalty, np.float32),
+        seed=np.arange(seed, seed + rows, dtype=np.uint32),
     )
 
 
+@jax.named_scope("sampling")
 def sample_logits(
-    scores: jax.Array, settings: SamplingParams, seen: jax.Array, positions: jax.Array
-) -> jax.Array:
-    """[B] int32 tokens drawn from `scores` [B, V] for `positions` [B]; `seen` [B, V]: tokens that are penalised.
+    logits: Float[AnyArray, "B V"],
+    settings: SamplingParams,
+    penalized: Bool[AnyArray, "B V"],
+    positions: Int[AnyArray, " B"],
+) -> Int32[Array, " B"]:
+    """Draw one token per row for `positions`.
 
-    Gumbel-max: the noise belongs to (seed, position, token), so filters that keep everything change nothing.
+    `penalized`: the tokens already in the text. Gumbel-max: the noise is a function of (seed,
+    position, token), so filters that keep everything change nothing.
     """
-    penalty = settings.penalty[:, None]
-    scores = jnp.where(seen, jnp.where(scores > 0, scores / penalty, scores * penalty), scores)
-    greedy = argmax_by_groups(scores)
-    temperature = settings.temperature[:, None]
+    penalty = settings.repetition_penalty[:, None]
+    lowered = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    logits = jnp.where(penalized, lowered, logits)
+    greedy = argmax_by_groups(logits)
 
     def draw():
-        scaled = scores / jnp.where(temperature > 0, temperature, 1)
-        keys = jax.vmap(lambda s, p: jax.random.fold_in(jax.random.key(s), p))(
-            settings.seed, positions
-        )
-        noise = jax.vmap(lambda k: jax.random.gumbel(k, scores.shape[1:]))(keys)
-        unlikely = scaled < scaled.max(-1, keepdims=True) + jnp.log(settings.min_p)[:, None]
-        scaled = jnp.where(unlikely, -jnp.inf, scaled)
-        narrow = (settings.top_k < scores.shape[-1]) | (settings.top_p < 1)
+        temperature = settings.temperature[:, None]
+        scaled = logits / jnp.where(temperature > 0, temperature, 1)
+        noise = jax.vmap(_gumbel_noise, (0, 0, None))(settings.seed, positions, logits.shape[1])
+        least = scaled.max(-1, keepdims=True) + jnp.log(settings.min_p)[:, None]
+        scaled = jnp.where(scaled < least, -jnp.inf, scaled)
+        filtered = (settings.top_k < logits.shape[-1]) | (settings.top_p < 1)
         kept = jax.lax.cond(
-            jnp.any(narrow), lambda: filter_top_k_top_p(scaled, settings), lambda: scaled
+            jnp.any(filtered), lambda: filter_top_k_top_p(scaled, settings), lambda: scaled
         )
         return argmax_by_groups(kept + noise)
 
@@ -101,63 +113,74 @@ def sample_logits(
     return jnp.where(settings.temperature > 0, drawn, greedy)
 
 
-def argmax_by_groups(scores):
-    """[B] int32, argmax of numbers: the best group of tokens, then the best within. On a CPU one argmax of all takes five times as long."""
+def _gumbel_noise(seed, position, vocab: int) -> Float[Array, " V"]:
+    return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), position), (vocab,))
+
+
+def argmax_by_groups(scores: Float[Array, "B V"]) -> Int32[Array, " B"]:
+    """The argmax of each row: the best group of tokens first, then the best token in that group.
+
+    On a CPU one argmax over the vocabulary takes five times as long.
+    """
     groups = scores.reshape(len(scores), -1, VOCAB_MULTIPLE)
     group = jnp.argmax(groups.max(-1), axis=-1)
     within = jnp.argmax(groups[jnp.arange(len(scores)), group], axis=-1)
     return (group * VOCAB_MULTIPLE + within).astype(jnp.int32)
 
 
-def filter_top_k_top_p(scores, settings):
-    """-inf for all but the top k and, of these, the top p. A row that wants all keeps all, whatever the others want."""
-    everything = (settings.top_k >= scores.shape[-1])[:, None]
-    ones = jnp.ones_like(scores)
+def filter_top_k_top_p(
+    logits: Float[Array, "B V"], settings: SamplingParams
+) -> Float[Array, "B V"]:
+    """-inf for all but the top k and, of these, the top p.
+
+    A row that keeps everything is not changed, whatever the settings of the other rows.
+    """
+    keeps_all_k = settings.top_k >= logits.shape[-1]
+    keeps_all_p = settings.top_p >= 1
 
     def top_k():
-        return jnp.where(
-            everything
-            | smallest_leading_set(scores, ones, jnp.where(everything[:, 0], 1, settings.top_k)),
-            scores,
-            -jnp.inf,
-        )
+        count = jnp.where(keeps_all_k, 1, settings.top_k)
+        kept = smallest_leading_set(logits, jnp.ones_like(logits), count)
+        return jnp.where(keeps_all_k[:, None] | kept, logits, -jnp.inf)
 
-    scores = jax.lax.cond(jnp.all(everything), lambda: scores, top_k)
-    whole = (settings.top_p >= 1)[:, None]
+    logits = jax.lax.cond(jnp.all(keeps_all_k), lambda: logits, top_k)
 
     def top_p():
-        return jnp.where(
-            whole | smallest_leading_set(scores, jax.nn.softmax(scores, axis=-1), settings.top_p),
-            scores,
-            -jnp.inf,
-        )
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        kept = smallest_leading_set(logits, probabilities, settings.top_p)
+        return jnp.where(keeps_all_p[:, None] | kept, logits, -jnp.inf)
 
-    return jax.lax.cond(jnp.all(whole), lambda: scores, top_p)
+    return jax.lax.cond(jnp.all(keeps_all_p), lambda: logits, top_p)
 
 
-def smallest_leading_set(scores, weights, goal):
-    """[B, V] bool: the first tokens in falling order of `scores` whose `weights` [B, V] reach `goal` [B]; of equals the first ones.
+def smallest_leading_set(
+    scores: Float[Array, "B V"], weights: Float[Array, "B V"], goal: Real[AnyArray, " B"]
+) -> Bool[Array, "B V"]:
+    """The tokens, in falling order of `scores`, until the sum of their `weights` reaches `goal`.
 
-    By bisection on the score of the last one, bit by bit: sorting a vocabulary on a CPU takes longer than the model does.
+    Of equal scores the first ones are taken. The score of the last token of the set is found by
+    bisection over the bits of a float.
     """
+    sign = jnp.uint32(1 << 31)
     bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)
-    order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))  # sorts as the numbers do
+    # Unsigned integers in the same order as the scores.
+    order = jnp.where(bits >= sign, ~bits, bits | sign)
 
-    def lift(i, edge):
-        higher = edge | (jnp.uint32(1 << 31) >> i)
-        reached = jnp.where(order >= higher[:, None], weights, 0).sum(-1) >= goal
-        return jnp.where(reached, higher, edge)
+    def set_bit_if_reached(i, last):
+        candidate = last | (sign >> i)
+        reached = jnp.where(order >= candidate[:, None], weights, 0).sum(-1) >= goal
+        return jnp.where(reached, candidate, last)
 
-    edge = jax.lax.fori_loop(
-        jnp.uint32(0), jnp.uint32(32), lift, jnp.zeros(len(scores), jnp.uint32)
-    )[:, None]
-    above, equal = order > edge, order == edge
+    nothing = jnp.zeros(len(scores), jnp.uint32)
+    last = jax.lax.fori_loop(jnp.uint32(0), jnp.uint32(32), set_bit_if_reached, nothing)[:, None]
+    above, equal = order > last, order == last
     missing = goal[:, None] - jnp.where(above, weights, 0).sum(-1, keepdims=True)
 
-    def first():
+    def first_of_equals():
         share = jnp.where(equal, weights, 0)
-        # One alone is in whatever `missing` rounds to: what a row keeps must not depend on ties in other rows.
-        alone = equal.sum(-1, keepdims=True) == 1
-        return equal & (alone | (jnp.cumsum(share, axis=-1) - share < missing))
+        # A single token is always taken, however `missing` is rounded: what a row keeps must not
+        # depend on equal scores in other rows.
+        single = equal.sum(-1, keepdims=True) == 1
+        return equal & (single | (jnp.cumsum(share, axis=-1) - share < missing))
 
-    return above | jax.lax.cond(jnp.any(equal.sum(-1) > 1), first, lambda: equal)
+    return above | jax.lax.cond(jnp.any(equal.sum(-1) > 1), first_of_equals, lambda: equal)

@@ -1,10 +1,11 @@
-"""The only file that knows how arrays lie on devices: three mesh axes, and which named dimension goes to which axis.
+"""The only file that knows how arrays lie on devices: which dimension is split over which axis.
 
-    data      copies of the model, each with its share of the batch
-    fsdp      the same, but parameters and optimizer state are cut up among them too (ZeRO-3)
-    tensor    heads, MLP and vocabulary are cut up inside a layer (Megatron-LM)
+    data      copies of the model, each with its part of the batch
+    fsdp      the same, but parameters and optimizer state are split over it too (ZeRO-3)
+    tensor    heads, MLP and vocabulary are split inside each layer (Megatron-LM)
 
-The model names dimensions ("embed", "heads", ...) and never learns about devices; XLA inserts the communication.
+The model names dimensions ("embed", "heads", ...) and does not know about devices; XLA adds the
+communication.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ from minigpt_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
-# Dimension -> mesh axis; one table for parameters and activations. What is not listed is whole on every device.
+# Dimension -> mesh axis, for parameters and activations. A dimension that is not listed is not
+# split.
 RULES = (
     ("batch", BATCH_AXES),
     ("embed", "fsdp"),
@@ -28,27 +30,32 @@ RULES = (
 
 
 def mesh_sizes(devices: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> tuple[int, ...]:
-    """Sizes of the three axes on so many devices; one may be -1, for what the others leave. Raises InputError if they do not fit."""
+    """Sizes of the three axes on `devices` devices.
+
+    One may be -1: it takes the devices that the others leave. Raises InputError if they do not fit.
+    """
     sizes = [data, fsdp, tensor]
     free = [i for i, size in enumerate(sizes) if size == -1]
     known = data * fsdp * tensor * (-1 if free else 1)
+    mesh = f"mesh data={data} fsdp={fsdp} tensor={tensor}"
     if len(free) > 1 or known < 1 or devices % known:
         raise InputError(
-            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {devices} devices: one may be -1, the product must divide {devices}"
+            f"{mesh} does not fit {devices} devices: one may be -1, "
+            f"the product must divide {devices}"
         )
     if free:
         sizes[free[0]] = devices // known
     elif known != devices:
         raise InputError(
-            f"mesh data={data} fsdp={fsdp} tensor={tensor} uses {known} of {devices} devices: try mesh.data=-1, or hide devices"
+            f"{mesh} uses {known} of {devices} devices: try mesh.data=-1, or hide devices"
         )
     return tuple(sizes)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """Mesh of all devices, with axes as `mesh_sizes` says."""
-    # Newer JAX makes axes Explicit unless told otherwise, which linen cannot work with; sizes go by position
-    # because their keyword was renamed between versions.
+    """A mesh of all devices; sizes as in `mesh_sizes`."""
+    # Newer JAX makes Explicit axes by default, which linen does not support. The sizes are
+    # positional because their keyword differs between versions.
     return jax.make_mesh(
         mesh_sizes(jax.device_count(), data, fsdp, tensor),
         AXES,
@@ -57,7 +64,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
 
 
 def check_divides(mesh: Mesh, dimensions: Mapping[str, int]) -> None:
-    """Refuse sizes that the mesh cannot cut evenly; `dimensions` maps the names of RULES to sizes."""
+    """Raise InputError if `mesh` does not split all `dimensions` into equal parts.
+
+    `dimensions` maps names in RULES to sizes.
+    """
     for name, axes in RULES:
         axes = (axes,) if isinstance(axes, str) else axes
         parts = 1
@@ -65,23 +75,24 @@ def check_divides(mesh: Mesh, dimensions: Mapping[str, int]) -> None:
             parts *= mesh.shape[axis]
         if name in dimensions and dimensions[name] % parts:
             raise InputError(
-                f"{name} = {dimensions[name]} cannot be cut into {parts} equal parts (mesh {' x '.join(axes)}): change the mesh or the model"
+                f"{name} = {dimensions[name]} cannot be split into {parts} equal parts "
+                f"(mesh {' x '.join(axes)}): change the mesh or the model"
             )
 
 
 def data_parallel_size(mesh: Mesh) -> int:
-    """Into how many parts the batch is cut."""
+    """The number of parts that the batch is split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def state_sharding(abstract_state, mesh: Mesh):
-    """Shardings for a state whose leaves still carry logical names (from `jax.eval_shape`), unboxed like the state."""
+    """Shardings of a state, from its shapes with named dimensions (by `jax.eval_shape`)."""
     specs = nn.get_partition_spec(abstract_state)
     return nn.logical_to_mesh_sharding(specs, mesh, list(RULES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a batch [A, B/A, ...]: micro-batches stay whole, rows are cut over data and fsdp."""
+    """Sharding of a batch [A, B, ...]: its rows B are split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
 

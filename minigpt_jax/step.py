@@ -1,7 +1,7 @@
-"""One step of training as a pure function, `state, metrics = train_step(state, batch)`: a run is a fold of it.
+"""One step of training as a pure function: a run folds `train_step(state, batch)` over batches.
 
-Everything that varies with time (learning rate, random keys) is computed from `state.step`, so a state and a step
-number are all that a resumed run needs.
+Everything that changes with time (learning rate, random keys) is computed from `state.step`, so a
+state and a step number are all that a resumed run needs.
 """
 
 from collections.abc import Callable
@@ -12,30 +12,25 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jax import Array
+from jaxtyping import Bool, Float, Int, UInt8, UInt16
 
 from minigpt_jax import loss
+from minigpt_jax.data import Batch
 from minigpt_jax.sharding import RULES, batch_sharding, replicated, state_sharding
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that changes during a run; arrays only."""
+    """All that changes during a run: arrays, or in a tree of the same form their shapes."""
 
-    step: jax.Array  # [] int32, steps done
+    step: Any  # [] int32, the number of steps done
     params: dict
     opt_state: optax.OptState
 
 
-class Batch(NamedTuple):
-    """A batch cut into A micro-batches of B/A rows."""
-
-    tokens: jax.Array | np.ndarray  # [A, B/A, T+1] uint16, the last column only a target
-    weights: jax.Array | np.ndarray  # [A, B/A, T] uint8, the loss weight of tokens[:, :, 1:]
-
-
-class OnMesh(NamedTuple):
-    """A jitted function that runs (and so is traced) where the model's dimension names mean axes of `mesh`."""
+class MeshFunction(NamedTuple):
+    """A jitted function that runs with `mesh` set: names of dimensions mean axes of this mesh."""
 
     mesh: jax.sharding.Mesh
     function: Any
@@ -46,7 +41,7 @@ class OnMesh(NamedTuple):
             return self.function(*arguments)
 
     def lower(self, *arguments):
-        """All but running it, for arguments or their shapes: `.compile().memory_analysis()` says what it will take."""
+        """`function.lower` for `arguments` or their shapes: to compile without running."""
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(list(RULES)):
             return self.function.lower(*arguments)
 
@@ -54,165 +49,195 @@ class OnMesh(NamedTuple):
 def init_state(
     model: nn.Module, optimizer: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    """Fresh state, each part made on the device that keeps it."""
+    """A fresh state, each part made on the device that keeps it."""
     with jax.set_mesh(mesh):
-        return jax.jit(
-            lambda: nn.unbox(_build(model, optimizer, seed)),
-            out_shardings=_shardings(model, optimizer, mesh),
-        )()
+        init = jax.jit(
+            lambda: nn.unbox(_init_with_axes(model, optimizer, seed)),
+            out_shardings=_state_shardings(model, optimizer, mesh),
+        )
+        return init()
 
 
 def abstract_state(
     model: nn.Module, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without its values: what a checkpoint is restored into."""
+    """The state as `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored into."""
     return _abstract_state(model, optimizer, mesh)  # pyright: ignore[reportArgumentType] (linen's modules can be hashed)
 
 
-@lru_cache(maxsize=1)  # tracing the model takes a third of a second, and everything here asks
+# Tracing the model takes a third of a second, and one start of a run needs it several times.
+@lru_cache(maxsize=1)
 def _abstract_state(model, optimizer, mesh) -> TrainState:
-    named = jax.eval_shape(lambda: _build(model, optimizer, seed=0))
-    shardings = state_sharding(named, mesh)
+    with_axes = jax.eval_shape(lambda: _init_with_axes(model, optimizer, seed=0))
     return jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), nn.unbox(named), shardings
+        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        nn.unbox(with_axes),
+        state_sharding(with_axes, mesh),
     )
 
 
-def _build(model, optimizer, seed: int) -> TrainState:
+def _init_with_axes(model, optimizer, seed: int) -> TrainState:
     """A fresh state whose weights still carry the names of their dimensions."""
     params = model.init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
-    return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
-    )
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step=step, params=params, opt_state=optimizer.init(params))
 
 
-def _shardings(model, optimizer, mesh):
+def _state_shardings(model, optimizer, mesh):
     return jax.tree.map(lambda a: a.sharding, abstract_state(model, optimizer, mesh))
 
 
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformationExtraArgs,
-    schedule: Callable[[jax.Array], jax.Array],
+    schedule: Callable[[Array], Array],
     mesh: jax.sharding.Mesh,
     *,
     seed: int,
     loss_chunk: int,
     separator: int | None = None,
-) -> OnMesh:
-    """Compile `state, metrics = step(state, batch)`; the old state's memory is used for the new one. `optimizer`: of `make_optimizer`.
+) -> MeshFunction:
+    """Compile `state, metrics = step(state, batch)`; the new state reuses the old one's memory.
 
-    With a `separator`, documents of a row (each begins with it) see only themselves and count from position 0; without
-    one, a row is one text. Metrics are f32 scalars: loss (mean over the batch's weight), weight, grad_norm (before clipping), learning_rate,
-    skipped (1 where loss or gradient was not finite, and parameters and optimizer were left as they were).
+    `optimizer` comes from `make_optimizer`. With a `separator`, which begins each document, the
+    documents of a row attend only to themselves and count from position 0; without one, a row is
+    one text.
+
+    Metrics are f32 scalars: loss (mean over the weight of the batch), weight, grad_norm (before
+    clipping), learning_rate, and skipped: 1 where loss or gradient was not finite, so that weights
+    and optimizer stayed the same.
     """
 
     def batch_loss(params, tokens, weights, key):
-        return _masked_loss(model, params, tokens, weights, loss_chunk, separator, dropout=key)
-
-    def gradient(params, batch, key):
-        """Loss sum, weight sum and gradient of the loss sum over all micro-batches."""
-        grad = jax.value_and_grad(batch_loss, has_aux=True)
-
-        def add(carry, piece):
-            index, tokens, weights = piece
-            (total, weight), gradients = grad(
-                params, tokens, weights, jax.random.fold_in(key, index)
-            )
-            return jax.tree.map(jnp.add, carry, (total, weight, gradients)), None
-
-        pieces = (jnp.arange(batch.tokens.shape[0]), *batch)
-        if batch.tokens.shape[0] == 1:  # no second gradient to add: skip the sum and its memory
-            (total, weight), gradients = grad(
-                params, batch.tokens[0], batch.weights[0], jax.random.fold_in(key, 0)
-            )
-            return total, weight, gradients
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(()), zeros), pieces)[0]
+        return _loss_sums(model, params, tokens, weights, loss_chunk, separator, key)
 
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        total, weight, gradients = gradient(state.params, batch, key)
-        # One division at the end makes accumulation exact for any mask; a batch with nothing to learn has loss 0.
+        total, weight, gradients = _sum_gradients(batch_loss, state.params, batch, key)
+        # One division at the end makes accumulation exact for any mask; a batch without weight has
+        # loss 0.
         scale = 1 / jnp.maximum(weight, 1)
-        mean, norm, rate = total * scale, optax.tree.norm(gradients) * scale, schedule(state.step)
+        mean_loss = total * scale
+        norm = optax.tree.norm(gradients) * scale
+        rate = schedule(state.step)
 
+        @jax.named_scope("optimizer")
         def update():
             directions, opt_state = optimizer.update(
                 gradients, state.opt_state, state.params, scale=scale, norm=norm
             )
-            return jax.tree.map(
-                lambda p, d: _move(p, rate * d), state.params, directions
-            ), opt_state
+            params = jax.tree.map(
+                lambda p, d: subtract_if_finite(p, rate * d), state.params, directions
+            )
+            return params, opt_state
 
-        ok = jnp.isfinite(mean) & jnp.isfinite(norm) & jnp.isfinite(rate)
-        params, opt_state = _if(ok, update, (state.params, state.opt_state))
+        is_finite = jnp.isfinite(mean_loss) & jnp.isfinite(norm) & jnp.isfinite(rate)
+        params, opt_state = select_update(is_finite, update, (state.params, state.opt_state))
         metrics = {
-            "loss": mean,
+            "loss": mean_loss,
             "weight": weight,
             "grad_norm": norm,
             "learning_rate": rate,
-            "skipped": 1.0 - ok,
+            "skipped": 1.0 - is_finite,
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    shardings = (_shardings(model, optimizer, mesh), batch_sharding(mesh))
+    state_shardings = _state_shardings(model, optimizer, mesh)
     compiled = jax.jit(
         step,
-        in_shardings=shardings,
-        out_shardings=(shardings[0], replicated(mesh)),
-        donate_argnums=0,
+        in_shardings=(state_shardings, batch_sharding(mesh)),
+        out_shardings=(state_shardings, replicated(mesh)),
+        donate_argnames="state",
     )
-    return OnMesh(mesh, compiled)
+    return MeshFunction(mesh, compiled)
 
 
-def _move(weight, distance):
-    """`weight - distance`; where that leaves f32 (a wild rate can do it) the weight stays, so that what is saved can be loaded."""
-    moved = weight - distance
+@jax.named_scope("gradients")
+def _sum_gradients(batch_loss: Callable, params: dict, batch: Batch, key: Array):
+    """Loss sum, weight sum, and gradient of the loss sum, over all micro-batches."""
+    loss_and_gradients = jax.value_and_grad(batch_loss, has_aux=True)
+
+    def of_micro_batch(index, tokens, weights):
+        micro_key = jax.random.fold_in(key, index)
+        (total, weight), gradients = loss_and_gradients(params, tokens, weights, micro_key)
+        return total, weight, gradients
+
+    # Without a second gradient to add, the sum and its memory are not needed.
+    if batch.tokens.shape[0] == 1:
+        return of_micro_batch(0, batch.tokens[0], batch.weights[0])
+
+    def add(sums, micro_batch):
+        return jax.tree.map(jnp.add, sums, of_micro_batch(*micro_batch)), None
+
+    zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    micro_batches = (jnp.arange(batch.tokens.shape[0]), *batch)
+    return jax.lax.scan(add, zeros, micro_batches)[0]
+
+
+def subtract_if_finite(weight: Float[Array, "*N"], step: Float[Array, "*N"]) -> Float[Array, "*N"]:
+    """`weight - step`, but `weight` where that is not finite: checkpoints must stay loadable."""
+    moved = weight - step
     return jnp.where(jnp.isfinite(moved), moved, weight)
 
 
-def _if(ok, new: Callable[[], Any], old):
-    """What `new` returns where `ok`, else `old`."""
-    if (
-        jax.default_backend() == "cpu"
-    ):  # XLA then updates in place; on a GPU a conditional waits until the host has seen `ok`
-        return jax.lax.cond(ok, new, lambda: old)
-    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new(), old)
+def select_update(is_finite: Bool[Array, ""], update: Callable[[], Any], old):
+    """`update()` if `is_finite`, else `old`."""
+    # On a CPU XLA then updates in place. On a GPU a conditional would wait for the host to read
+    # `is_finite`.
+    if jax.default_backend() == "cpu":
+        return jax.lax.cond(is_finite, update, lambda: old)
+    return jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), update(), old)
 
 
 def make_eval_step(
     model: nn.Module, mesh: jax.sharding.Mesh, *, loss_chunk: int, separator: int | None = None
-) -> OnMesh:
+) -> MeshFunction:
     """Compile `loss sum, weight sum = eval_step(params, batch)`, without dropout."""
 
     def step(params, batch: Batch):
-        def add(carry, piece):
-            tokens, weights = piece
-            return jax.tree.map(
-                jnp.add, carry, _masked_loss(model, params, tokens, weights, loss_chunk, separator)
-            ), None
+        def add(sums, micro_batch):
+            tokens, weights = micro_batch
+            new = _loss_sums(model, params, tokens, weights, loss_chunk, separator)
+            return jax.tree.map(jnp.add, sums, new), None
 
-        return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), tuple(batch))[0]
+        zeros = (jnp.zeros(()), jnp.zeros(()))
+        return jax.lax.scan(add, zeros, tuple(batch))[0]
 
-    return OnMesh(mesh, jax.jit(step, out_shardings=replicated(mesh)))
+    return MeshFunction(mesh, jax.jit(step, out_shardings=replicated(mesh)))
 
 
-def document_layout(tokens: jax.Array, separator: int) -> tuple[jax.Array, jax.Array]:
-    """Positions and segments [B, T] of rows [B, T]: both start anew at every `separator`."""
+def document_layout(
+    tokens: Int[Array, "B T"], separator: int
+) -> tuple[Int[Array, "B T"], Int[Array, "B T"]]:
+    """Positions and segments of `tokens`: each `separator` begins a new segment, at position 0."""
     starts = tokens == separator
-    index = jnp.arange(tokens.shape[1])
-    last_start = jax.lax.cummax(jnp.where(starts, index[None], 0), axis=1)
-    return index[None] - last_start, jnp.cumsum(starts, axis=1)
+    index = jnp.arange(tokens.shape[1])[None]
+    last_start = jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+    return index - last_start, jnp.cumsum(starts, axis=1)
 
 
-def _masked_loss(model, params, tokens, weights, loss_chunk, separator, dropout=None):
-    inputs, targets = tokens[:, :-1].astype(jnp.int32), tokens[:, 1:].astype(jnp.int32)
+def _loss_sums(
+    model,
+    params: dict,
+    tokens: UInt16[Array, "B N"],
+    weights: UInt8[Array, "B T"],
+    loss_chunk: int,
+    separator: int | None,
+    dropout_key: Array | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum of the weighted losses of a micro-batch (N = T + 1), and sum of its weights."""
+    tokens = tokens.astype(jnp.int32)
+    inputs = tokens[:, :-1]
+    targets = tokens[:, 1:]
     positions, segments = (None, None) if separator is None else document_layout(inputs, separator)
-    use_dropout = dropout is not None and model.config.dropout > 0
-    rngs = {"dropout": dropout} if use_dropout else None
+    use_dropout = dropout_key is not None and model.config.dropout > 0
     hidden, _ = model.apply(
-        {"params": params}, inputs, positions, segments, deterministic=not use_dropout, rngs=rngs
+        {"params": params},
+        inputs,
+        positions,
+        segments,
+        deterministic=not use_dropout,
+        rngs={"dropout": dropout_key} if use_dropout else None,
     )
     return loss.cross_entropy(
         hidden,

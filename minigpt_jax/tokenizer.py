@@ -1,6 +1,6 @@
-"""The GPT-2 byte-pair encoding without a network: tiktoken over the ranks that ship with the package.
+"""The GPT-2 byte-pair encoding, offline: tiktoken with the ranks that ship with the package.
 
-Text becomes ids 0..50255 and nothing else. The ids above are structure, and only code can write them:
+Text is encoded to ids 0..50255 only. The ids above them are special tokens, which no text produces:
 50256 separates documents, 50257..50260 mark the turns of a conversation (see chat.py).
 """
 
@@ -16,7 +16,11 @@ import tiktoken
 
 from minigpt_jax.errors import InputError
 
-END_OF_TEXT, USER, ASSISTANT, SYSTEM, END = 50256, 50257, 50258, 50259, 50260
+END_OF_TEXT = 50256
+USER = 50257
+ASSISTANT = 50258
+SYSTEM = 50259
+END = 50260
 SPECIAL_TOKENS = {
     "<|endoftext|>": END_OF_TEXT,
     "<|user|>": USER,
@@ -24,60 +28,79 @@ SPECIAL_TOKENS = {
     "<|system|>": SYSTEM,
     "<|end|>": END,
 }
-TEXT_VOCAB = 50257  # pretraining and imported GPT-2 weights: text and the document separator
-CHAT_VOCAB = 50261  # finetuning: the role markers too
+# The model ends its text with one of these.
+STOP_TOKENS = (END, END_OF_TEXT)
+# Vocabulary of pretraining and of imported GPT-2 weights: text and the document separator.
+TEXT_VOCAB = 50257
+# Vocabulary of finetuning: the role markers too.
+CHAT_VOCAB = 50261
 
-RANKS = Path(
-    str(files("minigpt_jax") / "assets" / "gpt2.tiktoken")
-)  # "bytes in base64, rank" a line
+# Each line: the bytes of a token in base64, and its rank.
+RANKS = Path(str(files("minigpt_jax") / "assets" / "gpt2.tiktoken"))
 _RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-# How GPT-2 cuts text before merging bytes: contractions, words, numbers, punctuation, blanks.
+# GPT-2 splits text into these pieces before it merges bytes: contractions, words, numbers,
+# punctuation, whitespace.
 _PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
+def has_chat_tokens(vocab_size: int) -> bool:
+    """Whether a model of `vocab_size` has the role markers, as every finetuned model does."""
+    return vocab_size >= CHAT_VOCAB
+
+
 class Tokenizer:
-    """Encode and decode. `hash` (hex) names vocabulary and reserved ids, so that files made for another are refused."""
+    """Encode and decode.
+
+    `hash` (hex) identifies the vocabulary and the special tokens: files made with another tokenizer
+    are refused.
+    """
 
     def __init__(self, encoding: tiktoken.Encoding, hash: str):
         self._encoding = encoding
         self.hash = hash
 
     def encode(self, text: str) -> list[int]:
-        """Ids 0..50255 of `text`. Marker strings in it stay plain text; lone surrogates become U+FFFD."""
+        """Ids 0..50255 of `text`.
+
+        The names of special tokens in it are plain text. Lone surrogates become U+FFFD.
+        """
         return self._encoding.encode_ordinary(text)
 
     def encode_document(self, text: str) -> list[int]:
-        """Ids of a document: `<|endoftext|>`, with which every document begins, then `text`."""
+        """Ids of a document: `<|endoftext|>`, with which every document begins, and then `text`."""
         return [END_OF_TEXT, *self.encode(text)]
 
     def encode_array(self, text: str) -> np.ndarray:
-        """[n] uint16, the same ids without the detour over a list of Python integers, for bulk work."""
+        """The ids of `encode` as [n] uint16, without a list of Python integers: for much text."""
         try:
             return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
         except UnicodeEncodeError:
             return np.array(self.encode(text), np.uint16)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; bytes that are no UTF-8 become U+FFFD, structure ids their names, e.g. `<|end|>`."""
+        """Text of `ids`. Bytes that are not UTF-8 become U+FFFD, special tokens their names."""
         return self._encoding.decode(list(ids))
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The exact bytes of `ids`: joined pieces of a stream decode as a whole even when one token splits a letter."""
+        """The exact bytes of `ids`, also where a token ends inside a character."""
         return self._encoding.decode_bytes(list(ids))
 
     def byte_sequences(self) -> list[bytes]:
-        """The bytes of ids 0..50255, which are also the order in which byte-pair encoding joins them."""
+        """The bytes of ids 0..50255. Byte-pair encoding merges them in the order of their ids."""
         return [self._encoding.decode_single_token_bytes(i) for i in range(END_OF_TEXT)]
 
     def byte_lengths(self) -> np.ndarray:
-        """[V] int32: bytes of text behind every id, 0 for structure; the denominator of bits per byte."""
+        """[V] int32: bytes of text of each id, 0 for special tokens. Divides in bits per byte."""
         lengths = [len(piece) for piece in self.byte_sequences()]
         return np.array(lengths + [0] * len(SPECIAL_TOKENS), np.int32)
 
 
 @cache
 def load_tokenizer() -> Tokenizer:
-    """The one tokenizer of this project, checked against its published SHA-256. Raises InputError when damaged."""
+    """The tokenizer of all models of this project.
+
+    Raises InputError if the vocabulary file does not have its published SHA-256.
+    """
     content = RANKS.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != _RANKS_SHA256:

@@ -1,4 +1,4 @@
-"""Four simulated devices (compiled fast rather than well) and strict modes for the whole suite, and a tiny corpus that most tests share."""
+"""Four simulated devices, strict modes, and the runs and texts that many tests share."""
 
 import atexit
 import os
@@ -10,9 +10,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
-if (
-    "JAX_COMPILATION_CACHE_DIR" not in os.environ
-):  # all workers, and the commands that they start, compile each program once
+# All test processes, and the commands that they start, compile each program once.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
@@ -24,17 +23,93 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Modules whose signatures (types and shapes) are checked at every call, in the tests only.
-CHECKED: list[str] = []
+CHECKED = [
+    "minigpt_jax.attention",
+    "minigpt_jax.data",
+    "minigpt_jax.decoding",
+    "minigpt_jax.generate",
+    "minigpt_jax.loss",
+    "minigpt_jax.model",
+    "minigpt_jax.sampling",
+    "minigpt_jax.step",
+]
 install_import_hook(CHECKED, "beartype.beartype")
 
-from tests.harness import write_corpus
+from tests.harness import made_once, train, write_chat, write_corpus, write_questions  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A shell makes what it starts in the background ignore Ctrl-C, and so would all that the tests start.
+# A shell makes its background jobs ignore Ctrl-C; the commands that the tests start would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+QUESTIONS_FILE = "validation.jsonl"
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
-    """A folder of token shards, read-only for the tests."""
-    return write_corpus(tmp_path_factory.mktemp("data") / "corpus")
+def shared(tmp_path_factory) -> Path:
+    """A folder of all test processes of this session; its content is read-only for the tests."""
+    base = tmp_path_factory.getbasetemp()
+    # pytest-xdist gives every process a folder of its own inside the session's.
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+
+@pytest.fixture(scope="session")
+def corpus(shared) -> Path:
+    """A folder of token shards."""
+    return made_once(shared / "corpus", lambda folder: write_corpus(folder / "tokens")) / "tokens"
+
+
+@pytest.fixture(scope="session")
+def conversations(shared) -> Path:
+    """A folder of packed conversations."""
+    return made_once(shared / "conversations", write_chat) / "chat"
+
+
+@pytest.fixture(scope="session")
+def questions(shared) -> Path:
+    """A file in HellaSwag's form with short random texts, which fit the tiny model's context."""
+    folder = made_once(
+        shared / "hellaswag", lambda folder: write_questions(folder / QUESTIONS_FILE)
+    )
+    return folder / QUESTIONS_FILE
+
+
+@pytest.fixture(scope="session")
+def trained_run(shared, corpus, questions) -> Path:
+    """The run of TINY, trained by the real command; `trained.txt` beside it holds its output.
+
+    Evaluations after 0, 4, 8 and 12 steps, HellaSwag after 0, 8 and 12, checkpoints 9 and 12.
+    """
+
+    def make(folder: Path) -> None:
+        output = train(
+            folder,
+            name="trained",
+            data__folder=corpus,
+            eval__every=4,
+            eval__samples=1,
+            eval__hellaswag=questions,
+            eval__hellaswag_every=8,
+            eval__hellaswag_rows=20,
+        )
+        (folder / "trained.txt").write_text(output)
+
+    return made_once(shared / "trained", make) / "trained"
+
+
+@pytest.fixture(scope="session")
+def finetuned_run(shared, trained_run, conversations) -> Path:
+    """`trained_run` finetuned on conversations; `finetuned.txt` beside it holds the output."""
+
+    def make(folder: Path) -> None:
+        output = train(
+            folder,
+            config="configs/quickstart_finetune.py",
+            name="finetuned",
+            init_from=trained_run,
+            data__folder=conversations,
+            schedule__peak=1e-2,
+            save__every=12,
+        )
+        (folder / "finetuned.txt").write_text(output)
+
+    return made_once(shared / "finetuned", make) / "finetuned"

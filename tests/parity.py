@@ -1,8 +1,9 @@
-"""Is this GPT-2? Every number of a package's model, loss and training step beside those of transformers and PyTorch.
+"""Is this GPT-2? Compares a package's model, loss and training step with transformers and PyTorch.
 
     python -m tests.parity
 
-Prints each difference beside what is allowed. The package is an argument, so that test_parity.py can give wrong ones.
+Prints each difference and the largest allowed one. The package is an argument, so that
+test_parity.py can pass wrong ones.
 """
 
 import inspect
@@ -20,7 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Golden = Mapping[str, np.ndarray]  # what tests/golden/make.py describes
+# The arrays that tests/golden/make.py describes.
+Golden = Mapping[str, np.ndarray]
+MODULES = ("attention", "model", "loss", "optim", "step", "sharding")
+# The golden rows of 12 tokens take three blocks of attention, as long rows take more than one.
+BLOCK = 5
+LOSS_CHUNK = 5
 
 
 class Difference(NamedTuple):
@@ -31,87 +37,86 @@ class Difference(NamedTuple):
     allowed: float
 
     @property
-    def wrong(self) -> bool:
+    def is_wrong(self) -> bool:
         """NaN is wrong too."""
         return not self.found <= self.allowed
 
 
 def load_golden() -> dict[str, np.ndarray]:
-    """The file that stands beside its maker."""
+    """The arrays in tests/golden/gpt2.npz."""
     with np.load(Path(__file__).parent / "golden" / "gpt2.npz") as file:
         return dict(file)
 
 
-def problems(package: str = "minigpt_jax", **what) -> Iterator[str]:
-    """A line for each difference that is too large, as it is found: who wants only the first spares the rest."""
-    return (
-        f"{d.what}: differs by {d.found:.2e}, allowed {d.allowed:.0e}"
-        for d in differences(package, **what)
-        if d.wrong
-    )
+def problems(package: str = "minigpt_jax", **kwargs) -> Iterator[str]:
+    """A line for each difference that is too large.
+
+    A generator: the next check is computed only when the next line is needed.
+    """
+    for d in differences(package, **kwargs):
+        if d.is_wrong:
+            yield f"{d.what}: differs by {d.found:.2e}, allowed {d.allowed:.0e}"
 
 
 def differences(
     package: str = "minigpt_jax",
     *,
     golden: Golden | None = None,
-    checks: Sequence[str] | None = None,
+    checks: Sequence[str] = (),
 ) -> Iterator[Difference]:
-    """What is compared, in the order of CHECKS: all of them and with the golden file, unless told otherwise."""
+    """The differences between `package` and `golden` (default: the golden file).
+
+    `checks`: names in CHECKS, by default all.
+    """
     golden = load_golden() if golden is None else golden
-    modules = SimpleNamespace(
-        **{
-            name: import_module(f"{package}.{name}")
-            for name in ("attention", "model", "loss", "optim", "step", "sharding")
-        }
-    )
-    for name in CHECKS if checks is None else checks:
-        # Blocks of 5 queries: the golden rows of 16 must cross the borders that long rows cross.
-        with jax.enable_x64(True), patch.object(modules.attention, "MIN_BLOCK", 5):
-            found = list(
-                CHECKS[name](modules, golden)
-            )  # before the mode is left: a generator would take it to its caller
+    modules = SimpleNamespace(**{name: import_module(f"{package}.{name}") for name in MODULES})
+    for name in checks or CHECKS:
+        with jax.enable_x64(True), patch.object(modules.attention, "MIN_BLOCK", BLOCK):
+            # As a list, because a generator would leave float64 enabled while its caller runs.
+            found = list(CHECKS[name](modules, golden))
         yield from found
 
 
-def outputs(modules, golden: Golden) -> Iterator[Difference]:
+def outputs(modules, golden: Golden, *, attention: str) -> Iterator[Difference]:
     """Logits and masked loss of the first batch, without a gradient."""
-    tokens, vocab = golden["tokens"][0].astype(np.int32), int(golden["vocab"])
+    tokens = golden["tokens"][0].astype(np.int32)
+    vocab = int(golden["vocab"])
 
-    def compute(params, attention):
-        hidden = build(modules, golden, attention).apply({"params": params}, tokens[:, :-1])[0]
-        return mean_loss(modules, golden, attention, params), modules.loss.logits(
-            hidden, params["wte"], vocab
-        )
+    @jax.jit
+    def compute(params):
+        gpt = build(modules, golden, attention)
+        hidden = gpt.apply({"params": params}, tokens[:, :-1])[0]
+        logits = modules.loss.logits(hidden, params["wte"], vocab)
+        return mean_loss(modules, golden, params, hidden), logits
 
-    for attention in ("xla", "auto"):
-        value, logits = jax.jit(partial(compute, attention=attention))(model_params(golden))
-        yield Difference(
-            f"logits, attention {attention}", farthest(logits[..., :vocab], golden["logits"]), 1e-12
-        )
-        yield Difference(
-            "logits beyond the vocabulary", float(not np.isneginf(logits[..., vocab:]).all()), 0
-        )
-        yield Difference(f"loss, attention {attention}", farthest(value, golden["loss"]), 1e-12)
+    loss, logits = compute(model_params(golden))
+    yield Difference("logits", farthest(logits[..., :vocab], golden["logits"]), 1e-12)
+    padding_is_masked = np.isneginf(logits[..., vocab:]).all()
+    yield Difference("logits of padded rows", float(not padding_is_masked), 0)
+    yield Difference("loss", farthest(loss, golden["loss"]), 1e-12)
 
 
-def gradients(modules, golden: Golden) -> Iterator[Difference]:
+def gradients(modules, golden: Golden, *, attention: str) -> Iterator[Difference]:
     """Loss and all gradients of the first batch, each relative to its largest number."""
-    for attention in ("xla", "auto"):
-        value, found = jax.jit(jax.value_and_grad(partial(mean_loss, modules, golden, attention)))(
-            model_params(golden)
-        )
-        yield Difference("loss beside its gradient", farthest(value, golden["loss"]), 1e-12)
-        for name, ours, theirs in pairs(found, golden, "gradient"):
-            yield Difference(
-                f"gradient of {name}, attention {attention}",
-                farthest(ours, theirs) / float(np.abs(theirs).max()),
-                1e-11,
-            )
+    tokens = golden["tokens"][0].astype(np.int32)
+
+    def loss(params):
+        gpt = build(modules, golden, attention)
+        hidden = gpt.apply({"params": params}, tokens[:, :-1])[0]
+        return mean_loss(modules, golden, params, hidden)
+
+    value, found = jax.jit(jax.value_and_grad(loss))(model_params(golden))
+    yield Difference("loss with its gradient", farthest(value, golden["loss"]), 1e-12)
+    for name, ours, theirs in pairs(found, golden, "gradient"):
+        relative = farthest(ours, theirs) / float(np.abs(theirs).max())
+        yield Difference(f"gradient of {name}", relative, 1e-11)
 
 
-def training(modules, golden: Golden, *, accum: int) -> Iterator[Difference]:
-    """Every step of training, each batch cut into `accum` parts, with the optimizer's defaults."""
+def training(modules, golden: Golden, *, accumulation: int) -> Iterator[Difference]:
+    """Every step of training with the optimizer's defaults.
+
+    Each batch is cut into `accumulation` micro-batches.
+    """
     steps, rows = golden["tokens"].shape[:2]
     mesh = jax.make_mesh(
         (1, 1, 1),
@@ -119,134 +124,124 @@ def training(modules, golden: Golden, *, accum: int) -> Iterator[Difference]:
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
         devices=jax.devices()[:1],
     )
-    model, optimizer, params = (
-        build(modules, golden),
-        modules.optim.make_optimizer(),
-        model_params(golden),
+    model = build(modules, golden, "auto")
+    optimizer = modules.optim.make_optimizer()
+    # The golden rates in float64: our schedule, in f32, has a check of its own.
+    rates = jnp.asarray(golden["rates"])
+    step = modules.step.make_train_step(
+        model, optimizer, rates.__getitem__, mesh, seed=0, loss_chunk=LOSS_CHUNK
     )
-    rates = jnp.asarray(
-        golden["rates"]
-    ).__getitem__  # in float64; ours, in f32, are a check of their own
-    step = modules.step.make_train_step(model, optimizer, rates, mesh, seed=0, loss_chunk=5)
+    params = model_params(golden)
     state = modules.step.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    # Where a run has it from the start: elsewhere, the first step would be another program than the second.
-    state = jax.device_put(
-        state,
-        jax.tree.map(lambda a: a.sharding, modules.step.abstract_state(model, optimizer, mesh)),
-    )
-    curves = []
+    # Placed as in a run: elsewhere, the first step would be compiled apart from the second.
+    abstract = modules.step.abstract_state(model, optimizer, mesh)
+    state = jax.device_put(state, jax.tree.map(lambda a: a.sharding, abstract))
+    losses = []
+    norms = []
     for tokens, mask in zip(golden["tokens"], golden["mask"], strict=True):
-        batch = modules.step.Batch(*(a.reshape(accum, rows // accum, -1) for a in (tokens, mask)))
+        micro_batches = (accumulation, rows // accumulation, -1)
+        batch = modules.step.Batch(tokens.reshape(micro_batches), mask.reshape(micro_batches))
         state, metrics = step(state, batch)
-        curves.append([float(metrics[name]) for name in ("loss", "grad_norm")])
-    how = f"in {steps} steps, accumulation {accum}"
-    for name, found in zip(("losses", "norms"), np.array(curves).T, strict=True):
-        yield Difference(f"{name} {how}", farthest(found, golden[name]), 1e-11)
+        losses.append(float(metrics["loss"]))
+        norms.append(float(metrics["grad_norm"]))
+    how = f"in {steps} steps, accumulation {accumulation}"
+    yield Difference(f"losses {how}", farthest(losses, golden["losses"]), 1e-11)
+    yield Difference(f"norms {how}", farthest(norms, golden["norms"]), 1e-11)
     for name, ours, theirs in pairs(state.params, golden, "after"):
-        # The bias of the keys has no gradient but rounding (softmax does not see it), which Adam divides by 1e-8.
+        # The bias of the keys has no gradient but rounding (softmax cancels it), which Adam divides
+        # by 1e-8.
         yield Difference(f"{name} {how}", farthest(ours, theirs), 1e-10)
 
 
 def schedule(modules, golden: Golden) -> Iterator[Difference]:
     """The learning rate of every step, relative to the highest; ours is computed in f32."""
-    steps, how = (
-        len(golden["rates"]),
-        {name: golden[name].item() for name in ("peak", "warmup", "floor")},
-    )
-    rates = jax.jit(partial(modules.optim.learning_rate, horizon=steps, **how))(jnp.arange(steps))
-    yield Difference(
-        "cosine schedule", farthest(rates, golden["rates"]) / float(golden["peak"]), 1e-6
-    )
+    steps = len(golden["rates"])
+    settings = {name: golden[name].item() for name in ("peak", "warmup", "floor")}
+    rate = partial(modules.optim.learning_rate, horizon=steps, **settings)
+    difference = farthest(jax.jit(rate)(jnp.arange(steps)), golden["rates"])
+    yield Difference("cosine schedule", difference / settings["peak"], 1e-6)
 
 
 def start(modules, _golden: Golden) -> Iterator[Difference]:
-    """What a run begins with: the size of the default model, the spread of fresh weights, the optimizer's defaults."""
-    shapes = fresh(modules, modules.model.GPTConfig(), jax.eval_shape)
-    live = sum(math.prod(a.shape) for a in jax.tree.leaves(shapes)) - (50304 - 50257) * 768
-    yield Difference("parameters of GPT-2 124M", abs(live - 124_439_808), 0)
+    """What a run begins with: model size, fresh weights, defaults of the optimizer."""
+    shapes = jax.eval_shape(partial(fresh, modules, modules.model.GPTConfig()))
+    padding = (50304 - 50257) * 768
+    count = sum(math.prod(a.shape) for a in jax.tree.leaves(shapes)) - padding
+    yield Difference("parameters of GPT-2 124M", abs(count - 124_439_808), 0)
     layers = 4
     config = modules.model.GPTConfig(vocab_size=1000, context=128, layers=layers, heads=4, embed=64)
     residual = 0.02 / math.sqrt(2 * layers)
     stds = {"layers/attention/out/kernel": residual, "layers/mlp/down/kernel": residual}
-    for path, array in jax.tree_util.tree_leaves_with_path(
-        jax.tree.map(np.asarray, fresh(modules, config, lambda f: jax.jit(f)()))
-    ):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for name, array in named_arrays(jax.jit(partial(fresh, modules, config))()):
         if name.endswith(("bias", "scale")):
-            yield Difference(
-                f"fresh {name}", farthest(array, np.full_like(array, name.endswith("scale"))), 0
-            )
+            expected = np.full_like(array, name.endswith("scale"))
+            yield Difference(f"fresh {name}", farthest(array, expected), 0)
         else:
-            yield Difference(
-                f"spread of fresh {name}", abs(float(array.std()) / stds.get(name, 0.02) - 1), 0.03
-            )
-    defaults = inspect.signature(modules.optim.make_optimizer).parameters
-    for name, value in {
-        "b1": 0.9,
-        "b2": 0.95,
-        "eps": 1e-8,
-        "weight_decay": 0.1,
-        "clip": 1.0,
-    }.items():
-        yield Difference(f"default {name} of the optimizer", abs(defaults[name].default - value), 0)
+            relative = abs(float(array.std()) / stds.get(name, 0.02) - 1)
+            yield Difference(f"standard deviation of fresh {name}", relative, 0.03)
+    parameters = inspect.signature(modules.optim.make_optimizer).parameters
+    defaults = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
+    for name, value in defaults.items():
+        difference = abs(parameters[name].default - value)
+        yield Difference(f"default {name} of the optimizer", difference, 0)
 
 
-def fresh(modules, config, evaluate):
-    """Fresh weights of a model, or only their shapes, as `evaluate` has it."""
-    return nn.unbox(
-        evaluate(
-            lambda: modules.model.GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))[
-                "params"
-            ]
-        )
-    )
+def fresh(modules, config) -> dict:
+    """Initial weights."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return nn.unbox(modules.model.GPT(config).init(jax.random.key(0), tokens)["params"])
 
 
-def build(modules, golden: Golden, attention: str = "auto"):
-    """The package's model of the golden shape, in float64; `attention` as runs have it, here cpu.py's, unless told otherwise."""
+def build(modules, golden: Golden, attention: str):
+    """The package's model in the golden shape, in float64."""
     shape = {name: int(golden[name]) for name in ("context", "layers", "heads", "embed")}
-    return modules.model.GPT(
-        modules.model.GPTConfig(vocab_size=int(golden["vocab"]), **shape),
-        dtype="float64",
-        attention=attention,
-    )
+    config = modules.model.GPTConfig(vocab_size=int(golden["vocab"]), **shape)
+    return modules.model.GPT(config, dtype="float64", attention=attention)
 
 
-def mean_loss(modules, golden: Golden, attention: str, params: dict) -> jax.Array:
+def mean_loss(modules, golden: Golden, params: dict, hidden: jax.Array) -> jax.Array:
     """Masked mean loss of the first batch."""
-    tokens, mask = golden["tokens"][0].astype(np.int32), golden["mask"][0].astype(np.float64)
-    hidden = build(modules, golden, attention).apply({"params": params}, tokens[:, :-1])[0]
     total, weight = modules.loss.cross_entropy(
-        hidden, params["wte"], tokens[:, 1:], mask, vocab_size=int(golden["vocab"]), chunk=5
+        hidden,
+        params["wte"],
+        golden["tokens"][0, :, 1:].astype(np.int32),
+        golden["mask"][0].astype(np.float64),
+        vocab_size=int(golden["vocab"]),
+        chunk=LOSS_CHUNK,
     )
     return total / weight
 
 
 def model_params(golden: Golden) -> dict:
-    """The golden weights as our parameters; the rows that pad the embedding are far from zero, so that they show where they count."""
+    """The golden weights as our parameters.
+
+    Padded rows are far from zero, so that a result that uses them is wrong.
+    """
     params = jax.tree.map(jnp.array, from_transformers(golden, "before"))
-    return params | {
-        "wte": jnp.pad(params["wte"], ((0, -len(params["wte"]) % 128), (0, 0)), constant_values=3.0)
-    }
+    padding = ((0, -len(params["wte"]) % 128), (0, 0))
+    return params | {"wte": jnp.pad(params["wte"], padding, constant_values=3.0)}
+
+
+def named_arrays(tree: dict) -> Iterator[tuple[str, np.ndarray]]:
+    """Each array of `tree` with its path."""
+    for path, array in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(array)
 
 
 def pairs(tree: dict, golden: Golden, kind: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, ours, theirs of each array, those of the layers one by one."""
-    live = jax.tree.map(np.asarray, tree)
-    live["wte"] = live["wte"][: golden["vocab"]]
-    expected = from_transformers(golden, kind)
-    for (path, ours), theirs in zip(
-        jax.tree_util.tree_leaves_with_path(live), jax.tree.leaves(expected), strict=True
-    ):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    """Name, ours and theirs of each array; the layers of a stack one by one."""
+    tree = tree | {"wte": tree["wte"][: golden["vocab"]]}
+    expected = jax.tree.leaves(from_transformers(golden, kind))
+    for (name, ours), theirs in zip(named_arrays(tree), expected, strict=True):
         if name.startswith("layers/"):
-            yield from ((f"{name}[{i}]", ours[i], theirs[i]) for i in range(len(theirs)))
+            for i in range(len(theirs)):
+                yield f"{name}[{i}]", ours[i], theirs[i]
         else:
             yield name, ours, theirs
 
 
 def from_transformers(golden: Golden, kind: str) -> dict:
-    """The arrays "KIND/NAME", named and laid out as in transformers, as the tree of our parameters."""
+    """The arrays "KIND/NAME", which are in the form of transformers, as our parameters."""
     heads, embed = int(golden["heads"]), int(golden["embed"])
     each = embed // heads
 
@@ -281,23 +276,25 @@ def from_transformers(golden: Golden, kind: str) -> dict:
 
 
 def farthest(found, expected: np.ndarray) -> float:
-    """Largest absolute difference of two arrays of one shape; NaN where there is one."""
+    """Largest absolute difference of two arrays of the same shape; NaN if one of them has a NaN."""
     assert np.shape(found) == expected.shape, f"{np.shape(found)} beside {expected.shape}"
     return float(np.abs(np.asarray(found) - expected).max())
 
 
 CHECKS: dict[str, Callable[..., Iterator[Difference]]] = {
-    "outputs": outputs,
-    "gradients": gradients,
-    "training": partial(training, accum=1),
-    "accumulation": partial(training, accum=4),
+    "outputs": partial(outputs, attention="xla"),
+    "outputs on a CPU": partial(outputs, attention="auto"),
+    "gradients": partial(gradients, attention="xla"),
+    "gradients on a CPU": partial(gradients, attention="auto"),
+    "training": partial(training, accumulation=1),
+    "accumulation": partial(training, accumulation=4),
     "schedule": schedule,
     "start": start,
 }
 
 
 if __name__ == "__main__":
-    for difference in differences():
-        print(
-            f"{difference.what:<60} {difference.found:.1e} of {difference.allowed:.0e} {'WRONG' * difference.wrong}"
-        )
+    for check in CHECKS:
+        for d in differences(checks=[check]):
+            verdict = "WRONG" if d.is_wrong else ""
+            print(f"{check + ': ' + d.what:<75} {d.found:.1e} of {d.allowed:.0e} {verdict}")

@@ -1,5 +1,10 @@
-"""A checkpoint must give back every bit, must notice every bit that changed, and must never leave a run with nothing."""
+"""A checkpoint restores every bit, notices every changed bit, and falls back if damaged."""
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,17 +14,21 @@ import numpy as np
 import pytest
 
 from minigpt_jax import load_run
-from minigpt_jax.checkpoint import Checkpoints, describe, load_params, read_meta
+from minigpt_jax.checkpoint import Checkpoints, load_params
+from minigpt_jax.checkpoint_meta import read_meta, with_checksum
 from minigpt_jax.errors import InputError, RunError
+from minigpt_jax.fingerprints import array_fingerprints
 from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.optim import make_optimizer
+from minigpt_jax.resume import recorded_config
 from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.sharding import make_mesh
 from minigpt_jax.step import TrainState, abstract_state, init_state
 
+ROOT = Path(__file__).parents[1]
 CONFIG = GPTConfig(vocab_size=250, context=16, layers=2, heads=4, embed=32)
 OPTIMIZER = make_optimizer()
-META = {"model": asdict(CONFIG), "config": {}, "data": "none", "validation_loss": None}
+META = {"model": asdict(CONFIG), "config": {"seed": 0}, "data": "none", "validation_loss": None}
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +46,35 @@ def state(mesh) -> TrainState:
     )
 
 
-def saved(run: Path, state: TrainState, steps, keep: int = 10, losses=None) -> Path:
+def at_step(state: TrainState, step: int) -> TrainState:
+    """`state` as it might be after `step` steps."""
+    params = state.params | {"wpe": state.params["wpe"] + step}
+    return state.replace(step=jnp.asarray(step, jnp.int32), params=params)
+
+
+def save(
+    run: Path,
+    state: TrainState,
+    steps: Sequence[int],
+    *,
+    keep: int = 10,
+    losses: Sequence[float | None] | None = None,
+) -> Path:
+    """The run, with a checkpoint of every step of `steps`."""
     checkpoints = Checkpoints(run, keep=keep)
-    for i, step in enumerate(steps):
-        moved = state.replace(
-            step=jnp.asarray(step, jnp.int32),
-            params=state.params | {"wpe": state.params["wpe"] + step},
-        )
-        checkpoints.save(moved, step, META | {"validation_loss": losses[i] if losses else None})
+    for step, loss in zip(steps, losses or [None] * len(steps), strict=True):
+        checkpoints.save(at_step(state, step), step, META | {"validation_loss": loss})
     checkpoints.close()
     return run
 
 
-def restored(run: Path, mesh, config: GPTConfig = CONFIG):
+def restore(run: Path, mesh, config: GPTConfig = CONFIG) -> tuple[TrainState, dict]:
     checkpoints = Checkpoints(run, keep=10)
-    result = checkpoints.restore(
-        abstract_state(GPT(config), OPTIMIZER, mesh), config, lambda meta: None
-    )
+    abstract = abstract_state(GPT(config), OPTIMIZER, mesh)
+    restored = checkpoints.restore(abstract, config, lambda meta: None)
     checkpoints.close()
-    return result
+    assert restored
+    return restored
 
 
 def equal(a, b) -> bool:
@@ -72,126 +91,207 @@ def largest_file(folder: Path) -> Path:
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-def test_every_bit_comes_back_on_this_mesh_and_on_any_other(tmp_path, state, mesh):
-    run = saved(tmp_path / "run", state, [3])
+def meta_file(run: Path, step: int) -> Path:
+    return run / "checkpoints" / str(step) / "meta" / "metadata"
+
+
+def test_every_bit_is_restored_on_any_mesh(tmp_path, state, mesh):
+    run = save(tmp_path / "run", state, [3])
     for other in (mesh, make_mesh(1, 1, 4), make_mesh(4, 1, 1)):
-        found, meta = restored(run, other)
+        found, meta = restore(run, other)
         assert meta["step"] == found.step == 3
-        assert equal(found.opt_state, state.opt_state) and equal(
-            found.params, state.params | {"wpe": state.params["wpe"] + 3}
-        )
+        assert equal(found.opt_state, state.opt_state)
+        assert equal(found.params, at_step(state, 3).params)
         assert found.params["wte"].sharding.mesh.shape == other.shape
 
 
-def test_the_checksum_sees_any_flipped_bit_and_no_sharding():
+def test_the_checksum_changes_with_any_bit_and_not_with_the_sharding():
     draw = np.random.default_rng(1)
     array = draw.normal(size=(24, 8)).astype(np.float32)
-    reference = describe({"a": jnp.asarray(array)})
+    reference = array_fingerprints({"a": jnp.asarray(array)})
     for axes in ((4, 1, 1), (1, 4, 1), (2, 2, 1)):
-        spread = jax.device_put(array, jax.NamedSharding(make_mesh(*axes), jax.P(("data", "fsdp"))))
-        assert describe({"a": spread}) == reference
+        sharding = jax.NamedSharding(make_mesh(*axes), jax.P(("data", "fsdp")))
+        assert array_fingerprints({"a": jax.device_put(array, sharding)}) == reference
     for bit in draw.integers(0, array.nbytes * 8, 300):
         damaged = bytearray(array.tobytes())
         damaged[bit // 8] ^= 1 << bit % 8
         changed = np.frombuffer(bytes(damaged), np.float32).reshape(array.shape)
-        assert describe({"a": jnp.asarray(changed)}) != reference
+        assert array_fingerprints({"a": jnp.asarray(changed)}) != reference
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
-def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, state, mesh, damage, capfd):
-    run = saved(tmp_path / "run", state, [1, 2])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tmp_path, state, mesh, damage, capfd
+):
+    run = save(tmp_path / "run", state, [1, 2])
     victim = largest_file(run / "checkpoints" / "2" / "params")
+    size = victim.stat().st_size
     if damage == "flip":
-        flip(victim, victim.stat().st_size * 4)
+        flip(victim, size * 4)
     elif damage == "truncate":
-        victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+        victim.write_bytes(victim.read_bytes()[: size // 2])
     else:
         victim.unlink()
-    found, meta = restored(run, mesh)
-    assert meta["step"] == found.step == 1
-    assert "checkpoint 2 is damaged" in capfd.readouterr().err
     assert load_params(run)[2]["step"] == 1
+    found, meta = restore(run, mesh)
+    assert meta["step"] == found.step == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("checkpoint 2 is damaged" in line for line in lines), lines
 
 
-def test_a_damaged_checkpoint_does_not_stand_in_the_way_of_the_next(tmp_path, state, mesh):
-    run = saved(tmp_path / "run", state, [1, 2])
-    (run / "checkpoints" / "2" / "meta" / "metadata").write_text("{")
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "{}", '{"seal": ""}', "\udcff"])
+def test_damaged_json_is_named_and_the_checkpoint_before_is_used(
+    tmp_path, state, mesh, content, capfd
+):
+    run = save(tmp_path / "run", state, [1, 2])
+    meta_file(run, 2).write_bytes(content.encode(errors="surrogateescape"))
+    assert load_params(run)[2]["step"] == 1
+    assert restore(run, mesh)[1]["step"] == 1
+    assert capfd.readouterr().err.count("checkpoint 2 is damaged") == 2
+
+
+def test_a_damaged_checkpoint_does_not_count_as_one_to_keep(tmp_path, state, mesh):
+    run = save(tmp_path / "run", state, [1, 2])
+    meta_file(run, 2).write_text("{")
     checkpoints = Checkpoints(run, keep=1)
-    found, _ = checkpoints.restore(
-        abstract_state(GPT(CONFIG), OPTIMIZER, mesh), CONFIG, lambda meta: None
-    )
-    checkpoints.save(found, 3, META)
+    abstract = abstract_state(GPT(CONFIG), OPTIMIZER, mesh)
+    restored = checkpoints.restore(abstract, CONFIG, lambda meta: None)
+    assert restored
+    checkpoints.save(restored[0], 3, META)
     checkpoints.close()
-    assert checkpoint_steps(run) == [3]  # not one good and one damaged
+    assert checkpoint_steps(run) == [3]
 
 
 def test_a_fresh_start_removes_every_checkpoint(tmp_path, state):
-    run = saved(tmp_path / "run", state, [1, 2])
+    run = save(tmp_path / "run", state, [1, 2])
     checkpoints = Checkpoints(run, keep=1)
     checkpoints.clear()
     checkpoints.close()
     assert checkpoint_steps(run) == []
 
 
-def test_if_all_are_damaged_it_stops_rather_than_start_over(tmp_path, state, mesh):
-    run = saved(tmp_path / "run", state, [1])
+def test_if_all_are_damaged_restoring_fails(tmp_path, state, mesh):
+    run = save(tmp_path / "run", state, [1])
     largest_file(run / "checkpoints" / "1" / "params").unlink()
     with pytest.raises(RunError, match="fresh=True"):
-        restored(run, mesh)
+        restore(run, mesh)
     with pytest.raises(InputError, match="no usable checkpoint"):
         load_run(run)
 
 
 def test_another_architecture_is_refused_by_its_fields(tmp_path, state, mesh):
-    run = saved(tmp_path / "run", state, [1])
+    run = save(tmp_path / "run", state, [1])
     with pytest.raises(InputError, match=r"layers 2 -> 3, embed 32 -> 64"):
-        restored(run, mesh, replace(CONFIG, layers=3, embed=64))
+        restore(run, mesh, replace(CONFIG, layers=3, embed=64))
+
+
+def test_another_dtype_is_refused_by_the_name_of_the_array(tmp_path, state, mesh):
+    run = save(tmp_path / "run", state, [1])
+    meta = read_meta(run, 1)
+    del meta["seal"]
+    meta["arrays"]["params/wte"]["dtype"] = "bfloat16"
+    meta_file(run, 1).write_text(json.dumps(with_checksum(meta)))
+    with pytest.raises(InputError, match=r"params/wte: bfloat16\[256, 32\] -> float32\[256, 32\]"):
+        restore(run, mesh)
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path, state):
-    run = saved(
-        tmp_path / "run", state, range(1, 7), keep=2, losses=[9.0, 3.0, 4.0, None, 5.0, 6.0]
-    )
+    losses = [9.0, 3.0, 4.0, None, 5.0, 6.0]
+    run = save(tmp_path / "run", state, range(1, 7), keep=2, losses=losses)
     assert checkpoint_steps(run) == [2, 5, 6]
     assert read_meta(run, 2)["validation_loss"] == 3.0
 
 
 def test_weights_that_are_not_finite_are_not_used(tmp_path, state, mesh, capfd):
-    checkpoints = Checkpoints(tmp_path / "run", keep=10)
-    checkpoints.save(state.replace(step=jnp.asarray(1, jnp.int32)), 1, META)
-    checkpoints.save(
-        state.replace(
-            step=jnp.asarray(2, jnp.int32),
-            params=state.params | {"wpe": state.params["wpe"].at[0, 0].set(jnp.nan)},
-        ),
-        2,
-        META,
-    )
+    run = tmp_path / "run"
+    checkpoints = Checkpoints(run, keep=10)
+    checkpoints.save(at_step(state, 1), 1, META)
+    second = at_step(state, 2)
+    with_nan = second.params | {"wpe": second.params["wpe"].at[0, 0].set(jnp.nan)}
+    checkpoints.save(second.replace(params=with_nan), 2, META)
     checkpoints.close()
-    assert load_params(tmp_path / "run")[2]["step"] == 1
+    assert load_params(run)[2]["step"] == 1
     assert "params/wpe: holds values that are not finite" in capfd.readouterr().err
-    assert restored(tmp_path / "run", mesh)[1]["step"] == 1
+    assert restore(run, mesh)[1]["step"] == 1
 
 
-def test_stray_entries_are_ignored_and_left_overs_removed(tmp_path, state, mesh):
-    run = saved(tmp_path / "run", state, [1])
+def test_unknown_entries_are_ignored_and_temporary_ones_removed(tmp_path, state, mesh):
+    run = save(tmp_path / "run", state, [1])
     folder = run / "checkpoints"
     (folder / "9").mkdir()
     (folder / "8").write_text("")
     (folder / "abc").mkdir()
     (folder / "7.orbax-checkpoint-tmp").mkdir()
     (folder / "deleting-0").mkdir()
-    assert restored(run, mesh)[1]["step"] == 1
-    assert (
-        not (folder / "7.orbax-checkpoint-tmp").exists()
-        and not (folder / "deleting-0").exists()
-        and (folder / "abc").exists()
-    )
-    (folder / "9").rmdir()
+    assert restore(run, mesh)[1]["step"] == 1
+    assert sorted(entry.name for entry in folder.iterdir()) == ["1", "8", "9", "abc"]
 
 
 def test_load_run_gives_the_weights_alone(tmp_path, state):
-    run = load_run(saved(tmp_path / "run", state, [4]))
-    params, config, tokenizer = run.params, run.config, run.tokenizer
-    assert config == CONFIG and equal(params["layers"], state.params["layers"])
-    assert tokenizer.decode(tokenizer.encode("whole")) == "whole"
+    run = load_run(save(tmp_path / "run", state, [4]))
+    assert run.config == CONFIG
+    assert equal(run.params, at_step(state, 4).params)
+    assert run.tokenizer.decode(run.tokenizer.encode("whole")) == "whole"
+
+
+def test_the_recorded_config_is_that_of_the_newest_readable_checkpoint(tmp_path, state, capfd):
+    run = save(tmp_path / "run", state, [1])
+    assert recorded_config(tmp_path / "nowhere") is None
+    assert recorded_config(run) == {"seed": 0}
+    checkpoints = Checkpoints(run, keep=10)
+    checkpoints.save(at_step(state, 2), 2, META | {"config": {"seed": 2}})
+    checkpoints.close()
+    assert recorded_config(run) == {"seed": 2}
+    meta_file(run, 2).write_text("{")
+    assert recorded_config(run) == {"seed": 0}
+    meta_file(run, 1).unlink()
+    assert recorded_config(run) is None
+    assert not capfd.readouterr().err
+
+
+LOAD_AND_COMPARE = """
+import gc, logging, sys
+import absl.logging, tensorstore
+from minigpt_jax import load_run
+
+def global_state():
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [(logger.level, list(logger.filters), logger.disabled) for logger in loggers]
+    return levels, sys.unraisablehook, tensorstore.experimental_collect_matching_metrics
+
+before = global_state()
+run = load_run(sys.argv[1])
+assert global_state() == before, (before, global_state())
+gc.collect()
+"""
+
+
+def test_load_run_changes_nothing_global_and_prints_one_line_per_damaged_checkpoint(
+    tmp_path, state
+):
+    """In a fresh interpreter, as in a notebook, with many arrays whose reads fail together."""
+    run = save(tmp_path / "run", state, [1, 2])
+    chunks = list((run / "checkpoints" / "2" / "params").glob("*/[0-9]*"))
+    assert len(chunks) > 4
+    for path in chunks:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_AND_COMPARE, str(run)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "checkpoint 2 is damaged" in line
+
+
+def test_closing_the_checkpoints_undoes_every_global_change(tmp_path, state):
+    hook = sys.unraisablehook
+    checkpoints = Checkpoints(tmp_path / "run", keep=1)
+    assert sys.unraisablehook is not hook
+    checkpoints.save(at_step(state, 1), 1, META)
+    checkpoints.close()
+    assert sys.unraisablehook is hook

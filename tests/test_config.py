@@ -1,4 +1,4 @@
-"""What a run is told is checked before anything is compiled: every wrong value ends in one line with its field and range."""
+"""Every wrong value of a config is refused in one line that names its field and range."""
 
 import json
 import os
@@ -12,24 +12,24 @@ import pytest
 from minigpt_jax import config as configs
 from minigpt_jax.errors import InputError
 
-# ml_collections loads config files in a way that Python 3.15 will take away.
+# ml_collections loads config files in a way that Python 3.15 will remove.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:the load_module.* method is deprecated:DeprecationWarning"
 )
 
 ROOT = Path(__file__).parents[1]
+DEADLINE = 300
 QUICK = str(ROOT / "configs" / "quickstart.py")
 
 
 def parse(*overrides: str, file: str = QUICK):
-    sys.modules.pop(
-        "config_config", None
-    )  # where ml_collections loads a file, on top of the one before
+    # ml_collections loads a file into one module name, on top of the file before.
+    sys.modules.pop("config_config", None)
     return configs.parse(["train.py", f"--config={file}", *overrides])
 
 
 def refusal(*overrides: str, file: str = QUICK) -> str:
-    """The one line that these arguments end in."""
+    """The one line with which these arguments are refused."""
     with pytest.raises(InputError) as refused:
         parse(*overrides, file=file)
     message = str(refused.value)
@@ -38,9 +38,9 @@ def refusal(*overrides: str, file: str = QUICK) -> str:
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune", "quickstart", "quickstart_finetune"])
-def test_every_config_file_of_ours_is_sound_and_complete(name: str):
+def test_every_config_file_is_valid_and_complete(name: str):
     config = parse(file=str(ROOT / "configs" / f"{name}.py"))
-    assert configs.flatten(config).keys() == configs.FIELDS.keys()
+    assert configs.flatten(configs.to_json(config)).keys() == configs.FIELDS.keys()
     assert config.name == name
 
 
@@ -52,33 +52,41 @@ def test_the_command_line_overrides_the_file():
         "--config.fresh=True",
         "--config.eval.prompts=('One','Two')",
     )
-    assert (config.data.batch, config.schedule.peak, config.name, config.fresh) == (
-        64,
-        2e-3,
-        "mine",
-        True,
-    )
+    assert config.data.batch == 64 and config.schedule.peak == 2e-3
+    assert config.name == "mine" and config.fresh
     assert config.eval.prompts == ("One", "Two")
     assert parse("--config.log.every=7").log.every == 7 and parse().log.every != 7
 
 
 def values_out_of_range() -> list[tuple[str, str]]:
-    """For each field with a range: what lies just below and above it; for each choice, something else."""
+    """Values just below and just above each range, values of another type, unknown choices."""
     cases = []
     for field, (first, *rest) in configs.FIELDS.items():
         if isinstance(first, str):
-            cases += [(field, "quadratic"), (field, "3")]
+            values = ["quadratic", "3"]
         elif isinstance(first, int) and not isinstance(first, type):
-            cases += [
-                (field, str(first - 1)),
-                (field, str(rest[0] + 1)),
-                (field, "1.5"),
-                (field, "many"),
-            ]
+            values = [str(first - 1), str(rest[0] + 1), "1.5", "many"]
         elif isinstance(first, float):
-            cases += [(field, repr(first - 1e-3)), (field, "nan"), (field, "-inf"), (field, "many")]
-            cases += [(field, repr(rest[0] * 1.01))] if rest[0] != float("inf") else []
+            values = [repr(first - 1e-3), "nan", "-inf", "many"]
+            if rest[0] != float("inf"):
+                values.append(repr(rest[0] * 1.01))
+        else:
+            values = []
+        cases += [(field, value) for value in values]
     return cases
+
+
+def expected_words(field: str, value: str) -> list[str]:
+    """What the refusal of `value` must say."""
+    first, *rest = configs.FIELDS[field]
+    if value in ("1.5", "many"):
+        # Refused as another type, before the range is checked.
+        return [field, value]
+    if isinstance(first, str):
+        return [field, "expected one of ", first, *rest]
+    low, high = (str(n) if isinstance(n, int) else f"{n:g}" for n in (first, rest[0]))
+    noun = "whole number" if isinstance(first, int) else "number"
+    return [field, f"expected a {noun} from {low} to {high}"]
 
 
 def test_every_value_out_of_range_is_refused_with_field_and_range():
@@ -86,26 +94,13 @@ def test_every_value_out_of_range_is_refused_with_field_and_range():
     assert len(cases) > 120
     for field, value in cases:
         message = refusal(f"--config.{field}={value}")
-        assert field in message, (field, value, message)
-        first, *rest = configs.FIELDS[field]
-        if value in ("1.5", "many"):  # refused as another type, before the range is looked at
-            assert value in message
-        elif isinstance(first, str):
-            assert "expected one of " in message and all(
-                choice in message for choice in (first, *rest)
-            )
-        else:
-            low, high = (str(n) if isinstance(n, int) else f"{n:g}" for n in (first, rest[0]))
-            assert (
-                f"expected a {'whole number' if isinstance(first, int) else 'number'} from {low} to {high}"
-                in message
-            )
+        assert all(word in message for word in expected_words(field, value)), (field, message)
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        # What a person mistypes.
+        # Typing mistakes.
         (["--config.data.batchsize=4"], ["data", "batchsize"]),
         (["--config.dat.batch=4"], ["dat"]),
         (["--config.nothing=4"], ["nothing"]),
@@ -115,10 +110,7 @@ def test_every_value_out_of_range_is_refused_with_field_and_range():
         (["--config.data.batch=-8"], ["data.batch", "found -8", "from 1 to"]),
         (["--config.schedule.peak=nan"], ["schedule.peak", "found nan", "from 0 to 10"]),
         (["--config.schedule.peak=inf"], ["schedule.peak", "found inf", "from 0 to 10"]),
-        (
-            ["--config.schedule.kind=cosin"],
-            ["schedule.kind", "cosin", "cosine, wsd, linear, constant"],
-        ),
+        (["--config.schedule.kind=cosin"], ["schedule.kind", "cosine, wsd, linear, constant"]),
         (["--config.log.tensorboard=maybe"], ["log.tensorboard", "maybe"]),
         (["--config.optimizer.clip=0"], ["optimizer.clip", "found 0"]),
         # Fields that contradict each other.
@@ -128,9 +120,10 @@ def test_every_value_out_of_range_is_refused_with_field_and_range():
             ["--config.horizon.epochs=1.0", "--config.horizon.tokens=5"],
             ["horizon", "steps and tokens and epochs"],
         ),
-        (["--config.model.embed=130"], ["model.embed 130", "multiple", "model.heads 4"]),
+        # Boolean flags as absl writes them.
+        (["--noconfig.log.tensorbord"], ["log.tensorbord"]),
         (["--config.schedule.floor=1.0"], ["schedule.floor 1.0", "above", "schedule.peak"]),
-        # What is no override at all.
+        # No overrides.
         (["data.batch=4"], ["data.batch=4", "--config."]),
         (["--data.batch=4"], ["data.batch"]),
     ],
@@ -140,7 +133,11 @@ def test_mistyped_arguments_are_named(overrides: list[str], words: list[str]):
     assert all(word in message for word in words), message
 
 
-BEGINNING = "from configs.quickstart import get_config as quickstart\n"
+def changed_config(*lines: str) -> str:
+    """A config file that changes the quickstart by `lines`."""
+    body = "".join(f"    {line}\n" for line in lines)
+    start = "from configs.quickstart import get_config as quickstart\n"
+    return f"{start}def get_config():\n    c = quickstart()\n{body}    return c\n"
 
 
 @pytest.mark.parametrize(
@@ -150,39 +147,17 @@ BEGINNING = "from configs.quickstart import get_config as quickstart\n"
         ("get_config = 3\n", ["not callable"]),
         ("def get_config(:\n", ["syntax"]),
         ("import no_such_module_anywhere\n", ["no_such_module_anywhere"]),
-        ("def get_config():\n    return None\n", ["say what to train|get_config"]),
+        ("def get_config():\n    return None\n", ["no config|get_config"]),
         ("def get_config():\n    return 3\n", ["get_config|ConfigDict"]),
         ("def get_config():\n    return {'name': 'x'}\n", ["get_config|ConfigDict|missing"]),
-        (
-            BEGINNING
-            + "def get_config():\n    c = quickstart()\n    del c.data.batch\n    return c\n",
-            ["data.batch: missing"],
-        ),
-        (
-            BEGINNING
-            + "def get_config():\n    c = quickstart()\n    c.data.batchsize = 3\n    return c\n",
-            ["data.batchsize: unknown"],
-        ),
-        (
-            BEGINNING
-            + "def get_config():\n    c = quickstart()\n    c.model.layers = True\n    return c\n",
-            ["model.layers", "found True", "whole number"],
-        ),
-        (
-            BEGINNING
-            + "def get_config():\n    c = quickstart()\n    del c.model\n    c.model = 3\n    return c\n",
-            ["model"],
-        ),
-        (
-            BEGINNING
-            + "def get_config():\n    c = quickstart()\n    del c.eval.prompts\n    c.eval.prompts = 'One'\n    return c\n",
-            ["eval.prompts", "tuple"],
-        ),
+        (changed_config("del c.data.batch"), ["data.batch: missing"]),
+        (changed_config("c.data.batchsize = 3"), ["data.batchsize: unknown"]),
+        (changed_config("c.model.layers = True"), ["model.layers", "found True", "whole number"]),
+        (changed_config("del c.model", "c.model = 3"), ["model"]),
+        (changed_config("del c.eval.prompts", "c.eval.prompts = 'One'"), ["eval.prompts", "tuple"]),
     ],
 )
-def test_a_config_file_that_is_none_is_refused_in_one_line(
-    tmp_path: Path, text: str, words: list[str]
-):
+def test_an_invalid_config_file_is_refused_in_one_line(tmp_path: Path, text: str, words: list[str]):
     path = tmp_path / "mine.py"
     path.write_text(text)
     message = refusal(file=str(path))
@@ -193,17 +168,17 @@ def test_a_missing_file_is_named(tmp_path: Path):
     for path in (tmp_path / "nowhere.py", tmp_path):
         assert str(path) in refusal(file=str(path))
     with pytest.raises(
-        InputError, match=r"say what to train: python train\.py --config configs/pretrain\.py"
+        InputError, match=r"expected python train\.py --config configs/pretrain\.py"
     ):
         configs.parse(["train.py"])
 
 
-def test_the_program_itself_ends_in_one_line_and_exit_code_2(tmp_path: Path):
-    """Two of them as a user meets them, the last one found late; started together, for JAX takes its time to import."""
-    cases = [
-        ["--config", str(tmp_path / "nowhere.py")],
-        [f"--config={QUICK}", f"--config.data.folder={tmp_path}/none"],
-    ]
+def test_the_program_ends_with_one_line_and_exit_code_2(tmp_path: Path):
+    """A wrong flag and missing data. Both programs run at the same time: imports take long."""
+    cases = {
+        "nowhere.py": ["--config", str(tmp_path / "nowhere.py")],
+        "no manifest.json": [f"--config={QUICK}", f"--config.data.folder={tmp_path}/none"],
+    }
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     programs = [
         subprocess.Popen(
@@ -214,13 +189,14 @@ def test_the_program_itself_ends_in_one_line_and_exit_code_2(tmp_path: Path):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for arguments in cases
+        for arguments in cases.values()
     ]
-    for program, word in zip(programs, ["nowhere.py", "no manifest.json"], strict=True):
-        out, err = program.communicate(timeout=120)
+    for program, word in zip(programs, cases, strict=True):
+        out, err = program.communicate(timeout=DEADLINE)
         assert program.returncode == 2, err
         assert out == "" and err.startswith("error: ") and word in err and err.count("\n") == 1
-    assert not (tmp_path / "runs" / "quickstart").exists()  # nothing was begun
+    # Nothing was started.
+    assert not (tmp_path / "runs" / "quickstart").exists()
 
 
 # ---- what a resumed run may change
@@ -249,36 +225,96 @@ def another_value(field: str, value):
     return first if value != first else rest[0]
 
 
-def test_a_resumed_run_may_change_horizon_mesh_logging_and_saving_and_nothing_that_shapes_its_mathematics():
+def set_field(config, field: str, value) -> None:
+    section, _, name = field.rpartition(".")
+    (config[section] if section else config)[name] = value
+
+
+def test_a_resumed_run_may_change_only_what_leaves_its_mathematics_alone():
     before = parse()
-    kept = configs.ConfigDict(before.to_dict()).to_dict()
-    assert configs.config_diff(kept, before) == []
-    for field, old in configs.flatten(before).items():
-        now = parse()
-        section, _, name = field.rpartition(".")
+    recorded = configs.to_json(before)
+    assert configs.config_diff(recorded, recorded) == []
+    fixed = {f"{section}.{name}".lstrip(".") for section, names in FIXED.items() for name in names}
+    assert fixed < configs.FIELDS.keys()
+    for field, old in configs.flatten(recorded).items():
+        changed = parse()
         new = another_value(field, old)
-        (now[section] if section else now)[name] = new
-        expected = [f"{field}: {old!r} -> {new!r}"] if name in FIXED.get(section, ()) else []
-        assert configs.config_diff(kept, now) == expected, field
-    assert {
-        f"{section}.{name}".lstrip(".") for section, names in FIXED.items() for name in names
-    } < configs.FIELDS.keys()
+        set_field(changed, field, new)
+        expected = [f"{field}: {old!r} -> {new!r}"] if field in fixed else []
+        assert configs.config_diff(recorded, configs.to_json(changed)) == expected, field
 
 
-def test_a_config_survives_the_json_that_a_checkpoint_keeps():
+def test_a_config_survives_the_json_of_a_checkpoint():
+    recorded = configs.to_json(parse())
+    again = json.loads(json.dumps(recorded))
+    assert again == recorded
+    assert configs.config_diff(again, recorded) == []
+    assert configs.ConfigDict(again).eval.prompts == list(parse().eval.prompts)
+
+
+# ---- runs of earlier versions
+
+
+def test_the_command_line_names_fields():
+    argv = ["train.py", "--config=x.py", "--config.data.batch=4", "-config.seed", "3"]
+    found = configs.named_fields([*argv, "--noconfig.fresh"])
+    assert found == {"data.batch", "seed", "fresh"}
+
+
+def without(recorded: dict, field: str) -> dict:
+    """The config that a version without `field` recorded."""
+    section, _, name = field.rpartition(".")
+    kept = json.loads(json.dumps(recorded))
+    del (kept[section] if section else kept)[name]
+    return kept
+
+
+def test_a_field_that_a_checkpoint_lacks_is_no_difference():
+    settings = configs.to_json(parse())
+    for field in configs.FIELDS:
+        assert configs.config_diff(without(settings, field), settings) == []
+
+
+@pytest.mark.parametrize("field", ["seed", "optimizer.clip"])
+def test_a_new_field_has_its_earlier_value_in_an_old_run(field: str, monkeypatch):
+    monkeypatch.setitem(configs.EARLIER, field, 3)
     config = parse()
-    again = json.loads(configs.to_json(config))
-    assert configs.config_diff(again, config) == []
-    assert configs.flatten(configs.ConfigDict(again)) == configs.flatten(config)
+    old = without(configs.to_json(config), field)
+
+    resumed = configs.settings_for_resume(config, frozenset(), old)
+    assert configs.flatten(configs.to_json(resumed))[field] == 3
+    assert configs.config_diff(old, configs.to_json(resumed)) == []
+    # A new run has the default, and the config that was given is not changed.
+    assert configs.settings_for_resume(config, frozenset(), None) == config
+    assert configs.flatten(configs.to_json(config))[field] != 3
+
+
+def test_a_named_field_keeps_its_value_and_is_refused_where_it_differs(monkeypatch):
+    monkeypatch.setitem(configs.EARLIER, "seed", 3)
+    config = parse("--config.seed=4")
+    old = without(configs.to_json(config), "seed")
+    resumed = configs.settings_for_resume(config, frozenset({"seed"}), old)
+    assert resumed.seed == 4
+    assert configs.config_diff(old, configs.to_json(resumed)) == ["seed: 3 -> 4"]
+
+
+def test_a_changed_default_leaves_old_runs_with_their_recorded_value(monkeypatch):
+    monkeypatch.setitem(configs.EARLIER, "optimizer.clip", 1.0)
+    config = parse()
+    recorded = configs.to_json(config)
+    recorded["optimizer"]["clip"] = 0.5
+    resumed = configs.settings_for_resume(config, frozenset(), recorded)
+    assert resumed.optimizer.clip == 0.5
+    assert configs.config_diff(recorded, configs.to_json(resumed)) == []
 
 
 def test_the_horizon_is_counted_in_steps_tokens_or_epochs():
     def steps(**given):
-        return configs.horizon_steps(
-            4, 10, 23, **({"steps": 0, "tokens": 0, "epochs": 0.0} | given)
-        )
+        unset = {"steps": 0, "tokens": 0, "epochs": 0.0}
+        return configs.horizon_steps(4, 10, 23, **(unset | given))
 
     assert steps(steps=7) == 7
     assert (steps(tokens=400), steps(tokens=439), steps(tokens=440)) == (10, 10, 11)
     assert (steps(epochs=1.0), steps(epochs=2.0), steps(epochs=0.5)) == (5, 11, 2)
-    assert steps(tokens=1) == steps(epochs=0.01) == 1  # never a run of no step
+    # A run has at least one step.
+    assert steps(tokens=1) == steps(epochs=0.01) == 1

@@ -1,9 +1,9 @@
-"""The commands as users run them: train, be killed, go on, finetune, sample, and train in two processes at once."""
+"""The commands as users run them: train, be killed, resume, finetune, sample, use two processes."""
 
 import json
+import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -11,75 +11,80 @@ import numpy as np
 import pytest
 
 from minigpt_jax import load_run
+from minigpt_jax.errors import InputError
 from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.runtime.files import read_jsonl
-from tests.harness import ENVIRONMENT, ROOT, command, history, start_pair, train, write_chat
-
-
-def final_weights(run: Path) -> list[np.ndarray]:
-    return [np.asarray(a) for a in jax.tree.leaves(load_run(run).params)]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    """One folder of runs for the module, so that programs are compiled once."""
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(runs, corpus) -> Path:
-    output = train(runs, name="uninterrupted", data__folder=corpus, eval__every=6, eval__samples=1)
-    assert "begins with fresh weights" in output and "all 12 steps are done" in output
-    return runs / "uninterrupted"
-
-
-def test_a_run_leaves_everything_it_promises(uninterrupted):
-    records = read_jsonl(uninterrupted / "metrics.jsonl")
-    assert [r["step"] for r in records] == list(range(12))
-    assert (
-        records[0]["loss"] == pytest.approx(10.83, abs=0.1)
-        and records[-1]["loss"] < records[0]["loss"] - 1
-    )
-    evaluations = read_jsonl(uninterrupted / "evaluations.jsonl")
-    assert [e["step"] for e in evaluations] == [0, 6, 12] and evaluations[-1][
-        "validation_loss"
-    ] < evaluations[0]["validation_loss"]
-    # Bits per byte from the loss by hand: every row holds whole words, so bytes a token are those of the text.
-    ratio = evaluations[-1]["validation_loss"] / np.log(2) / evaluations[-1]["bits_per_byte"]
-    assert 3.5 < ratio < 6
-    assert checkpoint_steps(uninterrupted) == [9, 12]
-    assert (uninterrupted / "report.html").stat().st_size > 10_000 and any(
-        (uninterrupted / "tensorboard").iterdir()
-    )
-    assert json.loads((uninterrupted / "config.json").read_text())["model"]["embed"] == 32
-
-
-@pytest.mark.parametrize(
-    "points",
-    [
-        ["during_write@6:kill", "after_step@10:kill"],
-        pytest.param(["during_delete@3:kill"], marks=pytest.mark.campaign),
-    ],
+from tests.harness import (
+    ENVIRONMENT,
+    ROOT,
+    command,
+    copy_run,
+    history,
+    run_script,
+    start_pair,
+    train,
+    train_here,
 )
-def test_a_killed_run_goes_on_to_the_same_weights(runs, corpus, uninterrupted, points):
-    name = "killed_" + points[0].partition("@")[0]
-    for point in points:
-        train(
-            runs,
-            expect=-signal.SIGKILL,
-            environment={"MINIGPT_FAILPOINT": point},
-            name=name,
-            data__folder=corpus,
-        )
-    assert "goes on from step" in train(runs, name=name, data__folder=corpus)
-    assert history(runs / name) == history(uninterrupted)
-    assert all(map(np.array_equal, final_weights(runs / name), final_weights(uninterrupted)))
-    assert not [p for p in (runs / name / "checkpoints").iterdir() if not p.name.isdecimal()]
+
+DEADLINE = 300
+# Two tests share the compiled program of this run.
+SHORT = {
+    "horizon__steps": 4,
+    "schedule__kind": "constant",
+    "schedule__warmup": 1,
+    "log__tensorboard": False,
+}
 
 
-def test_a_terminated_run_saves_says_so_and_goes_on(runs, corpus, uninterrupted):
+def files_of(run: Path) -> dict[Path, int]:
+    """When each file of a run was written, but for the lock."""
+    files = (path for path in run.rglob("*") if path.is_file() and path.name != "lock")
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_a_run_leaves_records_checkpoints_and_a_report(trained_run):
+    output = (trained_run.parent / "trained.txt").read_text()
+    assert "starts with fresh weights" in output and "all 12 steps are done" in output
+
+    records = read_jsonl(trained_run / "metrics.jsonl")
+    assert [r["step"] for r in records] == list(range(12))
+    assert records[0]["loss"] == pytest.approx(10.83, abs=0.1)
+    assert records[-1]["loss"] < records[0]["loss"] - 1
+
+    evaluations = read_jsonl(trained_run / "evaluations.jsonl")
+    assert [e["step"] for e in evaluations] == [0, 4, 8, 12]
+    assert evaluations[-1]["validation_loss"] < evaluations[0]["validation_loss"]
+    # Bits per byte from the loss: every row holds whole words, so the bytes per token are those of
+    # the text.
+    bytes_per_token = (
+        evaluations[-1]["validation_loss"] / np.log(2) / evaluations[-1]["bits_per_byte"]
+    )
+    assert 3.5 < bytes_per_token < 6
+
+    assert checkpoint_steps(trained_run) == [9, 12]
+    assert (trained_run / "report.html").stat().st_size > 10_000
+    assert any((trained_run / "tensorboard").iterdir())
+    assert json.loads((trained_run / "config.json").read_text())["model"]["embed"] == 32
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Losses bit for bit, batches and final weights are the same, and nothing else lies about."""
+    assert history(run) == history(other)
+    found, expected = (load_run(path).params for path in (run, other))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert not [p for p in (run / "checkpoints").iterdir() if not p.name.isdecimal()]
+
+
+def test_a_run_that_was_killed_and_terminated_ends_with_the_same_weights(
+    tmp_path, corpus, trained_run
+):
+    settings = {"runs": tmp_path, "name": "interrupted", "data__folder": corpus}
+    run = tmp_path / "interrupted"
+    for point in ("during_write@3:kill", "after_step@4:kill"):
+        train(expect=-signal.SIGKILL, environment={"MINIGPT_FAILPOINT": point}, **settings)
+
     process = subprocess.Popen(
-        command(runs, name="terminated", data__folder=corpus, log__every=1),
+        command(log__every=1, **settings),
         cwd=ROOT,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -89,130 +94,113 @@ def test_a_terminated_run_saves_says_so_and_goes_on(runs, corpus, uninterrupted)
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if line.startswith("step  4"):
+        if line.startswith("step  6"):
             process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 0
-    assert "everything is saved. To go on, run the same command again" in lines[-1]
-    stopped_at = checkpoint_steps(runs / "terminated")[-1]
-    assert 5 <= stopped_at < 12
-    train(runs, name="terminated", data__folder=corpus)
-    assert history(runs / "terminated") == history(uninterrupted)
-    assert all(
-        map(np.array_equal, final_weights(runs / "terminated"), final_weights(uninterrupted))
-    )
+    assert process.wait(DEADLINE) == 0
+    assert "resumes from step 3" in lines[0]
+    assert "everything is saved. To continue, run the same command again" in lines[-1]
+    stopped_at = checkpoint_steps(run)[-1]
+    assert 7 <= stopped_at < 12
+
+    assert f"resumes from step {stopped_at}" in train(**settings)
+    assert_same_run(run, trained_run)
 
 
-def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(runs, corpus, uninterrupted):
-    before = sorted(
-        (p, p.stat().st_mtime_ns)
-        for p in uninterrupted.rglob("*")
-        if p.is_file() and p.name != "lock"
-    )
-    assert "all 12 steps are done" in train(runs, name="uninterrupted", data__folder=corpus)
-    assert before == sorted(
-        (p, p.stat().st_mtime_ns)
-        for p in uninterrupted.rglob("*")
-        if p.is_file() and p.name != "lock"
-    )
-    given = {
-        "name": "short",
-        "data__folder": corpus,
-        "schedule__kind": "constant",
-        "compute__dtype": "auto",
-    }
-    train(runs, horizon__steps=6, **given)
-    assert "goes on from step 6" in train(runs, horizon__steps=8, **given)
-    assert [r["step"] for r in read_jsonl(runs / "short" / "metrics.jsonl")] == list(range(8))
+@pytest.mark.campaign
+def test_a_kill_during_a_deletion_changes_nothing(tmp_path, corpus, trained_run):
+    settings = {"runs": tmp_path, "name": "killed", "data__folder": corpus}
+    point = {"MINIGPT_FAILPOINT": "during_delete@3:kill"}
+    train(expect=-signal.SIGKILL, environment=point, **settings)
+    assert "resumes from step" in train(**settings)
+    assert_same_run(tmp_path / "killed", trained_run)
 
 
-def test_automatic_precision_goes_on_record(runs, corpus):
-    given = {"name": "automatic", "data__folder": corpus, "schedule__warmup": 1}
-    assert "in float32" in train(runs, horizon__steps=2, compute__dtype="auto", **given)
-    assert (
-        json.loads((runs / "automatic" / "config.json").read_text())["compute"]["dtype"]
-        == "float32"
-    )
-    assert "compute.dtype: 'float32' -> 'bfloat16'" in train(
-        runs, expect=2, horizon__steps=3, compute__dtype="bfloat16", **given
-    )
+def test_a_finished_run_is_left_alone(tmp_path, corpus, trained_run):
+    run = copy_run(trained_run, tmp_path)
+    before = files_of(run)
+    assert "all 12 steps are done" in train_here(tmp_path, name=run.name, data__folder=corpus)
+    assert files_of(run) == before
 
 
-def test_a_resumed_run_refuses_to_become_another(runs, corpus, uninterrupted):
-    output = train(
-        runs,
-        expect=2,
-        name="uninterrupted",
-        data__folder=corpus,
-        horizon__steps=15,
-        seed=1,
-        optimizer__b2=0.9,
-    )
-    assert (
-        "seed: 1337 -> 1" in output
-        and "optimizer.b2: 0.95 -> 0.9" in output
-        and output.count("\n") == 1
-    )
-    output = train(
-        runs,
-        expect=2,
-        name="uninterrupted",
-        data__folder=corpus,
-        horizon__steps=15,
-        model__layers=3,
-    )
-    assert "layers 2 -> 3" in output
+def test_a_finished_run_becomes_longer_and_keeps_its_precision(tmp_path, corpus):
+    settings = {"name": "short", "data__folder": corpus} | SHORT
+    first = train_here(tmp_path, **settings | {"horizon__steps": 2, "compute__dtype": "auto"})
+    assert "in float32" in first
+    config = json.loads((tmp_path / "short" / "config.json").read_text())
+    assert config["compute"]["dtype"] == "float32"
+
+    with pytest.raises(InputError, match=r"compute.dtype: 'float32' -> 'bfloat16'"):
+        train_here(tmp_path, compute__dtype="bfloat16", **settings)
+
+    longer = train_here(tmp_path, compute__dtype="auto", **settings)
+    assert "resumes from step 2" in longer
+    assert [r["step"] for r in read_jsonl(tmp_path / "short" / "metrics.jsonl")] == [0, 1, 2, 3]
 
 
-def test_pretrained_weights_are_finetuned_and_sampled(runs, uninterrupted, tmp_path):
-    chat = write_chat(tmp_path)
-    output = train(
-        runs,
-        expect=2,
-        name="chat",
-        data__folder=chat,
-        init_from=uninterrupted,
-        model__vocab_size=50261,
-    )
-    assert "isolate_documents=True" in output  # packed conversations must not see each other
-    settings = {
-        "name": "chat",
-        "data__folder": chat,
-        "init_from": uninterrupted,
-        "config": "configs/quickstart_finetune.py",
-    }
-    assert "begins with the weights of" in train(runs, **settings)
-    first, last = read_jsonl(runs / "chat" / "evaluations.jsonl")[
-        :: len(read_jsonl(runs / "chat" / "evaluations.jsonl")) - 1
-    ]
-    assert (
-        last["train_loss"] < first["train_loss"] < 10.8
-    )  # better than a uniform guess from the start
-    sampled = subprocess.run(
-        [
-            sys.executable,
-            "sample.py",
-            "--runs",
-            str(runs),
-            "--prompt",
-            "What is 3 and 3?",
-            "--max-new-tokens",
-            "8",
-        ],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert str(runs / "chat") in sampled.stderr  # the newest run
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"seed": 1, "optimizer__b2": 0.9}, ["seed: 1337 -> 1", "optimizer.b2: 0.95 -> 0.9"]),
+        ({"model__layers": 3}, ["layers 2 -> 3"]),
+    ],
+)
+def test_a_resumed_run_refuses_other_settings(tmp_path, corpus, trained_run, changes, parts):
+    run = copy_run(trained_run, tmp_path)
+    before = files_of(run)
+    with pytest.raises(InputError) as refused:
+        train_here(tmp_path, name=run.name, data__folder=corpus, horizon__steps=15, **changes)
+    message = str(refused.value)
+    assert all(part in message for part in parts) and "\n" not in message
+    assert files_of(run) == before
 
 
-def test_two_processes_train_as_one(runs, corpus, uninterrupted):
-    pair = start_pair(runs, name="pair", data__folder=corpus)
-    outputs = [process.communicate(timeout=300)[0] for process in pair]
+def test_packed_conversations_must_be_kept_apart(tmp_path, conversations, trained_run):
+    with pytest.raises(InputError, match="isolate_documents=True"):
+        train_here(
+            tmp_path,
+            name="chat",
+            data__folder=conversations,
+            init_from=trained_run,
+            model__vocab_size=50261,
+        )
+
+
+def test_a_trained_run_is_finetuned_and_sampled(finetuned_run, trained_run, capsys):
+    output = (finetuned_run.parent / "finetuned.txt").read_text()
+    assert f"starts with the weights of {trained_run}" in output
+    evaluations = read_jsonl(finetuned_run / "evaluations.jsonl")
+    # Better than a uniform guess (ln 50257 = 10.8) from the start.
+    assert evaluations[-1]["train_loss"] < evaluations[0]["train_loss"] < 10.8
+
+    question = ("--prompt", "What is 3 and 3?", "--max-new-tokens", 8)
+    run_script("sample.py", "--runs", finetuned_run.parent, *question)
+    # The newest run of the folder.
+    assert str(finetuned_run) in capsys.readouterr().err
+
+
+def test_two_processes_train_as_one(tmp_path, corpus, trained_run):
+    pair = start_pair(tmp_path, name="pair", data__folder=corpus)
+    outputs = [process.communicate(timeout=DEADLINE)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], "\n".join(outputs)
     assert "on 2 x cpu" in outputs[0]
-    ours, theirs = (read_jsonl(run / "metrics.jsonl") for run in (runs / "pair", uninterrupted))
-    assert [r["batch"] for r in ours] == [r["batch"] for r in theirs]
-    np.testing.assert_allclose([r["loss"] for r in ours], [r["loss"] for r in theirs], atol=1e-5)
+    found, expected = (
+        read_jsonl(run / "metrics.jsonl") for run in (tmp_path / "pair", trained_run)
+    )
+    assert [r["batch"] for r in found] == [r["batch"] for r in expected]
+    losses = ([r["loss"] for r in records] for records in (found, expected))
+    np.testing.assert_allclose(*losses, atol=1e-5)
+
+
+def test_a_stop_during_an_evaluation_repeats_it_when_the_run_resumes(tmp_path, corpus):
+    settings = {"name": "stopped", "data__folder": corpus, "eval__every": 2} | SHORT
+    run = tmp_path / "stopped"
+
+    def stop_requested() -> bool:
+        """False until the steps before the evaluation of step 2 are on record."""
+        return len(read_jsonl(run / "metrics.jsonl")) == 2
+
+    output = train_here(tmp_path, stop_requested, **settings)
+    assert re.search("stopped after step 2 of 4; everything is saved", output)
+    assert [e["step"] for e in read_jsonl(run / "evaluations.jsonl")] == [0]
+    train_here(tmp_path, **settings)
+    assert [e["step"] for e in read_jsonl(run / "evaluations.jsonl")] == [0, 2, 4]

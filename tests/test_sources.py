@@ -1,9 +1,11 @@
-"""Every format gives the same rows, every broken row a reason, every unreadable source one clear error."""
+"""Every format gives the same rows, every bad row a reason, every bad source one clear error."""
 
 import codecs
 import gzip
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,15 +16,17 @@ from minigpt_jax.errors import InputError
 from minigpt_jax.sources import (
     BadRow,
     documents,
-    hub_rows,
+    hub,
     identity,
     local_files,
     rows,
+    split_rows,
     text_bytes,
 )
 
 TEXTS = [f"document {n}: café 漢字 \0 <|endoftext|>\r\n" + "long " * n for n in range(700)]
 ROWS = [{"text": text, "id": n} for n, text in enumerate(TEXTS)]
+MISSING = "field missing or null"
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,24 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture
+def hub_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request leaves this machine."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_the_import_loads_no_reader_of_any_format():
+    heavy = "{'pyarrow', 'datasets', 'pandas', 'jax'}"
+    code = f"import sys, minigpt_jax.sources; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+# ---- rows and documents
+
+
 @pytest.mark.parametrize(
     "file", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.json.gz", "rows.parquet"]
 )
@@ -46,7 +68,7 @@ def test_every_format_gives_the_same_rows(folder: Path, file: str):
     assert list(documents(str(folder / file))) == TEXTS
 
 
-def test_a_folder_is_read_by_name_and_hidden_or_foreign_files_are_not(tmp_path: Path):
+def test_a_folder_is_read_in_order_of_names_without_hidden_and_unknown_files(tmp_path: Path):
     for name in ["b.txt", "a.txt", "sub/c.txt", ".hidden/d.txt", "e.md", "aa.jsonl"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps({"text": name}) if name.endswith("jsonl") else name)
@@ -57,40 +79,31 @@ def test_a_text_file_is_one_document(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + "one\r\n\r\ntwo é".encode())
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"packed"))
     (tmp_path / "c.txt").write_bytes("café".encode("latin-1"))
-    assert list(documents(str(tmp_path))) == [
-        "one\n\ntwo é",
-        "packed",
-        BadRow("not UTF-8", str(tmp_path / "c.txt")),
-    ]
+    found = list(documents(str(tmp_path)))
+    assert found == ["one\n\ntwo é", "packed", BadRow("not UTF-8", str(tmp_path / "c.txt"))]
 
 
-def test_broken_lines_are_skipped_by_reason(tmp_path: Path):
+LINES = {
+    codecs.BOM_UTF8 + b'{"text": "first"}\r': "first",
+    b'{"text": "cut': "broken JSON",
+    b"[1]": "not an object",
+    b'{"text": null}': MISSING,
+    b'{"text": 5}': "not a string",
+    b'{"text": " \\n"}': "blank",
+    b"{}": MISSING,
+    b'{"text": "\xff\xfe"}': "broken JSON",
+    b"[" * 100_000: "broken JSON",
+    b"\0": "broken JSON",
+    b'{"text": "last"}': "last",
+}
+
+
+def test_bad_lines_are_skipped_by_reason(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
-    lines = [
-        codecs.BOM_UTF8 + b'{"text": "first"}\r',
-        b"",
-        b'{"text": "cut',
-        b"[1]",
-        b'{"text": null}',
-        b'{"text": 5}',
-        b'{"text": " \\n"}',
-        b"{}",
-    ]
-    lines += [b'{"text": "\xff\xfe"}', b"[" * 100_000, b"\0", b'{"text": "last"}']
-    path.write_bytes(b"\n".join(lines))
+    first, *others = LINES
+    path.write_bytes(b"\n".join([first, b"", *others]))
     found = [row.reason if isinstance(row, BadRow) else row for row in documents(str(path))]
-    missing = "field missing or null"
-    assert found == [
-        "first",
-        "broken JSON",
-        "not an object",
-        missing,
-        "not a string",
-        "blank",
-        missing,
-        *["broken JSON"] * 3,
-        "last",
-    ]
+    assert found == list(LINES.values())
     assert BadRow("broken JSON", f"{path}:3") in documents(str(path))
 
 
@@ -99,50 +112,15 @@ def test_a_lone_surrogate_survives(tmp_path: Path):
     assert list(documents(str(tmp_path / "rows.jsonl"))) == ["a \ud800 b"]
 
 
-def test_the_hub_reader_gives_the_same_rows_from_the_same_files(folder: Path, tmp_path: Path):
-    for kind in ["parquet", "jsonl"]:
-        home = tmp_path / kind
-        home.mkdir()
-        (home / f"train.{kind}").write_bytes((folder / f"rows.{kind}").read_bytes())
-        assert list(hub_rows(str(home), name=None, split="train", columns=("text",))) == [
-            {"text": text} for text in TEXTS
-        ]
-        assert list(hub_rows(str(home), name=None, split="train", columns=None)) == ROWS
-    with pytest.raises(InputError, match="no column body, only text, id"):
-        list(hub_rows(str(tmp_path / "parquet"), name=None, split="train", columns=("body",)))
-
-
-def test_the_hub_reader_takes_the_only_split_whatever_its_name_but_never_guesses(tmp_path: Path):
-    for name, files in {"one": ["test"], "two": ["test", "validation"]}.items():
-        (tmp_path / name).mkdir()
-        for split in files:
-            (tmp_path / name / f"{split}.jsonl").write_text('{"text": "here"}\n')
-    assert list(hub_rows(str(tmp_path / "one"), name=None, split="train", columns=None)) == [
-        {"text": "here"}
-    ]
-    with pytest.raises(InputError, match=r"no split 'train', only .*test"):
-        list(hub_rows(str(tmp_path / "two"), name=None, split="train", columns=None))
-
-
-def test_an_unreachable_hub_names_what_would_do_instead(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        InputError,
-        match=r"nobody/nothing: neither a file or folder here nor a data set.*\.parquet, \.jsonl.*HF_TOKEN",
-    ):
-        list(rows("nobody/nothing"))
-
-
 def test_sources_that_cannot_be_read_are_refused(folder: Path, tmp_path: Path):
     whole = (folder / "rows.parquet").read_bytes()
+    half = len(whole) // 2
     (tmp_path / "cut.parquet").write_bytes(whole[:-100])
-    (tmp_path / "hole.parquet").write_bytes(
-        whole[:4] + os.urandom(len(whole) // 2) + whole[4 + len(whole) // 2 :]
-    )
+    (tmp_path / "hole.parquet").write_bytes(whole[:4] + os.urandom(half) + whole[4 + half :])
     (tmp_path / "cut.jsonl.gz").write_bytes((folder / "rows.jsonl.gz").read_bytes()[:-100])
     (tmp_path / "cut.json").write_text('[{"text": "a"}, {"te')
-    for name in ["cut.parquet", "hole.parquet", "cut.jsonl.gz", "cut.json"]:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    for name in ["cut.parquet", "hole.parquet", "cut.jsonl.gz", "cut.json", "deep.json"]:
         with pytest.raises(InputError, match=f"{name}: cannot be read to its end"):
             list(rows(str(tmp_path / name)))
     (tmp_path / "empty").mkdir()
@@ -158,11 +136,12 @@ def test_sources_that_cannot_be_read_are_refused(folder: Path, tmp_path: Path):
         list(documents(str(folder / "rows.parquet"), column="body"))
 
 
-def test_identity_changes_with_the_files_and_not_with_where_they_are(tmp_path: Path):
+def test_identity_changes_with_the_files_and_not_with_their_place(tmp_path: Path):
     for place in ["here", "there"]:
         (tmp_path / place / "texts").mkdir(parents=True)
         (tmp_path / place / "texts" / "a.txt").write_text("same")
-    here, there = str(tmp_path / "here" / "texts"), str(tmp_path / "there" / "texts")
+    here = str(tmp_path / "here" / "texts")
+    there = str(tmp_path / "there" / "texts")
     assert identity(here) == identity(there)
     (tmp_path / "there" / "texts" / "b.txt").write_text("more")
     assert identity(here) != identity(there)
@@ -173,3 +152,108 @@ def test_text_bytes_is_near_the_truth_or_unknown(folder: Path):
     for file in ["rows.parquet", "rows.jsonl"]:
         assert text_bytes(str(folder / file)) == pytest.approx(truth, rel=0.05)
     assert text_bytes(str(folder / "rows.jsonl.gz")) is None
+
+
+# ---- hub data sets
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_the_hub_reader_gives_the_same_rows_from_the_same_files(
+    folder: Path, tmp_path: Path, kind: str
+):
+    (tmp_path / f"train.{kind}").write_bytes((folder / f"rows.{kind}").read_bytes())
+    texts = [{"text": text} for text in TEXTS]
+    assert list(hub.streamed_rows(str(tmp_path), columns=("text",))) == texts
+    assert list(hub.streamed_rows(str(tmp_path))) == ROWS
+    with pytest.raises(InputError, match="no column body, only text, id"):
+        list(hub.streamed_rows(str(tmp_path), columns=("body",)))
+
+
+def test_the_hub_reader_takes_the_only_split_but_never_one_of_several(tmp_path: Path):
+    for name, files in {"one": ["test"], "two": ["test", "validation"]}.items():
+        (tmp_path / name).mkdir()
+        for split in files:
+            (tmp_path / name / f"{split}.jsonl").write_text('{"text": "here"}\n')
+    assert list(hub.streamed_rows(str(tmp_path / "one"))) == [{"text": "here"}]
+    with pytest.raises(InputError, match=r"no split 'train', only .*test"):
+        list(hub.streamed_rows(str(tmp_path / "two")))
+
+
+@pytest.mark.parametrize("read", [rows, lambda source: split_rows(source, split="val", columns=())])
+def test_without_the_hub_the_message_asks_for_a_local_copy(hub_offline, read):
+    with pytest.raises(
+        InputError,
+        match=r"nobody/nothing: no such file or folder, and no data set from the hub \(.*"
+        r"name a local copy.*\.parquet, \.jsonl.*HF_TOKEN",
+    ) as refused:
+        list(read("nobody/nothing"))
+    assert "\n" not in str(refused.value)
+
+
+# ---- rows of one split
+
+QUESTIONS = [{"a": "x", "b": [1, 2]}, {"a": "y", "b": []}]
+
+
+def questions(source: Path | str) -> list[dict]:
+    return [row for _, row in split_rows(str(source), split="val", columns=("a", "b"))]
+
+
+def json_lines(found: list[dict]) -> str:
+    return "".join(json.dumps(row) + "\n\n" for row in found)
+
+
+def test_questions_are_read_from_every_format(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text("\ufeff" + json_lines(QUESTIONS))
+    (tmp_path / "b.json").write_text(json.dumps(QUESTIONS))
+    (tmp_path / "c.json").write_text(json.dumps({"train": [], "val": QUESTIONS}))
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(json_lines(QUESTIONS).encode()))
+    pq.write_table(pa.Table.from_pylist(QUESTIONS), tmp_path / "e.parquet")
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 5 and all(questions(file) == QUESTIONS for file in files)
+    (tmp_path / "notes.txt").write_text("not a question")
+    assert questions(tmp_path) == QUESTIONS * 5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b'{"a": 1, "b": 2}\n{"a": ', ["a.jsonl:2", "broken JSON"]),
+        ("a.jsonl", b"[1]\n", ["a.jsonl:1", "list", "a, b"]),
+        ("a.jsonl", b'{"a": 1, "c": 2}\n', ["a.jsonl:1", "no b", "a, c"]),
+        ("a.jsonl", b"\xff\xfe\n", ["a.jsonl:1", "broken JSON"]),
+        ("a.json", b'[{"a": 1, "b": 2}, {"a": 1}]', ["a.json row 2", "no b"]),
+        ("a.json", b'{"train": []}', ["a.json", "'val'"]),
+        ("a.json", b'{"val": 5}', ["a.json", "'val'"]),
+        ("a.json", b"5", ["a.json", "expected a list of rows"]),
+        ("a.json", b"[", ["a.json", "cannot be read"]),
+        ("a.parquet", b"PAR1 no more", ["a.parquet", "cannot be read"]),
+        ("a.csv", b"a,b", ["a.csv", "unknown kind of file"]),
+    ],
+)
+def test_a_question_that_cannot_be_used_is_named(
+    tmp_path: Path, name: str, content: bytes, words: list[str]
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        questions(tmp_path / name)
+    assert "\n" not in str(refused.value) and all(word in str(refused.value) for word in words)
+
+
+def test_of_a_folder_with_splits_one_is_read(tmp_path: Path):
+    (tmp_path / "train.jsonl").write_text(json_lines(QUESTIONS))
+    (tmp_path / "val.json").write_text(json.dumps({"validation": QUESTIONS}))
+    (tmp_path / "validation-0.jsonl").write_text(json_lines(QUESTIONS[:1]))
+    assert questions(tmp_path) == QUESTIONS + QUESTIONS[:1]
+
+
+@pytest.mark.parametrize("source", ["missing.jsonl", "./missing", "one/two/three", "plain"])
+def test_a_source_that_does_not_exist_is_refused_without_asking_the_hub(source: str):
+    with pytest.raises(InputError, match="no such file or folder"):
+        questions(source)
+
+
+def test_a_folder_without_questions_is_refused(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("not a question")
+    with pytest.raises(InputError, match="no file in this folder"):
+        questions(tmp_path)

@@ -1,4 +1,9 @@
-"""One step must be the same step on any mesh and for any accumulation, and must never let a bad number into the weights."""
+"""One step must be the same on any mesh and for any accumulation, and must never write a bad
+number.
+
+The tests share one compiled step wherever they can: its learning rate is SCHEDULE, but WILD_RATE at
+WILD_STEP.
+"""
 
 import math
 from dataclasses import replace
@@ -15,6 +20,7 @@ from minigpt_jax.optim import learning_rate, make_optimizer
 from minigpt_jax.sharding import AXES, batch_sharding, make_mesh
 from minigpt_jax.step import (
     Batch,
+    MeshFunction,
     TrainState,
     document_layout,
     init_state,
@@ -23,37 +29,56 @@ from minigpt_jax.step import (
 )
 
 CONFIG = GPTConfig(vocab_size=250, context=16, layers=2, heads=4, embed=32)
+ROWS = 8
 SCHEDULE = partial(learning_rate, horizon=20, peak=1e-2, warmup=2)
+# Almost the largest number in float32.
+WILD_RATE = 3.402e38
+WILD_STEP = 1000
 OPTIMIZER = make_optimizer()
 
 
-def rows(seed: int = 0, count: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def schedule(step: jax.Array) -> jax.Array:
+    return jnp.where(step == WILD_STEP, jnp.float32(WILD_RATE), SCHEDULE(step))
+
+
+def make_step(mesh: jax.sharding.Mesh, model: GPT, rate=schedule) -> MeshFunction:
+    return make_train_step(model, OPTIMIZER, rate, mesh, seed=0, loss_chunk=4)
+
+
+def random_batch(seed: int = 0, accumulation: int = 1) -> Batch:
     draw = np.random.default_rng(seed)
-    weights = (draw.random((count, 16)) < 0.7).astype(np.uint8)
-    weights[0] = 0  # parts of unequal weight: a mean of means would be wrong
-    return draw.integers(0, 250, (count, 17)).astype(np.uint16), weights
+    weights = (draw.random((ROWS, 16)) < 0.7).astype(np.uint8)
+    # Micro-batches of unequal weight: a mean of means would be wrong.
+    weights[0] = 0
+    tokens = draw.integers(0, 250, (ROWS, 17)).astype(np.uint16)
+    shape = (accumulation, ROWS // accumulation, -1)
+    return Batch(tokens.reshape(shape), weights.reshape(shape))
 
 
-def losses(mesh, *, accum: int = 1, steps: int = 4, **how) -> tuple[list[float], TrainState]:
-    """Loss of each step on the same rows, and the last state."""
-    model = GPT(CONFIG, **how)
-    state = init_state(model, OPTIMIZER, 0, mesh)
-    step = make_train_step(model, OPTIMIZER, SCHEDULE, mesh, seed=0, loss_chunk=4)
+def train(
+    state: TrainState, step: MeshFunction, accumulation: int = 1
+) -> tuple[list[float], TrainState]:
+    """The loss of each of four steps on the same batches, and the last state."""
     found = []
-    for i in range(steps):
-        batch = Batch(
-            *(
-                jax.device_put(a.reshape(accum, 8 // accum, -1), batch_sharding(mesh))
-                for a in rows(i)
-            )
-        )
-        state, metrics = step(state, batch)
+    for seed in range(4):
+        batch = random_batch(seed, accumulation)
+        placed = [jax.device_put(a, batch_sharding(step.mesh)) for a in batch]
+        state, metrics = step(state, Batch(*placed))
         found.append(float(metrics["loss"]))
     return found, state
 
 
+def copied(state: TrainState) -> TrainState:
+    """A step consumes the state that it receives, so each test gives it a copy."""
+    return jax.tree.map(jnp.copy, state)
+
+
+def all_finite(tree) -> bool:
+    return all(bool(jnp.isfinite(a).all()) for a in jax.tree.leaves(tree))
+
+
 @pytest.fixture(scope="module")
-def one_device():
+def one_device() -> jax.sharding.Mesh:
     return jax.make_mesh(
         (1, 1, 1),
         AXES,
@@ -63,12 +88,25 @@ def one_device():
 
 
 @pytest.fixture(scope="module")
-def reference(one_device):
-    return losses(one_device)[0]
+def state(one_device) -> TrainState:
+    """A fresh state on one device."""
+    return init_state(GPT(CONFIG), OPTIMIZER, 0, one_device)
+
+
+@pytest.fixture(scope="module")
+def step(one_device) -> MeshFunction:
+    """The train step on one device without accumulation."""
+    return make_step(one_device, GPT(CONFIG))
+
+
+@pytest.fixture(scope="module")
+def reference(state, step) -> list[float]:
+    """Losses on one device without accumulation."""
+    return train(copied(state), step)[0]
 
 
 @pytest.mark.parametrize(
-    ("data", "fsdp", "tensor", "accum", "unroll"),
+    ("data", "fsdp", "tensor", "accumulation", "unroll"),
     [
         (4, 1, 1, 1, 1),
         (1, 1, 4, 4, 2),
@@ -77,92 +115,81 @@ def reference(one_device):
         pytest.param(1, 4, 1, 2, 1, marks=pytest.mark.campaign),
     ],
 )
-def test_mesh_accumulation_and_unrolling_leave_the_losses_as_they_are(
-    reference, data, fsdp, tensor, accum, unroll
+def test_mesh_accumulation_and_unroll_do_not_change_the_losses(
+    reference, data, fsdp, tensor, accumulation, unroll
 ):
     mesh = make_mesh(data, fsdp, tensor)
-    found, state = losses(mesh, accum=accum, unroll=unroll)
-    np.testing.assert_allclose(found, reference, atol=1e-5)
-    kernel = state.params["layers"]["mlp"]["up"]["kernel"]
-    assert (
-        len({str(shard.index) for shard in kernel.addressable_shards}) == fsdp * tensor
-    )  # the parameters really are cut up
+    model = GPT(CONFIG, unroll=unroll)
+    fresh = init_state(model, OPTIMIZER, 0, mesh)
+    losses, after = train(fresh, make_step(mesh, model), accumulation)
+    np.testing.assert_allclose(losses, reference, atol=1e-5)
+    # The parameters really are split.
+    shards = after.params["layers"]["mlp"]["up"]["kernel"].addressable_shards
+    assert len({str(shard.index) for shard in shards}) == fsdp * tensor
 
 
-@pytest.mark.parametrize("accum", [2, 4])
-def test_accumulation_alone_leaves_the_losses_as_they_are(reference, one_device, accum):
-    np.testing.assert_allclose(losses(one_device, accum=accum)[0], reference, atol=1e-5)
+# On meshes, the daily tests accumulate 2 micro-batches too.
+@pytest.mark.parametrize("accumulation", [pytest.param(2, marks=pytest.mark.campaign), 4])
+def test_accumulation_alone_does_not_change_the_losses(reference, state, step, accumulation):
+    losses, _ = train(copied(state), step, accumulation)
+    np.testing.assert_allclose(losses, reference, atol=1e-5)
 
 
 def test_the_initial_loss_is_that_of_a_uniform_guess(reference):
     assert reference[0] == pytest.approx(math.log(250) + 32 * 0.02**2 / 2, abs=0.05)
 
 
-@pytest.fixture(scope="module")
-def trainer(one_device):
-    model = GPT(CONFIG)
-    return init_state(model, OPTIMIZER, 0, one_device), make_train_step(
-        model, OPTIMIZER, SCHEDULE, one_device, seed=0, loss_chunk=4
-    )
+def check_that_bad_numbers_are_skipped(state: TrainState, step: MeshFunction) -> None:
+    wpe = state.params["wpe"].at[0, 0].set(jnp.nan)
+    broken = copied(state).replace(params=state.params | {"wpe": wpe})
+    after, metrics = step(copied(broken), random_batch())
+    assert metrics["skipped"] == 1
+    assert after.step == 1
+    for name in ("params", "opt_state"):
+        same = jax.tree.map(
+            partial(np.array_equal, equal_nan=True), getattr(after, name), getattr(broken, name)
+        )
+        assert jax.tree.all(same)
+    good, metrics = step(copied(state), random_batch())
+    assert metrics["skipped"] == 0
+    assert not jnp.array_equal(good.params["wte"], state.params["wte"])
 
 
-def copied(state: TrainState) -> TrainState:
-    """A state of its own: a step consumes the one it is given."""
-    return jax.tree.map(jnp.copy, state)
+def test_a_step_that_is_not_finite_changes_nothing_but_the_step_number(state, step):
+    check_that_bad_numbers_are_skipped(state, step)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_a_step_that_is_not_finite_changes_nothing_but_the_step_number(
-    one_device, monkeypatch, backend
+def test_a_step_that_is_not_finite_changes_nothing_in_the_program_for_a_gpu(
+    one_device, state, monkeypatch
 ):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)  # each skips in its own way
-    model = GPT(CONFIG, attention="xla")
-    state, step = (
-        init_state(model, OPTIMIZER, 0, one_device),
-        make_train_step(model, OPTIMIZER, SCHEDULE, one_device, seed=0, loss_chunk=4),
-    )
-    broken = copied(state).replace(
-        params=state.params | {"wpe": state.params["wpe"].at[0, 0].set(jnp.nan)}
-    )
-    after, metrics = step(copied(broken), Batch(*(a[None] for a in rows())))
-    assert metrics["skipped"] == 1 and after.step == 1
-    same = jax.tree.map(
-        partial(np.array_equal, equal_nan=True),
-        (after.params, after.opt_state),
-        (broken.params, broken.opt_state),
-    )
-    assert jax.tree.all(same)
-    good, metrics = step(copied(state), Batch(*(a[None] for a in rows())))
-    assert metrics["skipped"] == 0 and not jnp.array_equal(good.params["wte"], state.params["wte"])
+    # A GPU selects each array, a CPU takes one of two branches.
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    check_that_bad_numbers_are_skipped(state, make_step(one_device, GPT(CONFIG)))
 
 
-def test_a_rate_that_throws_weights_out_of_float32_leaves_them_where_they_are(one_device):
-    state = init_state(GPT(CONFIG), OPTIMIZER, 0, one_device)
-    step = make_train_step(
-        GPT(CONFIG), OPTIMIZER, lambda _: jnp.float32(3.402e38), one_device, seed=0, loss_chunk=4
-    )
-    after, metrics = step(copied(state), Batch(*(a[None] for a in rows())))
-    assert metrics["skipped"] == 0 and not jnp.array_equal(after.params["wte"], state.params["wte"])
-    stayed = jax.tree.map(lambda new, old: float((new == old).mean()), after.params, state.params)
-    assert (
-        jax.tree.all(jax.tree.map(lambda a: jnp.isfinite(a).all(), after.params))
-        and stayed["layers"]["mlp"]["up"]["kernel"] > 0
-    )
+def test_weights_that_would_leave_float32_stay_as_they_are(state, step):
+    wild = copied(state).replace(step=jnp.array(WILD_STEP, jnp.int32))
+    after, metrics = step(wild, random_batch())
+    assert metrics["skipped"] == 0
+    assert metrics["learning_rate"] == jnp.float32(WILD_RATE)
+    assert not jnp.array_equal(after.params["wte"], state.params["wte"])
+    assert all_finite(after.params)
+    kernels = [s.params["layers"]["mlp"]["up"]["kernel"] for s in (state, after)]
+    assert (kernels[0] == kernels[1]).any()
 
 
-def test_a_batch_with_nothing_to_learn_has_loss_zero(trainer):
-    state, step = trainer
-    tokens, weights = rows()
-    after, metrics = step(copied(state), Batch(tokens[None], np.zeros_like(weights)[None]))
-    assert metrics["loss"] == 0 and metrics["skipped"] == 0
-    assert jax.tree.all(jax.tree.map(lambda a: jnp.isfinite(a).all(), after))
+def test_a_batch_without_weight_has_loss_zero(state, step):
+    batch = random_batch()
+    after, metrics = step(copied(state), batch._replace(weights=np.zeros_like(batch.weights)))
+    assert metrics["loss"] == 0
+    assert metrics["skipped"] == 0
+    assert all_finite(after)
 
 
-def test_the_learning_rate_follows_the_step_even_after_skipped_updates(trainer):
-    state, step = trainer
-    _, metrics = step(
-        copied(state).replace(step=jnp.array(7, jnp.int32)), Batch(*(a[None] for a in rows()))
-    )
+def test_the_learning_rate_follows_the_step_even_after_skipped_updates(state, step):
+    # Step 7 with an optimizer that has made no update.
+    late = copied(state).replace(step=jnp.array(7, jnp.int32))
+    _, metrics = step(late, random_batch())
     assert metrics["learning_rate"] == pytest.approx(float(SCHEDULE(7)))
 
 
@@ -173,28 +200,26 @@ def test_documents_begin_at_their_separator():
     assert segments.tolist() == [[1, 1, 2, 3, 3, 3], [0, 0, 1, 1, 1, 2]]
 
 
-def test_dropout_differs_from_step_to_step_and_is_off_in_evaluation(one_device):
-    config = replace(CONFIG, dropout=0.3)
-    model = GPT(config)
-    state = init_state(model, OPTIMIZER, 0, one_device)
-    step = make_train_step(
-        model, OPTIMIZER, lambda s: jnp.zeros(()), one_device, seed=0, loss_chunk=16
-    )
+def test_dropout_differs_from_step_to_step_and_is_off_in_evaluation(one_device, state):
+    model = GPT(replace(CONFIG, dropout=0.3))
+    step = make_step(one_device, model, lambda _: jnp.zeros(()))
     evaluate = make_eval_step(model, one_device, loss_chunk=16)
-    batch = Batch(*(a[None] for a in rows()))
-    quiet = [tuple(map(float, evaluate(state.params, batch))) for _ in range(2)]
-    assert quiet[0] == quiet[1]
-    again, first = step(copied(state), batch)
+    batch = random_batch()
+    evaluations = [tuple(map(float, evaluate(state.params, batch))) for _ in range(2)]
+    assert evaluations[0] == evaluations[1]
+    after, first = step(copied(state), batch)
     _, repeated = step(copied(state), batch)
-    _, second = step(again, batch)
-    assert first["loss"] == repeated["loss"] != second["loss"]
+    # The learning rate is 0: nothing but the step number is different.
+    _, second = step(after, batch)
+    assert first["loss"] == repeated["loss"]
+    assert first["loss"] != second["loss"]
 
 
-def test_the_weights_do_not_depend_on_the_mesh(one_device):
-    alone = init_state(GPT(CONFIG), OPTIMIZER, 3, one_device)
-    cut = init_state(GPT(CONFIG), OPTIMIZER, 3, make_mesh(1, 2, 2))
-    assert jax.tree.all(jax.tree.map(np.array_equal, alone, cut))
-    assert not isinstance(
-        jax.tree.leaves(alone.params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))[0],
-        nn.LogicallyPartitioned,
-    )
+def test_the_initial_weights_do_not_depend_on_the_mesh(state):
+    split = init_state(GPT(CONFIG), OPTIMIZER, 0, make_mesh(1, 2, 2))
+    assert jax.tree.all(jax.tree.map(np.array_equal, state, split))
+
+
+def test_a_state_holds_arrays_without_names(state):
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)

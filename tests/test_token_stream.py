@@ -1,246 +1,22 @@
-"""The file format: what was written is what is read, across files; and no damaged or foreign file is ever trained on."""
+"""No damaged or foreign file is trained on: each is refused in one line that names it."""
 
 import io
-import itertools
 import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.runtime.files import sha256
-from minigpt_jax.token_stream import (
-    MANIFEST,
-    Shard,
-    ShardWriter,
-    mask_file,
-    open_stream,
-    read_manifest,
-    write_manifest,
-)
+from minigpt_jax.token_stream import MANIFEST, open_stream, read_manifest
 from minigpt_jax.tokenizer import CHAT_VOCAB, TEXT_VOCAB
-
-TOKENIZER = "ab" * 32
-READ = {"tokenizer": TOKENIZER, "vocab_size": TEXT_VOCAB, "context": 4}
+from tests.streams import FIRST_TOKEN, READ, TOKENIZER, write_splits
 
 
-def prepared(
-    folder: Path,
-    tokens: int = 20,
-    shard_tokens: int = 8,
-    masked: bool = False,
-    context: int | None = None,
-) -> Path:
-    """Both splits: tokens 100, 101, ... and, where `masked`, a mask of 0, 1, 1, 0, 1, 1, ..."""
-    folder.mkdir()
-    splits = {}
-    for split in ("train", "val"):
-        writer = ShardWriter(folder, split, shard_tokens, masked=masked)
-        writer.append(
-            np.arange(100, 100 + tokens, dtype=np.uint16),
-            np.sign(np.arange(tokens) % 3).astype(np.uint8) if masked else None,
-        )
-        splits[split] = (writer.close(), 1)
-    write_manifest(
-        folder, splits, tokenizer=TOKENIZER, vocab_size=TEXT_VOCAB, context=context, source="test"
-    )
-    return folder
-
-
-def edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:
-    content = json.loads((folder / MANIFEST).read_text())
-    change(content)
-    (folder / MANIFEST).write_text(json.dumps(content))
-
-
-# ---- what was written is what is read
-
-
-@given(
-    st.lists(st.lists(st.integers(0, 50256), max_size=40), min_size=1, max_size=8),
-    st.integers(1, 30),
-    st.data(),
-)
-@hypothesis_settings(max_examples=60, deadline=None)
-def test_any_pieces_in_any_shards_are_read_back_in_any_range(
-    pieces: list[list[int]], shard_tokens: int, data
-):
-    whole = [token for piece in pieces for token in piece] + [1, 2, 3, 4, 5]
-    with tempfile.TemporaryDirectory() as folder:
-        writer = ShardWriter(Path(folder), "train", shard_tokens, masked=True)
-        for piece in [*pieces, [1, 2, 3, 4, 5]]:
-            writer.append(
-                np.array(piece, np.uint16), np.array(piece, np.uint16).astype(np.uint8) % 2
-            )
-        write_manifest(
-            Path(folder),
-            {"train": (writer.close(), 1)},
-            tokenizer=TOKENIZER,
-            vocab_size=TEXT_VOCAB,
-            context=None,
-            source="any",
-        )
-        stream = open_stream(Path(folder), "train", **READ)
-        start = data.draw(st.integers(0, len(whole) - 1))
-        stop = data.draw(st.integers(start + 1, len(whole)))
-        assert (
-            stream.length == len(whole) and stream.read(start, stop).tolist() == whole[start:stop]
-        )
-        assert stream.read_mask(start, stop).tolist() == [
-            np.uint8(token % 256) % 2 for token in whole[start:stop]
-        ]
-
-
-def test_reading_equals_the_concatenation_for_every_cut_and_every_range(tmp_path: Path):
-    """All 64 ways to cut 7 tokens into files, and of each all ranges: where a range begins, ends or spans a file."""
-    tokens, mask = (
-        np.array([3, 1, 4, 1, 5, 9, 2], np.uint16),
-        np.array([0, 1, 1, 0, 1, 0, 1], np.uint8),
-    )
-    for cuts in itertools.chain.from_iterable(
-        itertools.combinations(range(1, 7), n) for n in range(7)
-    ):
-        folder = tmp_path / ("cut" + "".join(map(str, cuts)))
-        folder.mkdir()
-        shards = []
-        for number, (start, stop) in enumerate(itertools.pairwise((0, *cuts, 7))):
-            name = f"train_{number:06d}.npy"
-            np.save(folder / name, tokens[start:stop])
-            np.save(folder / mask_file(name), mask[start:stop])
-            shards.append(Shard(name, stop - start, "", ""))
-        write_manifest(
-            folder,
-            {"train": (shards, 1)},
-            tokenizer=TOKENIZER,
-            vocab_size=TEXT_VOCAB,
-            context=None,
-            source="test",
-        )
-        stream = open_stream(folder, "train", **READ)
-        assert stream.length == 7 and len(stream.tokens) == len(cuts) + 1
-        for start, stop in itertools.combinations(range(8), 2):
-            np.testing.assert_array_equal(stream.read(start, stop), tokens[start:stop], strict=True)
-            np.testing.assert_array_equal(
-                stream.read_mask(start, stop), mask[start:stop], strict=True
-            )
-
-
-@pytest.mark.parametrize("shard_tokens", [1, 7, 8, 100])
-def test_the_writer_cuts_by_size_whatever_it_is_given_at_once(tmp_path: Path, shard_tokens: int):
-    tokens, mask = np.arange(50, dtype=np.uint16), (np.arange(50) % 2).astype(np.uint8)
-    contents = []
-    for portions in ([50], [1] * 50, [0, 3, 20, 0, 27], [shard_tokens] * (50 // shard_tokens)):
-        folder = tmp_path / f"portions{len(contents)}"
-        folder.mkdir()
-        writer = ShardWriter(folder, "train", shard_tokens, masked=True)
-        position = 0
-        for size in [*portions, 50 - sum(portions)]:
-            writer.append(tokens[position : position + size], mask[position : position + size])
-            position += size
-        shards = writer.close()
-        assert [s.tokens for s in shards] == [shard_tokens] * (50 // shard_tokens) + [
-            50 % shard_tokens
-        ] * (50 % shard_tokens > 0)
-        for s in shards:
-            assert s.sha256 == sha256(folder / s.file) and s.mask_sha256 == sha256(
-                folder / mask_file(s.file)
-            )
-        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert all(c == contents[0] for c in contents)
-    assert len(contents[0]) == 2 * len(
-        shards
-    )  # the files and nothing else: no temporary one is left
-
-
-def test_a_stream_without_a_mask_learns_everything(tmp_path: Path):
-    stream = open_stream(prepared(tmp_path / "plain"), "train", **READ)
-    assert stream.masks is None and stream.read_mask(3, 15).tolist() == [1] * 12
-    masked = open_stream(prepared(tmp_path / "masked", masked=True, context=4), "train", **READ)
-    assert masked.read_mask(6, 12).tolist() == [0, 1, 1, 0, 1, 1]
-
-
-def test_a_stream_is_masked_from_its_first_token_to_its_last(tmp_path: Path):
-    one = np.ones(1, np.uint16)
-    with pytest.raises(ValueError, match="none at all"):
-        ShardWriter(tmp_path, "train", 8, masked=True).append(one)
-    with pytest.raises(ValueError, match="none at all"):
-        ShardWriter(tmp_path, "train", 8).append(one, np.ones(1, np.uint8))
-
-
-def test_a_writer_goes_on_where_another_process_stopped(tmp_path: Path):
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    tokens = np.arange(20, dtype=np.uint16)
-    whole.mkdir(), halves.mkdir()
-    writer = ShardWriter(whole, "train", 8)
-    writer.append(tokens)
-    first = ShardWriter(halves, "train", 8)
-    first.append(tokens[:8])
-    second = ShardWriter(halves, "train", 8, shards=tuple(first.shards))
-    second.append(tokens[8:])
-    assert second.close() == writer.close()
-    assert {p.name: p.read_bytes() for p in whole.iterdir()} == {
-        p.name: p.read_bytes() for p in halves.iterdir()
-    }
-
-
-def test_the_identity_changes_with_any_token_and_with_nothing_else(tmp_path: Path):
-    def identity(folder):
-        return open_stream(folder, "train", **READ).identity
-
-    assert identity(prepared(tmp_path / "a")) == identity(prepared(tmp_path / "b"))
-    others = [
-        prepared(tmp_path / "longer", tokens=21),
-        prepared(tmp_path / "cut", shard_tokens=9),
-        prepared(tmp_path / "masked", masked=True),
-    ]
-    assert len({identity(folder) for folder in [tmp_path / "a", *others]}) == 4
-
-
-def test_a_kill_before_a_file_has_its_name_leaves_no_file_of_that_name(tmp_path: Path):
-    program = (
-        "import sys, numpy as np; from pathlib import Path; from minigpt_jax.token_stream import ShardWriter\n"
-        "w = ShardWriter(Path(sys.argv[1]), 'train', 8); w.append(np.zeros(8, np.uint16)); print('written')"
-    )
-    environment = os.environ | {
-        "MINIGPT_FAILPOINT": "before_replace:kill",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == -9 and not done.stdout
-    assert not (tmp_path / "train_000000.npy").exists()
-    full = environment | {"MINIGPT_FAILPOINT": "before_replace:enospc"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
-        env=full,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert "No space left" in done.stderr or "no space left" in done.stderr
-    assert list(tmp_path.iterdir()) == []  # a full disk is given back what was half written
-
-
-# ---- no damaged or foreign file is ever trained on
-
-
-def npy(array: np.ndarray, **how) -> bytes:
+def npy(array: np.ndarray, **options) -> bytes:
     file = io.BytesIO()
-    np.save(file, array, **how)
+    np.save(file, array, **options)
     return file.getvalue()
 
 
@@ -250,7 +26,8 @@ def npz(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-SECOND = np.arange(108, 116, dtype=np.uint16)  # what the second shard of prepared() holds
+# What the second shard of write_splits() holds.
+SECOND = np.arange(FIRST_TOKEN + 8, FIRST_TOKEN + 16, dtype=np.uint16)
 GOOD = npy(SECOND)
 HEADER = len(GOOD) - SECOND.nbytes
 BAD_SHARDS: dict[str, tuple[bytes | None, str]] = {
@@ -291,40 +68,51 @@ BAD_SHARDS: dict[str, tuple[bytes | None, str]] = {
         npy(np.where(SECOND == 110, 65535, SECOND).astype(np.uint16)),
         "holds id 65535, .* ends at 50256",
     ),
-    "no token": (npy(SECOND[:0]), "found 0 tokens, .* says 8|not a readable"),
-    "fewer tokens": (npy(SECOND[:7]), "found 7 tokens, .* says 8: it changed"),
-    "more tokens": (npy(np.append(SECOND, SECOND)), "found 16 tokens, .* says 8: it changed"),
+    "no token": (npy(SECOND[:0]), "found 0 tokens, .* has 8|not a readable"),
+    "fewer tokens": (npy(SECOND[:7]), "found 7 tokens, .* has 8: it changed"),
+    "more tokens": (npy(np.append(SECOND, SECOND)), "found 16 tokens, .* has 8: it changed"),
     "missing": (None, "missing, although manifest.json lists it"),
 }
 
 
-@pytest.mark.parametrize("case", BAD_SHARDS)
-def test_a_bad_shard_is_refused_in_one_line(tmp_path: Path, case: str):
-    folder, (content, complaint) = prepared(tmp_path / "data"), BAD_SHARDS[case]
-    open_stream(folder, "train", **READ)  # it is good but for what comes next
-    path = folder / "train_000001.npy"
+def refusal(folder: Path, **changes) -> str:
+    """The message with which the train split is refused."""
+    with pytest.raises(InputError) as refused:
+        open_stream(folder, "train", **(READ | changes))
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+def replace_file(path: Path, content: bytes | None) -> None:
+    """Replace a file of a folder that can be opened; None deletes it."""
+    open_stream(path.parent, "train", **READ)
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match=complaint) as refused:
-        open_stream(folder, "train", **READ)
-    assert str(refused.value).startswith(f"{path}: ") and "\n" not in str(refused.value)
 
 
-def test_every_damaged_byte_of_a_header_is_refused_or_harmless(tmp_path: Path):
-    folder = prepared(tmp_path / "data")
-    path, refusals = folder / "train_000001.npy", 0
-    good = path.read_bytes()
-    assert good == GOOD
+@pytest.mark.parametrize("case", BAD_SHARDS)
+def test_a_bad_shard_is_refused_in_one_line(tmp_path: Path, case: str):
+    content, complaint = BAD_SHARDS[case]
+    path = write_splits(tmp_path / "data") / "train_000001.npy"
+    replace_file(path, content)
+    assert re.match(f"{path}: .*({complaint})", refusal(path.parent))
+
+
+def test_every_flipped_bit_of_a_header_is_refused_or_harmless(tmp_path: Path):
+    folder = write_splits(tmp_path / "data")
+    path = folder / "train_000001.npy"
+    assert path.read_bytes() == GOOD
+    refusals = 0
     for position in range(HEADER):
         for bit in (0, 3, 7):
-            content = bytearray(good)
+            content = bytearray(GOOD)
             content[position] ^= 1 << bit
             path.write_bytes(content)
             try:
-                assert open_stream(folder, "train", **READ).read(0, 20).tolist() == list(
-                    range(100, 120)
-                )
+                tokens = open_stream(folder, "train", **READ).read(0, 20)
+                assert tokens.tolist() == list(range(FIRST_TOKEN, FIRST_TOKEN + 20))
             except InputError as error:
                 refusals += 1
                 assert str(path) in str(error) and "\n" not in str(error)
@@ -333,7 +121,7 @@ def test_every_damaged_byte_of_a_header_is_refused_or_harmless(tmp_path: Path):
 
 BAD_MASKS = {
     "missing": (None, "missing, although manifest.json lists it"),
-    "shorter": (npy(np.ones(7, np.uint8)), "found 7 tokens, manifest.json says 8"),
+    "shorter": (npy(np.ones(7, np.uint8)), "found 7 tokens, manifest.json has 8"),
     "uint16": (npy(np.ones(8, np.uint16)), "found <u2 .* expected one dimension of uint8"),
     "float32": (npy(np.ones(8, np.float32)), "found <f4 .* expected one dimension of uint8"),
     "two dimensions": (npy(np.ones((2, 4), np.uint8)), "expected one dimension of uint8"),
@@ -344,15 +132,10 @@ BAD_MASKS = {
 
 @pytest.mark.parametrize("case", BAD_MASKS)
 def test_a_bad_mask_is_refused_in_one_line(tmp_path: Path, case: str):
-    folder, (content, complaint) = prepared(tmp_path / "data", masked=True), BAD_MASKS[case]
-    open_stream(folder, "train", **READ)
-    path = folder / "train_000001.mask.npy"
-    path.unlink()
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=complaint) as refused:
-        open_stream(folder, "train", **READ)
-    assert str(refused.value).startswith(f"{path}: ") and "\n" not in str(refused.value)
+    content, complaint = BAD_MASKS[case]
+    path = write_splits(tmp_path / "data", masked=True) / "train_000001.mask.npy"
+    replace_file(path, content)
+    assert re.match(f"{path}: .*({complaint})", refusal(path.parent))
 
 
 @pytest.mark.parametrize(
@@ -366,19 +149,19 @@ def test_a_bad_mask_is_refused_in_one_line(tmp_path: Path, case: str):
         ),
     ],
 )
-def test_sound_data_for_another_model_are_refused(tmp_path: Path, expected: dict, complaint: str):
-    folder = prepared(tmp_path / "data")
+def test_good_data_for_another_model_are_refused(tmp_path: Path, expected: dict, complaint: str):
+    folder = write_splits(tmp_path / "data")
+    # The nearest values that fit.
     for near in ({"context": 19}, {"vocab_size": 120}, {"vocab_size": CHAT_VOCAB}):
-        open_stream(folder, "train", **(READ | near))  # the nearest values that are still right
-    with pytest.raises(InputError, match=complaint) as refused:
-        open_stream(folder, "train", **(READ | expected))
-    assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
+        open_stream(folder, "train", **(READ | near))
+    message = refusal(folder, **expected)
+    assert re.search(complaint, message) and str(folder) in message
 
 
 def test_rows_packed_for_one_context_are_not_read_with_another(tmp_path: Path):
-    folder = prepared(tmp_path / "data", masked=True, context=4)
-    with pytest.raises(InputError, match=r"packed for rows of 4 tokens, but model\.context is 5"):
-        open_stream(folder, "train", **(READ | {"context": 5}))
+    folder = write_splits(tmp_path / "data", masked=True, context=4)
+    message = refusal(folder, context=5)
+    assert "packed for rows of 4 tokens, but model.context is 5" in message
 
 
 MANIFESTS = {
@@ -393,8 +176,9 @@ MANIFESTS = {
         '{"format": 1, "tokenizer": "T", "context": null, "splits": {"train": {}}}',
         "not a manifest of ours",
     ),
-    "shards of a strange form": (
-        '{"format": 1, "tokenizer": "T", "context": null, "splits": {"train": {"shards": [{"file": 1}]}}}',
+    "shards without their fields": (
+        '{"format": 1, "tokenizer": "T", "context": null, '
+        '"splits": {"train": {"shards": [{"file": 1}]}}}',
         "not a manifest of ours",
     ),
     "no such split": (
@@ -405,23 +189,23 @@ MANIFESTS = {
 
 
 @pytest.mark.parametrize("case", MANIFESTS)
-def test_a_manifest_that_says_nothing_useful_is_refused_in_one_line(tmp_path: Path, case: str):
-    folder, (content, complaint) = prepared(tmp_path / "data"), MANIFESTS[case]
+def test_a_bad_manifest_is_refused_in_one_line(tmp_path: Path, case: str):
+    content, complaint = MANIFESTS[case]
+    folder = write_splits(tmp_path / "data")
     (folder / MANIFEST).write_text(content.replace('"T"', f'"{TOKENIZER}"'))
-    with pytest.raises(InputError, match=complaint) as refused:
-        open_stream(folder, "train", **READ)
-    assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
+    assert re.match(f"{folder}.*: .*{complaint}", refusal(folder))
 
 
-def test_a_folder_without_data_says_how_to_prepare_some(tmp_path: Path):
+def test_for_a_folder_without_data_the_message_names_the_tools(tmp_path: Path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match=r"no manifest\.json here.*data_tools"):
             read_manifest(folder)
 
 
 def test_a_manifest_with_an_empty_split_is_refused(tmp_path: Path):
-    folder = prepared(tmp_path / "data")
-    edit_manifest(folder, lambda m: m["splits"]["train"].update(shards=[]))
-    with pytest.raises(InputError, match="no train split"):
-        open_stream(folder, "train", **READ)
+    folder = write_splits(tmp_path / "data")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["splits"]["train"]["shards"] = []
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert "no train split" in refusal(folder)
     assert open_stream(folder, "val", **READ).length == 20

@@ -1,7 +1,7 @@
-"""HellaSwag (Zellers et al. 2019): which of four endings fits a text; chance is 25%, GPT-2 124M reaches 29.5%.
+"""HellaSwag (Zellers et al. 2019): which of four endings fits a text. Chance is 25%, GPT-2 29.5%.
 
-An ending is scored by its mean loss per token after the context, and the smallest wins. No JAX here: train.py reads
-the questions before it loads it.
+An ending is scored by its mean loss per token after the context, and the smallest loss wins. This
+file does not import JAX: train.py reads the questions before it loads JAX.
 """
 
 import math
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.evals import rows
-from minigpt_jax.tokenizer import END_OF_TEXT, load_tokenizer
+from minigpt_jax.sources import split_rows
+from minigpt_jax.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from minigpt_jax.evals.scoring import Group, Score
@@ -21,7 +21,10 @@ ENDINGS = 4
 
 
 class Question(NamedTuple):
-    """Ids of a context, which begins with <|endoftext|> as every document does, ids of its endings, and which is right."""
+    """Token ids of a context and of its endings. `label` is the number of the right ending.
+
+    The context begins with <|endoftext|>, as every document does.
+    """
 
     context: list[int]
     endings: list[list[int]]
@@ -29,67 +32,82 @@ class Question(NamedTuple):
 
 
 def load(source: str, context: int, limit: int | None = None) -> list[Question]:
-    """The questions of a source in the hub's form (ctx, endings, label), for a model of `context` positions.
+    """Questions in the hub's format (ctx, endings, label), for a model of `context` positions.
 
-    `limit` takes so many evenly spaced ones: the file begins with one of its two kinds. Raises InputError naming the row.
+    `limit` takes that many evenly spaced questions, because the file lists one of its two kinds
+    before the other. Raises InputError that names the row.
     """
+    columns = ("ctx", "endings", "label")
     questions = [
-        _question(where, row, context)
-        for where, row in rows.read(source, split="validation", columns=("ctx", "endings", "label"))
+        parse_question(name, row, context)
+        for name, row in split_rows(source, split="validation", columns=columns)
     ]
     if not questions:
-        raise InputError(f"{source}: holds no row")
-    chosen = np.linspace(
-        0, len(questions) - 1, min(limit or len(questions), len(questions))
-    ).astype(int)
+        raise InputError(f"{source}: found no row, expected at least one")
+    count = min(limit or len(questions), len(questions))
+    chosen = np.linspace(0, len(questions) - 1, count).astype(int)
     return [questions[i] for i in np.unique(chosen)]
 
 
 def accuracy(
-    questions: Sequence[Question], score: "Callable[[list[Group]], list[list[Score]] | None]"
-) -> float | None:
-    """Share of questions whose right ending has the smallest loss; NaN for broken weights, None where `score` gave up."""
-    scored = score([(q.context, q.endings) for q in questions])
-    if scored is not None and not all(math.isfinite(s.logprob) for own in scored for s in own):
+    questions: Sequence[Question], score: "Callable[[list[Group]], list[list[Score]]]"
+) -> float:
+    """Share of questions whose right ending has the smallest loss; NaN if the weights give NaN.
+
+    `score` is scoring.score for one run. Raises what `score` raises, such as EvaluationStopped.
+    """
+    scores = score([(question.context, question.endings) for question in questions])
+    if not all(math.isfinite(s.logprob) for endings in scores for s in endings):
         return math.nan
-    return (
-        None
-        if scored is None
-        else float(np.mean([best(s) == q.label for q, s in zip(questions, scored, strict=True)]))
-    )
+    correct = [
+        predicted_ending(endings) == question.label
+        for question, endings in zip(questions, scores, strict=True)
+    ]
+    return float(np.mean(correct))
 
 
-def best(scores: "Sequence[Score]") -> int:
+def predicted_ending(scores: "Sequence[Score]") -> int:
     """Number of the ending with the smallest loss per token."""
     return min(range(len(scores)), key=lambda i: scores[i].loss)
 
 
 def standard_error(share: float, count: int) -> float:
-    """Of a share that `count` questions gave."""
+    """Standard error of a share that was measured on `count` questions."""
     return math.sqrt(share * (1 - share) / count)
 
 
-def _question(where: str, row: dict, limit: int) -> Question:
-    text, endings, label = row["ctx"], row["endings"], str(row["label"])
+def parse_question(name: str, row: dict, max_length: int) -> Question:
+    """The question in `row`. Raises InputError that begins with `name`, the name of the row."""
+    text = row["ctx"]
+    endings = row["endings"]
+    label = str(row["label"])
     if not isinstance(text, str):
-        raise InputError(f"{where}: ctx is {type(text).__name__}, expected a text")
-    if (
-        not isinstance(endings, list)
-        or len(endings) != ENDINGS
-        or not all(isinstance(e, str) and e.strip() for e in endings)
-    ):
-        raise InputError(f"{where}: endings must be {ENDINGS} texts, found {endings!r}")
+        raise InputError(f"{name}: ctx is {type(text).__name__}, expected a text")
+    if not _are_endings(endings):
+        raise InputError(f"{name}: endings must be {ENDINGS} texts, found {endings!r}")
     if label not in map(str, range(ENDINGS)):
         raise InputError(
-            f"{where}: label {label!r} is not one of 0 to {ENDINGS - 1} (the hub's test split has none)"
+            f"{name}: label {label!r} is not one of 0 to {ENDINGS - 1} "
+            "(the hub's test split has no labels: use the validation split)"
         )
-    encode = load_tokenizer().encode
+    tokenizer = load_tokenizer()
     question = Question(
-        [END_OF_TEXT, *encode(text)], [encode(" " + ending) for ending in endings], int(label)
+        context=tokenizer.encode_document(text),
+        endings=[tokenizer.encode(" " + ending) for ending in endings],
+        label=int(label),
     )
     longest = max(map(len, question.endings))
-    if longest > limit:
+    if longest > max_length:
         raise InputError(
-            f"{where}: an ending of {longest} tokens is longer than the model's context of {limit}"
+            f"{name}: an ending of {longest} tokens is longer than the model's context "
+            f"of {max_length}"
         )
     return question
+
+
+def _are_endings(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == ENDINGS
+        and all(isinstance(ending, str) and ending.strip() for ending in value)
+    )

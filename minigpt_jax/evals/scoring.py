@@ -1,12 +1,15 @@
-"""How probable a model finds given continuations: the one function behind HellaSwag, lm-eval and the losses of answers.
+"""Log probabilities of given continuations: what HellaSwag, lm-eval and the loss of answers need.
 
-A group is a context with its continuations. They share a row: the context once, then its continuations, which see it
-and themselves but not each other. Logits exist only where a continuation is predicted, for a chunk of positions and a
-slice of the vocabulary at a time: a processor's cache holds them, and a table of 50,304 rows is read once for many positions.
+A group is a context and its continuations, as in lm-evaluation-harness. packing.py puts them into
+rows.
+
+Logits are computed only at positions that predict a token of a continuation, for CHUNK positions
+and VOCAB_SLICE rows of the embedding table at a time. The logits of such a tile stay in a
+processor's cache, and each slice of the table is read once for many positions.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,240 +19,153 @@ import jax.numpy as jnp
 import numpy as np
 
 from minigpt_jax import loss
-from minigpt_jax.attention import SHARED_SEGMENT
-from minigpt_jax.errors import InputError
-from minigpt_jax.model import GPT, GPTConfig, resolve_compute_dtype
+from minigpt_jax.errors import EvaluationStopped
+from minigpt_jax.evals import SCORING_BATCH
+from minigpt_jax.evals.packing import Group, PackedBatch, PackedRow, pack_rows, packed_batches
+from minigpt_jax.loaded_run import LoadedRun
+from minigpt_jax.model import GPT, resolve_compute_dtype
 from minigpt_jax.sharding import RULES, batch_sharding, data_parallel_size, replicated
 
-Group = tuple[
-    Sequence[int], Sequence[Sequence[int]]
-]  # ids of the context, ids of each continuation
-
-BATCH = 16  # rows of up to WIDTH / 4 tokens that a device computes at once; of longer ones fewer
-WIDTH = 1024  # a row is as long as this, or as the model's context where that is longer; what does not fit takes another row
-BUCKET = 16  # lengths are rounded up to its multiples: few shapes to compile, little padding
-CHUNK = 256  # positions whose logits are computed together,
-SLICE = 3144  # with so many rows of the table: 3 MB of logits
+# Positions and rows of the embedding table whose logits are computed together: 3 MB in f32.
+CHUNK = 256
+VOCAB_SLICE = 3144
 
 
 class Score(NamedTuple):
-    """What the model makes of a continuation."""
+    """Score of one continuation: the sum of its tokens' log probabilities, in nats.
 
-    logprob: float  # sum over its tokens, in nats
+    `greedy` is true if each of its `tokens` tokens is the most likely one.
+    """
+
+    logprob: float
     tokens: int
-    greedy: bool  # whether each of its tokens is the most likely one
+    greedy: bool
 
     @property
     def loss(self) -> float:
-        """Mean loss per token."""
+        """Mean loss per token, in nats."""
         return -self.logprob / self.tokens
 
 
-class _Row(NamedTuple):
-    """A context, cut to what the model can see, and those continuations of group `group` from `first` on that share it."""
-
-    group: int
-    first: int
-    context: Sequence[int]
-    continuations: Sequence[Sequence[int]]
-
-    @property
-    def length(self) -> int:
-        """T, rounded up: room for what is put in (no last tokens) and for what is asked (no context)."""
-        asked = sum(map(len, self.continuations))
-        return _round_up(max(len(self.context) + asked - len(self.continuations), asked))
-
-
-class _Work(NamedTuple):
-    """A batch of B rows for the devices; the leading 1 is the axis of micro-batches, which batches of training have."""
-
-    tokens: (
-        np.ndarray | jax.Array
-    )  # [1, B, T] a context, then its continuations without their last tokens
-    positions: np.ndarray | jax.Array  # [1, B, T] each continuation's go on where the context's end
-    segments: (
-        np.ndarray | jax.Array
-    )  # [1, B, T] SHARED_SEGMENT for the context, then a number for each continuation
-    targets: (
-        np.ndarray | jax.Array
-    )  # [1, shards, N] tokens of all continuations of a shard, one after the other
-    places: (
-        np.ndarray | jax.Array
-    )  # [1, shards, N] where among the shard's B/shards * T positions they are predicted
-
-
 def score(
-    params: dict,
-    config: GPTConfig,
+    run: LoadedRun,
     mesh: jax.sharding.Mesh,
     groups: Sequence[Group],
     *,
     dtype: jax.typing.DTypeLike | None = None,
-    batch: int = BATCH,
-    abandon: Callable[[], bool] = lambda: False,
-) -> list[list[Score]] | None:
-    """The score of every continuation of every group, on all devices of `mesh`; every process calls it with the same groups.
+    batch: int = SCORING_BATCH,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> list[list[Score]]:
+    """The score of every continuation of every group; all processes call it with the same groups.
 
-    A context that leaves no room is cut from the left, for each continuation by itself. None once `abandon` says so.
-    Raises InputError for a continuation longer than the model's context, and where there is nothing to score.
+    A context is truncated from the left where a continuation would not fit behind it. `batch` is
+    the number of rows per device. Raises EvaluationStopped after `stop_requested` returned true,
+    and InputError for a continuation longer than the model's context or an empty one.
     """
-    model = GPT(config, dtype=dtype or resolve_compute_dtype(), attention="xla")
-    shards = data_parallel_size(mesh)
-    sharding = batch_sharding(mesh)
+    model = GPT(run.config, dtype=dtype or resolve_compute_dtype(), attention="xla")
     scores = [[Score(0.0, 0, False)] * len(continuations) for _, continuations in groups]
-    by_length: dict[int, list[_Row]] = {}
-    for row in _rows(groups, config.context):
-        by_length.setdefault(row.length, []).append(row)
-    for length, rows in sorted(by_length.items(), reverse=True):  # what needs the most memory first
-        share = max(min(batch, batch * WIDTH // 4 // length), 1)
-        for start in range(0, len(rows), share * shards):
-            if abandon():
-                return None
-            shares = [rows[i : i + share] for i in range(start, start + share * shards, share)]
-            work, chunk, chunks = _arrange(shares, length, share)
-            arrays = _Work(
-                *(
-                    jax.make_array_from_callback(a.shape, sharding, lambda index, a=a: a[index])
-                    for a in work
-                )
-            )
-            with jax.set_mesh(mesh), nn.logical_axis_rules(list(RULES)):
-                logprobs, greedy = jax.device_get(
-                    _log_probabilities(model, mesh, chunk, params, arrays, chunks)
-                )
-            for shard, own in enumerate(shares):
-                end = 0
-                for row in own:
-                    for number, continuation in enumerate(row.continuations, row.first):
-                        begin, end = end, end + len(continuation)
-                        total = float(logprobs[shard, begin:end].sum(dtype=np.float64))
-                        scores[row.group][number] = Score(
-                            total, end - begin, bool(greedy[shard, begin:end].all())
-                        )
+    rows = pack_rows(groups, run.config.context)
+    batches = packed_batches(rows, batch=batch, replicas=data_parallel_size(mesh), chunk=CHUNK)
+    for split, packed in batches:
+        if stop_requested():
+            raise EvaluationStopped
+        # Most batches are not full: chunks of padding are left out.
+        longest = max(sum(row.num_targets for row in rows) for rows in split)
+        logprobs, greedy = _compute(model, mesh, run.params, packed, longest)
+        for replica, own in enumerate(split):
+            _store_scores(scores, own, logprobs[replica], greedy[replica])
     return scores
 
 
-def cut(context: Sequence[int], continuation: Sequence[int], limit: int) -> Sequence[int]:
-    """The end of `context` that a model of `limit` positions can see before `continuation`, whose last token is no input."""
-    return context[max(len(context) + len(continuation) - 1 - limit, 0) :]
+def _compute(
+    model: GPT, mesh: jax.sharding.Mesh, params: dict, batch: PackedBatch, num_targets: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """[R, N] log probability of each target, and whether it is the most likely token.
 
-
-def _rows(groups: Sequence[Group], limit: int) -> Iterator[_Row]:
-    for number, (context, continuations) in enumerate(groups):
-        lengths = [len(continuation) for continuation in continuations]
-        if not (len(context) and lengths and min(lengths)):
-            raise InputError(
-                f"group {number + 1} of what is to be scored: a context and each continuation need at least one token"
-            )
-        if max(lengths) > limit:
-            raise InputError(
-                f"a continuation of {max(lengths)} tokens is longer than the model's context of {limit}"
-            )
-        row = _Row(number, 0, cut(context, continuations[0], limit), continuations[:1])
-        for i, continuation in enumerate(continuations[1:], 1):
-            longer = row._replace(continuations=[*row.continuations, continuation])
-            visible = cut(context, continuation, limit)
-            if len(visible) == len(row.context) and longer.length <= max(WIDTH, limit):
-                row = longer
-            else:
-                yield row
-                row = _Row(number, i, visible, [continuation])
-        yield row
-
-
-def _arrange(shares: Sequence[Sequence[_Row]], length: int, batch: int) -> tuple[_Work, int, int]:
-    """The arrays for the rows of each device, how many positions to compute at once, and how often that makes them all."""
-    chunk = min(CHUNK, batch * length)
-    tokens, positions, segments = (
-        np.zeros((len(shares), batch, length), np.int32) for _ in range(3)
+    Targets after the first `num_targets` of each replica are padding.
+    """
+    chunk = min(CHUNK, batch.targets.shape[-1])
+    num_chunks = math.ceil(num_targets / chunk)
+    sharding = batch_sharding(mesh)
+    arrays = jax.tree.map(
+        lambda a: jax.make_array_from_callback(a.shape, sharding, a.__getitem__), batch
     )
-    targets = np.zeros((len(shares), _round_up(batch * length, chunk)), np.int32)
-    places, longest = np.zeros_like(targets), 0
-    for shard, rows in enumerate(shares):
-        asked = 0
-        for number, row in enumerate(rows):
-            at = (shard, number)
-            known = len(row.context)
-            tokens[at][:known], positions[at][:known], segments[at][:known] = (
-                row.context,
-                np.arange(known),
-                SHARED_SEGMENT,
-            )
-            end = known
-            for i, continuation in enumerate(row.continuations):
-                begin, end = end, end + len(continuation) - 1
-                tokens[at][begin:end] = continuation[:-1]
-                positions[at][begin:end] = known + np.arange(end - begin)
-                segments[at][begin:end] = i
-                targets[shard, asked : asked + len(continuation)] = continuation
-                # The context's last token predicts the first of every continuation.
-                places[shard, asked : asked + len(continuation)] = number * length + np.array(
-                    [known - 1, *range(begin, end)]
-                )
-                asked += len(continuation)
-        longest = max(longest, asked)
-    tokens, positions, segments = (a.reshape(-1, length) for a in (tokens, positions, segments))
-    return (
-        _Work(*(a[None] for a in (tokens, positions, segments, targets, places))),
-        chunk,
-        math.ceil(longest / chunk),
-    )
+    with jax.set_mesh(mesh), nn.logical_axis_rules(list(RULES)):
+        results = _target_logprobs(model, mesh, params, arrays, chunk=chunk, num_chunks=num_chunks)
+        return jax.device_get(results)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _log_probabilities(
-    model: GPT, mesh: jax.sharding.Mesh, chunk: int, params, work: _Work, chunks
+def _store_scores(scores, rows: Sequence[PackedRow], logprobs, greedy) -> None:
+    """Write the scores of one replica's `rows` to their places; logprobs and greedy are [N]."""
+    end = 0
+    for row in rows:
+        for number, continuation in enumerate(row.continuations, row.first):
+            begin, end = end, end + len(continuation)
+            total = float(logprobs[begin:end].sum(dtype=np.float64))
+            all_greedy = bool(greedy[begin:end].all())
+            scores[row.group][number] = Score(total, len(continuation), all_greedy)
+
+
+@partial(jax.jit, static_argnames=("model", "mesh", "chunk"))
+def _target_logprobs(
+    model: GPT, mesh: jax.sharding.Mesh, params, batch: PackedBatch, *, chunk: int, num_chunks
 ) -> tuple[jax.Array, jax.Array]:
-    """[shards, N] log probability of each target, and whether it is the most likely token; `chunks` * `chunk` of N are computed."""
-    tokens, positions, segments, targets, places = (a[0] for a in work)
+    """[R, N] log probability of each target, and whether it is the most likely token.
+
+    Only the first `num_chunks` * `chunk` of the N are computed; the others are padding.
+    """
+    tokens, positions, segments, targets, hidden_index = (a[0] for a in batch)
     hidden: jax.Array = model.apply({"params": params}, tokens, positions, segments)[0]  # pyright: ignore[reportAssignmentType]
-    hidden = jnp.take_along_axis(
-        hidden.reshape(len(targets), -1, model.config.embed), places[:, :, None], axis=1
-    )
+    hidden = hidden.reshape(len(targets), -1, model.config.embed)
+    hidden = jnp.take_along_axis(hidden, hidden_index[:, :, None], axis=1)
 
-    def compute(i, out):
-        h, t = (
-            jax.lax.dynamic_slice_in_dim(a, i * chunk, chunk, axis=1) for a in (hidden, targets)
+    def compute_chunk(i, results):
+        start = i * chunk
+        chunk_results = _chunk_logprobs(
+            jax.lax.dynamic_slice_in_dim(hidden, start, chunk, axis=1),
+            params["wte"],
+            jax.lax.dynamic_slice_in_dim(targets, start, chunk, axis=1),
+            model.config.vocab_size,
         )
-        new = _of_chunk(h, params["wte"], t, model.config.vocab_size)
         return tuple(
-            jax.lax.dynamic_update_slice_in_dim(old, a, i * chunk, axis=1)
-            for old, a in zip(out, new, strict=True)
+            jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis=1)
+            for whole, part in zip(results, chunk_results, strict=True)
         )
 
-    start = (
+    empty = (
         jnp.zeros(targets.shape, jnp.promote_types(hidden.dtype, jnp.float32)),
         jnp.zeros(targets.shape, bool),
     )
-    return jax.lax.with_sharding_constraint(
-        jax.lax.fori_loop(0, chunks, compute, start), replicated(mesh)
-    )
+    results = jax.lax.fori_loop(0, num_chunks, compute_chunk, empty)
+    return jax.lax.with_sharding_constraint(results, replicated(mesh))
 
 
-def _of_chunk(
+def _chunk_logprobs(
     hidden: jax.Array, table: jax.Array, targets: jax.Array, vocab_size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The same for `hidden` [shards, chunk, D] and `targets` [shards, chunk], a slice of `table` [V, D] at a time."""
-    size = next(s for s in range(min(SLICE, len(table)), 0, -1) if len(table) % s == 0)
+    """The same for `hidden` [R, chunk, D] and `targets` [R, chunk].
 
-    def add(carry, piece):
-        top, total, chosen = carry
-        rows, first = piece
-        logits = loss.logits(hidden, rows, vocab_size - first)
-        higher = jnp.maximum(top, logits.max(-1))
-        total = total * jnp.exp(top - higher) + jnp.exp(logits - higher[..., None]).sum(-1)
-        place = targets - first
-        found = jnp.take_along_axis(logits, jnp.clip(place, 0, size - 1)[..., None], axis=-1)[
-            ..., 0
-        ]
-        return (higher, total, jnp.where((place >= 0) & (place < size), found, chosen)), None
+    The softmax is computed online over slices of `table` [V, D] (Milakov and Gimelshein 2018).
+    """
+    # The largest slice that divides the table.
+    size = next(s for s in range(min(VOCAB_SLICE, len(table)), 0, -1) if len(table) % s == 0)
 
-    nothing = jnp.zeros(targets.shape, jnp.promote_types(hidden.dtype, jnp.float32))
+    def add_slice(carry, vocab_slice):
+        running_max, running_sum, target_logits = carry
+        rows, first_id = vocab_slice
+        logits = loss.logits(hidden, rows, vocab_size - first_id)
+        new_max = jnp.maximum(running_max, logits.max(-1))
+        running_sum = running_sum * jnp.exp(running_max - new_max)
+        running_sum += jnp.exp(logits - new_max[..., None]).sum(-1)
+        index = targets - first_id
+        clipped = jnp.clip(index, 0, size - 1)[..., None]
+        found = jnp.take_along_axis(logits, clipped, axis=-1)[..., 0]
+        target_logits = jnp.where((index >= 0) & (index < size), found, target_logits)
+        return (new_max, running_sum, target_logits), None
+
+    zeros = jnp.zeros(targets.shape, jnp.promote_types(hidden.dtype, jnp.float32))
     slices = (table.reshape(-1, size, table.shape[-1]), jnp.arange(0, len(table), size))
-    (top, total, chosen), _ = jax.lax.scan(add, (nothing - jnp.inf, nothing, nothing), slices)
-    return chosen - top - jnp.log(total), chosen >= top
-
-
-def _round_up(length: int, multiple: int = BUCKET) -> int:
-    """The next multiple of `multiple`, at least one of it."""
-    return max(math.ceil(length / multiple), 1) * multiple
+    (highest, total, target_logits), _ = jax.lax.scan(
+        add_slice, (zeros - jnp.inf, zeros, zeros), slices
+    )
+    return target_logits - highest - jnp.log(total), target_logits >= highest

@@ -1,5 +1,6 @@
-"""The weights anywhere: GPT-2 from Hugging Face into a run of ours, and a run of ours to Hugging Face and GGUF.
+"""Weights in other programs' formats: GPT-2 from Hugging Face, and runs to Hugging Face and GGUF.
 
-Nothing here needs torch. Read gpt2 (whose tensor is whose), vocabulary (the tokenizer in the forms others read), then
-the three commands: import_gpt2, export_hf, export_gguf.
+Nothing here needs torch. Read gpt2 (names and shapes of tensors) and vocabulary (the tokenizer)
+first, then the formats hugging_face and gguf_file, then the commands import_gpt2, export_hf and
+export_gguf.
 """

@@ -1,7 +1,8 @@
-"""Which of transformers' GPT-2 tensors is which of our weights, both ways and without a copy that changes a bit.
+"""Convert between transformers' GPT-2 tensors and our parameters, bit by bit the same values.
 
-Theirs: one tensor a layer, matrices [in, out], `transformer.h.3.attn.c_attn.weight`. Ours: layers stacked into one array
-[L, ...], and attention's matrices in their true shapes. Rows of the embedding beyond the live vocabulary are ours alone.
+transformers has one tensor per layer and matrices of shape [in, out], such as
+`transformer.h.3.attn.c_attn.weight`. Our layers are stacked into one array [L, ...], and the
+matrices of attention have their true shapes. Only our embedding has rows beyond the vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,11 @@ from minigpt_jax.model import LAYER_NORM_EPS, GPTConfig
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, END_OF_TEXT, TEXT_VOCAB
 
 PREFIX = "transformer."
-# Our path inside a layer, theirs.
-_LAYER = {
+# Causal masks, which old versions of transformers stored as tensors.
+MASK_BUFFERS = (".attn.bias", ".attn.masked_bias")
+
+# Path of a parameter within our layers -> transformers' name within one of its layers.
+LAYER_NAMES = {
     ("ln_1", "scale"): "ln_1.weight",
     ("ln_1", "bias"): "ln_1.bias",
     ("attention", "qkv", "kernel"): "attn.c_attn.weight",
@@ -28,14 +32,15 @@ _LAYER = {
     ("mlp", "down", "kernel"): "mlp.c_proj.weight",
     ("mlp", "down", "bias"): "mlp.c_proj.bias",
 }
-_AROUND = {
+# The same for the parameters outside of the layers.
+OTHER_NAMES = {
     ("wte",): "wte.weight",
     ("wpe",): "wpe.weight",
     ("ln_f", "scale"): "ln_f.weight",
     ("ln_f", "bias"): "ln_f.bias",
 }
-# What transformers' config.json may say without being another architecture; anything else would compute something else.
-_FIXED = {
+# Fields of transformers' config.json. With another value the model would compute something else.
+FIXED_FIELDS = {
     "model_type": "gpt2",
     "activation_function": "gelu_new",
     "layer_norm_epsilon": LAYER_NORM_EPS,
@@ -44,77 +49,86 @@ _FIXED = {
     "tie_word_embeddings": True,
     "add_cross_attention": False,
 }
-_SIZES = {
+# Field of GPTConfig -> field of config.json.
+SIZE_FIELDS = {
     "vocab_size": "vocab_size",
     "context": "n_positions",
     "layers": "n_layer",
     "heads": "n_head",
     "embed": "n_embd",
 }
+MAX_SIZE = 1_000_000
 
 
 def to_gpt2(params: Mapping, config: GPTConfig) -> dict[str, np.ndarray]:
-    """Tensors as `GPT2LMHeadModel` names them, `config.vocab_size` rows of the embedding; the tied head is not repeated."""
-    shapes = _shapes(config)
-    tensors = {name: np.asarray(_at(params, path)) for path, name in _AROUND.items()}
+    """Tensors on the host with the names of `GPT2LMHeadModel`.
+
+    The embedding has `config.vocab_size` rows. The head is left out, because it is the embedding.
+    """
+    shapes = _tensor_shapes(config)
+    tensors = {name: np.asarray(_get(params, path)) for path, name in OTHER_NAMES.items()}
     tensors["wte.weight"] = tensors["wte.weight"][: config.vocab_size]
-    for path, name in _LAYER.items():
-        stacked = np.asarray(_at(params["layers"], path))
+    for path, name in LAYER_NAMES.items():
+        stacked = np.asarray(_get(params["layers"], path))
         for i in range(config.layers):
-            tensors[f"h.{i}.{name}"] = stacked[i].reshape(shapes[f"h.{i}.{name}"])
+            full_name = f"h.{i}.{name}"
+            tensors[full_name] = stacked[i].reshape(shapes[full_name])
     return {PREFIX + name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
 def from_gpt2(tensors: Mapping[str, np.ndarray], config: GPTConfig) -> dict:
-    """Our weights, f32, from transformers' tensors. Raises InputError for one that is missing, unknown or of another shape."""
-    short = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    if len(short) < len(tensors):
-        raise InputError(
-            f"tensors stand there twice, with and without {PREFIX!r} before their names"
-        )
-    # Buffers of old versions (the causal mask), and the head that is the embedding.
-    short = {
-        name: tensor
-        for name, tensor in short.items()
-        if not name.endswith((".attn.bias", ".attn.masked_bias")) and name != "lm_head.weight"
-    }
-    if "lm_head.weight" in tensors and not np.array_equal(
-        tensors["lm_head.weight"], short.get("wte.weight", ())
-    ):
-        raise InputError(
-            "lm_head.weight: differs from wte.weight, but the two are one matrix in this model (tie_word_embeddings)"
-        )
-    expected = _shapes(config)
-    for name in expected.keys() | short.keys():
-        found, wanted = (tuple(short[name].shape) if name in short else None), expected.get(name)
-        if found != wanted:
-            raise InputError(f"tensor {name}: found {found or 'none'}, expected {wanted or 'none'}")
-        if not np.isfinite(_f32(short[name])).all():
-            raise InputError(f"tensor {name}: holds values that are not finite")
-    layout = {
-        "qkv": (config.embed, 3, config.heads, config.head_dim),
-        "out": (config.heads, config.head_dim, config.embed),
-    }
+    """Our parameters, f32, from transformers' tensors.
+
+    Raises InputError for a tensor that is missing, unknown, of another shape or not finite.
+    """
+    tensors = _without_prefix(tensors)
+    _check_tensors(tensors, config)
     layers: dict = {}
-    for path, name in _LAYER.items():
-        stacked = np.stack([_f32(short[f"h.{i}.{name}"]) for i in range(config.layers)])
-        if path[0] == "attention":
-            shape = layout[path[1]]
-            stacked = stacked.reshape(
-                config.layers,
-                *(shape if path[2] == "kernel" else shape[1:] if path[1] == "qkv" else shape[2:]),
-            )
-        _put(layers, path, stacked)
+    attention_shapes = _attention_shapes(config)
+    for path, name in LAYER_NAMES.items():
+        stacked = np.stack([_as_f32(tensors[f"h.{i}.{name}"]) for i in range(config.layers)])
+        if path in attention_shapes:
+            stacked = stacked.reshape(config.layers, *attention_shapes[path])
+        _set(layers, path, stacked)
     params: dict = {"layers": layers}
-    for path, name in _AROUND.items():
-        _put(params, path, _f32(short[name]))
-    params["wte"] = np.pad(params["wte"], ((0, config.padded_vocab - config.vocab_size), (0, 0)))
+    for path, name in OTHER_NAMES.items():
+        _set(params, path, _as_f32(tensors[name]))
+    padding = config.padded_vocab - config.vocab_size
+    params["wte"] = np.pad(params["wte"], ((0, padding), (0, 0)))
     return params
 
 
+def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors without PREFIX in their names, without mask buffers and without the tied head.
+
+    Raises InputError where a tensor occurs twice, and where the head is not the embedding.
+    """
+    short = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    if len(short) < len(tensors):
+        raise InputError(f"found the same tensors twice, with and without the prefix {PREFIX!r}")
+    head = short.pop("lm_head.weight", None)
+    if head is not None and not np.array_equal(head, short.get("wte.weight", ())):
+        raise InputError(
+            "lm_head.weight: differs from wte.weight, but this model has one matrix for both "
+            "(tie_word_embeddings)"
+        )
+    return {name: tensor for name, tensor in short.items() if not name.endswith(MASK_BUFFERS)}
+
+
+def _check_tensors(tensors: Mapping[str, np.ndarray], config: GPTConfig) -> None:
+    shapes = _tensor_shapes(config)
+    for name in sorted(shapes.keys() | tensors.keys()):
+        found = tuple(tensors[name].shape) if name in tensors else "none"
+        expected = shapes.get(name, "none")
+        if found != expected:
+            raise InputError(f"tensor {name}: found {found}, expected {expected}")
+        if not np.isfinite(_as_f32(tensors[name])).all():
+            raise InputError(f"tensor {name}: found values that are not finite")
+
+
 def to_config(config: GPTConfig) -> dict:
-    """transformers' config.json of these weights."""
-    return _FIXED | {
+    """The content of transformers' config.json."""
+    return FIXED_FIELDS | {
         "architectures": ["GPT2LMHeadModel"],
         "vocab_size": config.vocab_size,
         "n_positions": config.context,
@@ -133,36 +147,50 @@ def to_config(config: GPTConfig) -> dict:
     }
 
 
-def from_config(found: Mapping) -> GPTConfig:
-    """What config.json describes. Raises InputError where that is no GPT-2, or one with another vocabulary."""
-    for name, wanted in _FIXED.items():
-        if found.get(name, wanted) != wanted:
-            raise InputError(f"config.json: {name} is {found[name]!r}, only {wanted!r} is GPT-2")
-    sizes = {ours: _size(found, theirs) for ours, theirs in _SIZES.items()}
-    dropout = found.get("resid_pdrop", 0.0)
+def from_config(fields: Mapping) -> GPTConfig:
+    """The model that config.json describes.
+
+    Raises InputError for other architectures, and for a GPT-2 with another vocabulary.
+    """
+    for name, expected in FIXED_FIELDS.items():
+        if fields.get(name, expected) != expected:
+            raise InputError(f"config.json: {name} is {fields[name]!r}, but GPT-2 has {expected!r}")
+    sizes = {ours: _size(fields, theirs) for ours, theirs in SIZE_FIELDS.items()}
+    dropout = fields.get("resid_pdrop", 0.0)
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise InputError(
             f"config.json: resid_pdrop is {dropout!r}, expected a number from 0 to below 1"
         )
     config = GPTConfig(**sizes, dropout=float(dropout))
-    if found.get("n_inner") not in (None, config.mlp):
+    if fields.get("n_inner") not in (None, config.mlp):
         raise InputError(
-            f"config.json: n_inner is {found['n_inner']}, only 4 n_embd = {config.mlp} is GPT-2"
+            f"config.json: n_inner is {fields['n_inner']}, but GPT-2 has 4 * n_embd = {config.mlp}"
         )
     if config.vocab_size not in (TEXT_VOCAB, CHAT_VOCAB):
         raise InputError(
-            f"config.json: vocab_size is {config.vocab_size}, expected {TEXT_VOCAB} (GPT-2's vocabulary) or {CHAT_VOCAB} (with our role markers)"
+            f"config.json: vocab_size is {config.vocab_size}, expected {TEXT_VOCAB} "
+            f"(GPT-2's vocabulary) or {CHAT_VOCAB} (with our role markers)"
         )
     return config
 
 
 def stop_tokens(config: GPTConfig) -> list[int]:
-    """Ids that end a text: the end of a turn first, where the model has one."""
+    """Ids that end a text; the first is the end of a turn if the model has one."""
     return [END, END_OF_TEXT] if config.vocab_size >= CHAT_VOCAB else [END_OF_TEXT]
 
 
-def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor under its short name."""
+def _attention_shapes(config: GPTConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Our shapes of attention's parameters in one layer, where they differ from transformers'."""
+    embed, heads, head_dim = config.embed, config.heads, config.head_dim
+    return {
+        ("attention", "qkv", "kernel"): (embed, 3, heads, head_dim),
+        ("attention", "qkv", "bias"): (3, heads, head_dim),
+        ("attention", "out", "kernel"): (heads, head_dim, embed),
+    }
+
+
+def _tensor_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of transformers, by its name without prefix."""
     embed, mlp = config.embed, config.mlp
     layer = {
         "ln_1.weight": (embed,),
@@ -178,38 +206,40 @@ def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
         "mlp.c_proj.weight": (mlp, embed),
         "mlp.c_proj.bias": (embed,),
     }
-    around = {
+    shapes = {
         "wte.weight": (config.vocab_size, embed),
         "wpe.weight": (config.context, embed),
         "ln_f.weight": (embed,),
         "ln_f.bias": (embed,),
     }
-    return around | {
-        f"h.{i}.{name}": shape for i in range(config.layers) for name, shape in layer.items()
-    }
+    for i in range(config.layers):
+        shapes |= {f"h.{i}.{name}": shape for name, shape in layer.items()}
+    return shapes
 
 
-def _size(found: Mapping, name: str) -> int:
-    if name not in found:
+def _size(fields: Mapping, name: str) -> int:
+    if name not in fields:
         raise InputError(f"config.json: {name} is missing")
-    if type(found[name]) is not int or not 1 <= found[name] <= 10**6:
+    size = fields[name]
+    # Not isinstance: True is an int.
+    if type(size) is not int or not 1 <= size <= MAX_SIZE:
         raise InputError(
-            f"config.json: {name} is {found[name]!r}, expected a whole number from 1 to 1,000,000"
+            f"config.json: {name} is {size!r}, expected a whole number from 1 to {MAX_SIZE:,}"
         )
-    return found[name]
+    return size
 
 
-def _f32(tensor: np.ndarray) -> np.ndarray:
+def _as_f32(tensor: np.ndarray) -> np.ndarray:
     return np.asarray(tensor).astype(np.float32, copy=False)
 
 
-def _at(tree: Mapping, path: Sequence[str]):
+def _get(tree: Mapping, path: Sequence[str]):
     for key in path:
         tree = tree[key]
     return tree
 
 
-def _put(tree: dict, path: Sequence[str], value) -> None:
+def _set(tree: dict, path: Sequence[str], value: np.ndarray) -> None:
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value

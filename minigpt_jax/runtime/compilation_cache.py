@@ -1,4 +1,4 @@
-"""Keep compiled programs on disk, so that a run that goes on, a chat or a server starts without compiling again."""
+"""Keep compiled programs on disk: a resumed run, a chat or a server then starts faster."""
 
 import os
 from contextlib import suppress
@@ -8,14 +8,17 @@ import jax
 
 
 def enable_compilation_cache(runs: Path) -> None:
-    """Keep what JAX compiles in `runs`/.compiled, or where JAX_COMPILATION_CACHE_DIR says; nowhere if that cannot be written."""
+    """Keep what JAX compiles in `runs`/.compiled, or in JAX_COMPILATION_CACHE_DIR where it is set.
+
+    Without permission to write there, nothing is kept.
+    """
     if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         folder = (runs / ".compiled").absolute()
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):  # JAX would complain about every program
+        # JAX would print a warning for every program.
+        if not os.access(folder, os.W_OK):
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update(
-        "jax_persistent_cache_min_compile_time_secs", 0.0
-    )  # the many small programs count too
+    # Programs that compile quickly are kept too: there are many of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -1,4 +1,4 @@
-"""Act as one program when a run consists of several processes: join, agree, wait for each other, stop together."""
+"""What the processes of a run do together: join, agree, wait for each other, stop."""
 
 import json
 import os
@@ -15,15 +15,17 @@ from minigpt_jax.errors import InputError
 
 T = TypeVar("T")
 
+# After so long the other processes notice that one has died. JAX's own default is 100 s.
+HEARTBEAT_SECONDS = 10
+
 
 def join_processes(environment: Mapping[str, str] = os.environ) -> None:
-    """Join the other processes of a multi-host run when a launcher announces them; must precede any other JAX call.
+    """Join the other processes of the run where a launcher started several.
 
-    Slurm, Open MPI and Kubernetes are recognised by JAX itself; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID serve any other launcher.
+    Must precede any other JAX call. JAX itself recognises Slurm, Open MPI and Kubernetes;
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID serve any other launcher.
+    Raises InputError where the launcher's variables are incomplete.
     """
-    # The others learn of a dead process after this long; JAX's own default is 100 s.
-    heartbeat = 10
     if "JAX_COORDINATOR_ADDRESS" in environment:
         names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
         missing = [name for name in names if not environment.get(name, "").isdigit()]
@@ -36,26 +38,27 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> None:
             environment["JAX_COORDINATOR_ADDRESS"],
             count,
             index,
-            heartbeat_timeout_seconds=heartbeat,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     elif _several_processes(environment):
         try:
-            jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
         except ValueError as error:
             raise InputError(
-                f"a launcher announces several processes, but JAX does not find them ({error}): set JAX_COORDINATOR_ADDRESS"
+                "a launcher announces several processes, but JAX does not find them "
+                f"({error}): set JAX_COORDINATOR_ADDRESS"
             ) from None
 
 
 def _several_processes(environment: Mapping[str, str]) -> bool:
-    """Whether this process was started as one of several: a task of srun or mpirun, or a pod of an indexed Kubernetes job."""
+    """Whether srun, mpirun or an indexed Kubernetes job started several processes."""
     slurm = environment.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_PROCID" in environment else "1"
     sizes = (slurm, environment.get("OMPI_COMM_WORLD_SIZE", "1"))
+    if any(size.isdigit() and int(size) > 1 for size in sizes):
+        return True
     pod = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
-    # JAX asks the cluster through this package for how many pods there are; without it a pod is alone.
-    return any(size.isdigit() and int(size) > 1 for size in sizes) or (
-        pod and find_spec("kubernetes") is not None
-    )
+    # JAX asks the cluster through this package for the number of pods; without it a pod is alone.
+    return pod and find_spec("kubernetes") is not None
 
 
 def is_main_process() -> bool:
@@ -64,9 +67,10 @@ def is_main_process() -> bool:
 
 
 def broadcast_from_main(value: T) -> T:
-    """The main process's `value` (anything that JSON can hold) on all processes.
+    """The `value` of the main process (anything that JSON can hold) on all processes.
 
-    For what each process reads from a shared disk: another host may see a file later.
+    For what is read from a shared disk, where another host may see a file later. Tuples come back
+    as lists.
     """
     if jax.process_count() == 1:
         return value
@@ -99,12 +103,12 @@ def barrier(name: str) -> None:
 def should_stop(stop_requested: Callable[[], bool], step: int) -> bool:
     """Whether the run stops after `step`: the same answer on all processes.
 
-    A single process asks `stop_requested`. Several let JAX find a step at which all can stop.
+    A single process calls `stop_requested`. Several use JAX's agreement on a common step.
     """
     if jax.process_count() == 1:
         return stop_requested()
     if stop_requested():
-        # JAX only knows SIGTERM; the request may have been a Ctrl-C, or a SIGTERM before JAX
-        # installed its own handler.
+        # JAX reacts to SIGTERM only. The request may have been a Ctrl-C, or a SIGTERM that came
+        # before JAX installed its handler.
         signal.raise_signal(signal.SIGTERM)
     return multihost_utils.reached_preemption_sync_point(step)

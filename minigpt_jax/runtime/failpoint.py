@@ -1,8 +1,9 @@
-"""Name the instants at which a test may kill us or fill the disk, so that crash safety is proven rather than claimed.
+"""Named points at which a test kills the process or fills the disk, to prove that crashes are safe.
 
-`MINIGPT_FAILPOINT="before_save@7:kill"` kills the process at the point `before_save` of step 7; without `@7`, at its
-first pass. Actions: `kill` (SIGKILL, as the kernel's OOM killer would), `term` (a polite SIGTERM) and `enospc` (the disk
-is full). Several points are separated by commas. Without the variable a point costs one dictionary look-up.
+`MINIGPT_FAILPOINT="before_save@7:kill"` kills the process at the point `before_save` of step 7;
+without `@7`, the first time it gets there. Actions: `kill` (SIGKILL, as the kernel does when memory
+runs out), `term` (SIGTERM) and `enospc` (the error of a full disk). Several points are separated
+by commas. Without the variable a point costs one dictionary look-up.
 """
 
 import errno
@@ -11,7 +12,7 @@ import signal
 
 
 def failpoint(name: str, step: int | None = None) -> None:
-    """Do here what MINIGPT_FAILPOINT asks for the point `name` (at `step`, where the point has one)."""
+    """Execute the action that MINIGPT_FAILPOINT gives for the point `name` (at `step`, if any)."""
     spec = os.environ.get("MINIGPT_FAILPOINT")
     if not spec:
         return
@@ -22,9 +23,11 @@ def failpoint(name: str, step: int | None = None) -> None:
             continue
         if action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if action == "term":
+        elif action == "term":
             os.kill(os.getpid(), signal.SIGTERM)
-            continue
-        if action == "enospc":
+        elif action == "enospc":
             raise OSError(errno.ENOSPC, f"failpoint {name}: no space left on device")
-        raise ValueError(f"MINIGPT_FAILPOINT: unknown action {action!r} (kill, term or enospc)")
+        else:
+            raise ValueError(
+                f"MINIGPT_FAILPOINT: unknown action {action!r}, expected kill, term or enospc"
+            )

@@ -12,7 +12,7 @@ from minigpt_jax.runtime.failpoint import failpoint
 
 
 def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Replace `path` by what `write` puts into a binary file.
+    """Replace `path` with what `write` writes to a binary file.
 
     A reader finds the old file or the new one, also after a crash. Raises OSError naming `path`.
     """
@@ -36,17 +36,22 @@ def write_json(path: Path, content: object) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """All records of a `.jsonl` file, [] where there is none. Half a line that a killed writer left at the end does not count."""
+    """All records of a `.jsonl` file whose records have a "step"; [] if there is no file.
+
+    A line without its end is ignored: its writer was killed. Other damaged lines are named on
+    stderr and ignored.
+    """
+    if not path.is_file():
+        return []
     records = []
-    for number, line in enumerate(
-        path.read_bytes().splitlines(keepends=True) if path.is_file() else (), 1
-    ):
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            continue
         try:
-            if line.endswith(b"\n"):
-                record = json.loads(line)
-                records.append(record | {"step": int(record["step"])})
+            record = json.loads(line)
+            records.append(record | {"step": int(record["step"])})
         except (ValueError, KeyError, TypeError):
-            print(f"warning: {path}: line {number} is damaged and left out", file=sys.stderr)
+            print(f"warning: {path}: line {number} is damaged and was ignored", file=sys.stderr)
     return records
 
 

@@ -16,18 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax import generate
-from minigpt_jax.generate import Decoding, TopLogprobs
+from minigpt_jax import decoding
+from minigpt_jax.decoding import DecodeState, TopLogprobs
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model import GPT, empty_cache
 from minigpt_jax.sampling import SamplingParams, sampling_params
 from minigpt_jax.server.request import MAX_LOGPROBS
-from minigpt_jax.tokenizer import END, END_OF_TEXT
+from minigpt_jax.tokenizer import STOP_TOKENS
 
 # The smallest part of the cache that a block reads.
 MIN_CACHE_LENGTH = 64
 _MIN_PROMPT_LENGTH = 16
-STOP_TOKENS = (END, END_OF_TEXT)
 
 
 class BlockPlan(NamedTuple):
@@ -55,12 +54,12 @@ class DeviceBatch:
         quantize: str | None = None,
         min_cache_length: int = MIN_CACHE_LENGTH,
     ):
-        """`quantize`: see `generate.prepare_for_decoding`."""
+        """`quantize`: see `decoding.prepare_for_decoding`."""
         config = run.config
         self.num_rows = num_rows
         self._context = config.context
         self._min_cache_length = min_cache_length
-        self._model, self.params = generate.prepare_for_decoding(
+        self._model, self.params = decoding.prepare_for_decoding(
             run.params, config, quantize=quantize
         )
         arrays = (
@@ -71,7 +70,7 @@ class DeviceBatch:
             np.ones(num_rows, bool),
         )
         sharding = jax.tree.leaves(run.params)[0].sharding
-        self._state = Decoding(*jax.device_put(arrays, sharding))
+        self._state = DecodeState(*jax.device_put(arrays, sharding))
         self._idle = sampling_params(1, config, temperature=0.0)
 
     def warm_up(self) -> None:
@@ -111,7 +110,7 @@ class DeviceBatch:
         cache_length = next(n for n in lengths if n >= min(plan.max_length, self._context))
         # Rows without a request are done from the beginning, and are counted.
         stop_after_rows = self.num_rows - len(plan.sampling) + plan.stop_after
-        self._state, tokens, logprobs = generate.decode(
+        self._state, tokens, logprobs = decoding.decode(
             self._model,
             self.params,
             self._state._replace(done=done),
@@ -119,36 +118,36 @@ class DeviceBatch:
             np.array(STOP_TOKENS),
             np.int32(plan.max_new_tokens),
             np.int32(stop_after_rows),
-            MAX_LOGPROBS if plan.with_logprobs else 0,
-            cache_length,
+            num_logprobs=MAX_LOGPROBS if plan.with_logprobs else 0,
+            cache_length=cache_length,
         )
         return tokens, logprobs
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _prefill_slot(model: GPT, params, state: Decoding, tokens, size, row) -> Decoding:
+def _prefill_slot(model: GPT, params, state: DecodeState, tokens, size, row) -> DecodeState:
     """Prefill `tokens` [1, T], of which `size` are not padding, and store the result in `row`."""
     length = tokens.shape[1]
     # In a cache of its own: in the shared one, all rows would have to be computed.
     own_cache = jax.tree.map(
         lambda a: jnp.zeros((1, a.shape[1], length, a.shape[3]), a.dtype), state.cache
     )
-    own_cache = generate.prefill(model, params, own_cache, tokens, jnp.zeros(1, jnp.int32))
+    own_cache = decoding.prefill(model, params, own_cache, tokens, jnp.zeros(1, jnp.int32))
     cache = jax.tree.map(
         lambda shared, own: jax.lax.dynamic_update_slice(shared, own, (row, 0, 0, 0)),
         state.cache,
         own_cache,
     )
-    vocab = state.seen.shape[1]
+    vocab = state.penalized.shape[1]
     # Padding gets an id beyond the vocabulary, which mode="drop" ignores.
     ids = jnp.where(jnp.arange(length) < size, tokens[0], vocab)
-    seen = jnp.zeros(vocab, bool).at[ids].set(True, mode="drop")
-    return Decoding(
+    penalized = jnp.zeros(vocab, bool).at[ids].set(True, mode="drop")
+    return DecodeState(
         cache,
         state.last.at[row].set(tokens[0, size - 1]),
         # The last token is in the cache too; the decode loop begins with it and writes it again.
         state.length.at[row].set(size - 1),
-        state.seen.at[row].set(seen),
+        state.penalized.at[row].set(penalized),
         state.done,
     )
 

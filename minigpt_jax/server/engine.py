@@ -15,9 +15,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from minigpt_jax.generate import BLOCK, TextStream, TopLogprobs
+from minigpt_jax.decoding import BLOCK, TopLogprobs
+from minigpt_jax.generate import accept_tokens
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.server.device_batch import MIN_CACHE_LENGTH, STOP_TOKENS, BlockPlan, DeviceBatch
+from minigpt_jax.server.device_batch import MIN_CACHE_LENGTH, BlockPlan, DeviceBatch
 from minigpt_jax.server.request import (
     ActiveRequest,
     Delta,
@@ -28,6 +29,7 @@ from minigpt_jax.server.request import (
     check_prompt,
 )
 from minigpt_jax.server.stats import CompilationCounter, EngineStats
+from minigpt_jax.text_stream import TextStream
 from minigpt_jax.tokenizer import END_OF_TEXT
 
 # How long a block should take: new requests wait that long, and text arrives that often.
@@ -251,7 +253,12 @@ class Engine:
     def _accept(
         self, active: ActiveRequest, drawn: np.ndarray, logprobs: TopLogprobs | None
     ) -> BlockOutput:
-        accepted, finish_reason = accept_tokens(drawn, active, self.config.context)
+        accepted, finish_reason = accept_tokens(
+            [int(id) for id in drawn if id >= 0],
+            length=active.length,
+            max_tokens=active.remaining,
+            context=self.config.context,
+        )
         active.num_generated += len(accepted)
         num_logprobs = active.request.num_logprobs
         if num_logprobs is None or logprobs is None:
@@ -292,26 +299,6 @@ class Engine:
             self._waiting = deque()
         for active in unfinished:
             self._send(active, Delta("", [], "closed"))
-
-
-def accept_tokens(
-    drawn: np.ndarray, active: ActiveRequest, context: int
-) -> tuple[list[int], str | None]:
-    """The tokens of `drawn` (-1 after the end of the row) that belong to the answer.
-
-    Also returns why the answer ends with them: "stop" (a stop token, which is not part of it),
-    "length" (max_tokens or the context), or None if it continues.
-    """
-    new_tokens = [int(id) for id in drawn if id >= 0]
-    stop_at = next((i for i, id in enumerate(new_tokens) if id in STOP_TOKENS), None)
-    if stop_at is not None and stop_at < active.remaining:
-        return new_tokens[:stop_at], "stop"
-    # A row that the loop ended before the others, without a stop token, has filled the context.
-    context_full = len(new_tokens) < len(drawn) or active.length + len(new_tokens) >= context
-    accepted = new_tokens[: active.remaining]
-    if context_full or len(accepted) == active.remaining:
-        return accepted, "length"
-    return accepted, None
 
 
 def _with_logprobs(ids: list[int], logprobs: TopLogprobs, num_logprobs: int) -> list[Token]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.generate import TextStream
 from minigpt_jax.sampling import SamplingParams
+from minigpt_jax.text_stream import TextStream
 
 # The largest number of most likely tokens that can be returned with each token of an answer.
 MAX_LOGPROBS = 20

@@ -1,8 +1,6 @@
-"""What a run says about itself while it runs: JSON lines for programs, TensorBoard for curves, one line for people."""
+"""Record a run: JSON lines for programs, TensorBoard for curves, the console for people."""
 
 import json
-import re
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,49 +10,30 @@ from pathlib import Path
 import jax
 
 from minigpt_jax.errors import RunError
+from minigpt_jax.hardware import peak_flops
 from minigpt_jax.runtime.failpoint import failpoint
-from minigpt_jax.runtime.files import read_jsonl
+from minigpt_jax.runtime.files import atomic_write, read_jsonl
+from minigpt_jax.tracking.console import Console
 
-TOO_MANY_SKIPPED = 5  # updates in a row that were not finite: the run has diverged
-
-# Dense bf16 peak, FLOP/s without sparsity, from the vendors' data sheets; matched as words of JAX's device_kind.
-PEAK_FLOPS = {
-    "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Peak FLOP/s of one device in bf16 (V100 and T4: fp16), None where the table has no entry (a CPU)."""
-    return next(
-        (peak for name, peak in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", device_kind)), None
-    )
+# Updates in a row that were not finite, after which the run has diverged.
+TOO_MANY_SKIPPED = 5
 
 
 class StepLog:
     """A `.jsonl` file that holds each step at most once, in order, after any number of crashes.
 
-    Opening it for a run that goes on at `first_step` drops what an interrupted process wrote from there on.
+    Opening it for a run that continues at `first_step` drops what an interrupted process wrote
+    from there on.
     """
 
     def __init__(self, path: Path, first_step: int):
         kept = [record for record in read_jsonl(path) if record["step"] < first_step]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        temporary.replace(path)
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        atomic_write(path, lambda file: file.write(text.encode()))
         self._file = path.open("a")
 
     def write(self, record: dict) -> None:
-        """Append one record; it has a "step" larger than all before it."""
+        """Append one record, whose "step" is larger than all before it."""
         self._file.write(json.dumps(record) + "\n")
         failpoint("before_flush", record["step"])
         self._file.flush()
@@ -65,11 +44,12 @@ class StepLog:
 
 
 class RunLog:
-    """The diary of a run: a record a step and one an evaluation, each to its file, to TensorBoard and to the console.
+    """Writes a record per step and per evaluation to its file, to TensorBoard and to the console.
 
-    The console has one line that renews itself on a terminal, and a plain line every `every` steps elsewhere. Only the
-    `main_process` process writes; the others keep count. `start` is the first step to come: what an interrupted process wrote
-    from there on is dropped. Raises RunError when the disk is full, and where the run has diverged.
+    The console gets a line every `every` steps; on a terminal one line is rewritten more often.
+    Only the main process writes; the others count the skipped updates. `start` is the first step to
+    come: what an interrupted process wrote from there on is dropped. Raises RunError if the disk is
+    full.
     """
 
     def __init__(
@@ -84,52 +64,63 @@ class RunLog:
         tokens_per_step: int,
         flops_per_step: float,
     ):
-        self.run, self.horizon, self.every, self.main_process = run, horizon, every, main_process
-        self.tokens_per_step, self.flops_per_step = tokens_per_step, flops_per_step
-        self._steps = self._evaluations = self._board = None
-        self._wants_board, self._begin = tensorboard and main_process, start
+        self.run = run
+        self.horizon = horizon
+        self.every = every
+        self.main_process = main_process
+        self.tokens_per_step = tokens_per_step
+        self.flops_per_step = flops_per_step
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._peak_flops = peak * jax.device_count() if peak else None
+        self._start = start
+        self._console = Console()
+        self._steps = None
+        self._evaluations = None
+        self._wants_tensorboard = tensorboard and main_process
+        self._tensorboard = None
         with self._on_disk():
-            before = [
-                record for record in read_jsonl(run / "metrics.jsonl") if record["step"] < start
-            ]
-            self._skipped_in_a_row = len(
-                list(takewhile(lambda record: record["skipped"], reversed(before)))
-            )
+            records = read_jsonl(run / "metrics.jsonl")
+            self._skipped_in_a_row = count_skipped([r for r in records if r["step"] < start])
             if main_process:
                 self._steps = StepLog(run / "metrics.jsonl", start)
-                # The evaluation "at step n" follows update n, so that of the step we go on from is already there.
+                # The evaluation "at step n" follows update n, so that of step `start` is done.
                 self._evaluations = StepLog(run / "evaluations.jsonl", start + 1 if start else 0)
-        peak = peak_flops(jax.devices()[0].device_kind)
-        self._peak = peak * jax.device_count() if peak else None
-        self._live, self._line_open, self._shown = sys.stdout.isatty(), False, 0.0
         self.start_clock()
 
     def start_clock(self) -> None:
-        """Begin to measure a step: call it after a pause that is none of training."""
-        self._began, self._waited = time.monotonic(), 0.0
+        """Begin to measure a step; call it after a pause that is not training."""
+        self._step_began = time.monotonic()
+        self._waited = 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count what happens inside as time that the devices may be waiting for data."""
+        """Count the time inside as waiting for data."""
         began = time.monotonic()
         yield
         self._waited += time.monotonic() - began
 
     def step(self, step: int, batch: str, values: dict[str, jax.Array]) -> None:
-        """Record 0-based `step` from the step's metrics (waits for them). Raises RunError when the run has diverged."""
+        """Record 0-based `step` from the metrics of the step (waits for them).
+
+        `batch`: hash of its rows. Raises RunError if the run has diverged.
+        """
         with self._on_disk():
-            self._open_board()  # while the devices are at their first step
+            # While the devices compute their first step.
+            self._open_tensorboard()
         numbers = {name: float(value) for name, value in jax.device_get(values).items()}
-        seconds = max(time.monotonic() - self._began, 1e-9)
+        seconds = max(time.monotonic() - self._step_began, 1e-9)
+        mfu = None
+        if self._peak_flops:
+            mfu = self.flops_per_step / seconds / self._peak_flops
         record = {
             "step": step,
             **numbers,
             "batch": batch,
             "seconds": seconds,
             "data_wait": min(self._waited / seconds, 1.0),
+            "tokens_per_s": self.tokens_per_step / seconds,
+            "mfu": mfu,
         }
-        record["tokens_per_s"] = self.tokens_per_step / seconds
-        record["mfu"] = self.flops_per_step / seconds / self._peak if self._peak else None
         self.start_clock()
         if self._steps:
             with self._on_disk():
@@ -138,37 +129,39 @@ class RunLog:
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if record["skipped"] else 0
         if self._skipped_in_a_row == TOO_MANY_SKIPPED:
             raise RunError(
-                f"step {step}: loss or gradient was not finite {TOO_MANY_SKIPPED} times in a row; these updates were skipped and "
-                f"the last checkpoint is good. To see how it came: python -m minigpt_jax.report {self.run}. To go on: a lower schedule.peak "
-                "or a longer schedule.warmup, with --config.accept_changes=True"
+                f"step {step}: loss or gradient was not finite {TOO_MANY_SKIPPED} times in a row; "
+                "these updates were skipped and the last checkpoint is good. To see the curves: "
+                f"python -m minigpt_jax.report {self.run}. To continue: a lower schedule.peak or a "
+                "longer schedule.warmup, with --config.accept_changes=True"
             )
 
     def evaluation(self, record: dict) -> None:
-        """Record an evaluation: "step" (updates done), losses, bits per byte, samples with prompt and text, "hellaswag" (accuracy) if asked."""
-        fitting = f", HellaSwag {record['hellaswag']:.1%}" if "hellaswag" in record else ""
+        """Record an evaluation.
+
+        `record`: "step" (updates done), "train_loss", "validation_loss", "bits_per_byte", "samples"
+        with "prompt" and "text", and "hellaswag" (accuracy) where it was measured.
+        """
+        hellaswag = f", HellaSwag {record['hellaswag']:.1%}" if "hellaswag" in record else ""
         self.say(
-            f"after {record['step']} steps: validation loss {record['validation_loss']:.4f} ({record['bits_per_byte']:.3f} bits per byte), "
-            f"on rows of the training set {record['train_loss']:.4f}{fitting}"
+            f"after {record['step']} steps: validation loss {record['validation_loss']:.4f} "
+            f"({record['bits_per_byte']:.3f} bits per byte), "
+            f"on rows of the training set {record['train_loss']:.4f}{hellaswag}"
         )
         for sample in record["samples"]:
             self.say(f"    {sample['prompt']!r} -> {sample['text']!r}")
         if self._evaluations:
             with self._on_disk():
                 self._evaluations.write(record)
-                self._points(
-                    record["step"],
-                    {f"evaluation/{k}": v for k, v in record.items() if isinstance(v, float)},
-                )
+                self._write_points("evaluation", record)
 
     def say(self, text: str) -> None:
-        """A lasting line on the console."""
+        """Print a line that stays on the console, in the main process."""
         if self.main_process:
-            print("\n" * self._line_open + text, flush=True)
-            self._line_open = False
+            self._console.message(text)
 
     def close(self) -> None:
         """Close the files."""
-        for writer in (self._steps, self._evaluations, self._board):
+        for writer in (self._steps, self._evaluations, self._tensorboard):
             if writer:
                 writer.close()
 
@@ -176,57 +169,37 @@ class RunLog:
         done = record["step"] + 1
         due = done % self.every == 0 or done in (1, self.horizon)
         if due:
-            self._points(
-                record["step"],
-                {f"training/{k}": v for k, v in record.items() if isinstance(v, float)},
-            )
-        if not (due or (self._live and time.monotonic() - self._shown > 0.2)):
-            return
-        line = self._line(record)
-        print(f"\r\x1b[K{line}" if self._live else line, end="" if self._live else "\n", flush=True)
-        self._shown, self._line_open = time.monotonic(), self._live
+            self._write_points("training", record)
+        self._console.progress(record, self.horizon, due=due)
 
-    def _line(self, r: dict) -> str:
-        columns = (
-            f"step {r['step']:>{len(str(self.horizon))}}/{self.horizon}",
-            f"loss {r['loss']:.4f}",
-            f"lr {r['learning_rate']:.2e}",
-            f"grad {r['grad_norm']:.2f}",
-            f"{r['tokens_per_s']:,.0f} tokens/s",
-            f"MFU {'n/a' if r['mfu'] is None else format(r['mfu'], '.1%')}",
-            f"data wait {r['data_wait']:.1%}",
-            f"ETA {duration((self.horizon - r['step'] - 1) * r['seconds'])}",
-        )
-        return "  ".join(columns) + "  skipped: not finite" * bool(r["skipped"])
+    def _write_points(self, group: str, record: dict) -> None:
+        """A point for each number of the record, if TensorBoard is wanted."""
+        self._open_tensorboard()
+        if self._tensorboard:
+            values = {f"{group}/{k}": v for k, v in record.items() if isinstance(v, float)}
+            self._tensorboard.write(record["step"], values)
 
-    def _points(self, step: int, values: dict[str, float]) -> None:
-        self._open_board()
-        if self._board:
-            self._board.write(step, values)
-
-    def _open_board(self) -> None:
-        """Not before it is needed: tensorboardX loads torch where there is one, which takes seconds."""
-        if self._wants_board and not self._board:
+    def _open_tensorboard(self) -> None:
+        """Not before it is needed: tensorboardX imports torch if it is installed, for seconds."""
+        if self._wants_tensorboard and not self._tensorboard:
             from minigpt_jax.tracking.tensorboard import TensorBoardWriter
 
-            self._board = TensorBoardWriter(self.run / "tensorboard", self._begin + 1)
+            self._tensorboard = TensorBoardWriter(self.run / "tensorboard", self._start + 1)
 
     @contextmanager
     def _on_disk(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:  # the console, not the disk
+        except BrokenPipeError:
+            # From the console, not from the disk.
             raise
         except OSError as error:
             raise RunError(
-                f"{self.run}: what it says about itself cannot be written ({error.strerror}). Free space, then run the same command again"
+                f"{self.run}: the records of the run cannot be written ({error.strerror}). Free "
+                "space, then run the same command again"
             ) from error
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words: 45s, 12m05s, 7h31m, 3d04h."""
-    seconds = int(seconds)
-    for size, small, names in ((86400, 3600, "dh"), (3600, 60, "hm"), (60, 1, "ms")):
-        if seconds >= size:
-            return f"{seconds // size}{names[0]}{seconds % size // small:02d}{names[1]}"
-    return f"{seconds}s"
+def count_skipped(records: list[dict]) -> int:
+    """How many of the newest records in a row are skipped updates."""
+    return len(list(takewhile(lambda record: record["skipped"], reversed(records))))

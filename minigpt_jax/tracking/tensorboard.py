@@ -1,4 +1,4 @@
-"""Curves for TensorBoard: the points of a run as event files, through tensorboardX."""
+"""Write the points of a run as event files for TensorBoard, through tensorboardX."""
 
 import math
 import time
@@ -10,25 +10,25 @@ from tensorboardX.summary import scalar
 
 
 class TensorBoardWriter:
-    """Curves for TensorBoard in `folder`; points of an earlier process from step `start` on are hidden."""
+    """Curves for TensorBoard in `folder`.
 
-    # tensorboardX's SummaryWriter has a thread and a queue: on a full disk the thread dies and the queue blocks for ever.
+    TensorBoard hides the points that an earlier process wrote from step `start` on.
+    """
+
+    # tensorboardX's SummaryWriter has a thread and a queue: on a full disk the thread dies, and the
+    # queue blocks for ever.
     def __init__(self, folder: Path, start: int):
         folder.mkdir(exist_ok=True)
         self._file = EventsWriter(str(folder / "events"))
-        self._file.write_event(
-            Event(
-                wall_time=time.time(), step=start, session_log=SessionLog(status=SessionLog.START)
-            )
-        )
+        session = SessionLog(status=SessionLog.START)
+        self._file.write_event(Event(wall_time=time.time(), step=start, session_log=session))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Add a point to each curve; TensorBoard cannot draw what is not finite."""
+        """Add a point to each curve; TensorBoard cannot draw values that are not finite."""
         for name, value in values.items():
             if math.isfinite(value):
-                self._file.write_event(
-                    Event(wall_time=time.time(), step=step, summary=scalar(name, value))
-                )
+                event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+                self._file.write_event(event)
         self._file.flush()
 
     def close(self) -> None:

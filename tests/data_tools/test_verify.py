@@ -11,7 +11,8 @@ import pytest
 from data_tools.fineweb import prepare
 from data_tools.verify import adopt, verify
 from minigpt_jax.errors import InputError
-from minigpt_jax.token_stream import Shard, ShardWriter, open_stream, write_manifest
+from minigpt_jax.shard_writer import ShardWriter, write_manifest
+from minigpt_jax.token_stream import Shard, open_stream
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
 
 TRAIN = [END_OF_TEXT, 5, 6, END_OF_TEXT, 7], [8, END_OF_TEXT, 9]

@@ -1,4 +1,4 @@
-"""Beside plain PyTorch: GPT-2 small with random weights, saved by transformers, imported, and asked the same questions.
+"""Compare our scores with plain PyTorch's, for GPT-2 small with random weights.
 
 python -m tests.evals.peer --source hellaswag_validation.parquet --rows 200
 """
@@ -6,20 +6,23 @@ python -m tests.evals.peer --source hellaswag_validation.parquet --rows 200
 import argparse
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from minigpt_jax import load_run
 from minigpt_jax.evals import hellaswag, scoring
-from minigpt_jax.interop import import_gpt2
+from minigpt_jax.interop.hugging_face import read_folder
+from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.sharding import make_mesh, replicated
+from minigpt_jax.tokenizer import load_tokenizer
+
+# Two endings whose losses are closer than this may be ordered either way.
+TIE = 1e-4
 
 
-def in_torch(model, questions: list[hellaswag.Question]) -> np.ndarray:
-    """[questions, endings] mean loss of each ending by transformers' GPT-2, a row at a time."""
+def losses_in_torch(model, questions: list[hellaswag.Question]) -> np.ndarray:
+    """[questions, endings] mean loss of each ending by transformers' GPT-2, one row at a time."""
     import torch
 
     model.eval()
@@ -39,36 +42,28 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--source", required=True, help="HellaSwag's rows, a file or the hub")
-    parser.add_argument("--rows", type=int, default=200, help="how many, from the first on")
+    parser.add_argument("--rows", type=int, default=200, help="number of rows, from the first on")
     options = parser.parse_args()
     import torch
     import transformers
 
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
-    questions = hellaswag.load(options.source, 1024)[: options.rows]
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(Path(folder, "saved"))
-        import_gpt2.write_run(
-            Path(folder, "run"),
-            *import_gpt2.read_gpt2(Path(folder, "saved")),
-            source="transformers",
-        )
-        run = load_run(Path(folder, "run"))
-        params, config = run.params, run.config
+        model.save_pretrained(folder)
+        config, params = read_folder(Path(folder))
+    questions = hellaswag.load(options.source, config.context)[: options.rows]
     mesh = make_mesh()
-    ask = partial(scoring.score, jax.device_put(params, replicated(mesh)), config, mesh)
-    found = ask([(q.context, q.endings) for q in questions])
-    assert found is not None
-    ours, theirs = (
-        np.array([[score.loss for score in own] for own in found]),
-        in_torch(model, questions),
-    )
+    run = LoadedRun(jax.device_put(params, replicated(mesh)), config, load_tokenizer())
+    scores = scoring.score(run, mesh, [(q.context, q.endings) for q in questions])
+    ours = np.array([[score.loss for score in endings] for endings in scores])
+    theirs = losses_in_torch(model, questions)
     differ = np.flatnonzero(ours.argmin(1) != theirs.argmin(1))
     best = np.sort(theirs, axis=1)
-    ties = [row for row in differ if best[row, 1] - best[row, 0] < 1e-4]
+    ties = [row for row in differ if best[row, 1] - best[row, 0] < TIE]
     print(
-        f"{len(questions)} rows: losses at most {np.abs(ours - theirs).max():.1e} apart, {len(differ)} choices differ, {len(ties)} of them ties"
+        f"{len(questions)} rows: losses at most {np.abs(ours - theirs).max():.1e} apart, "
+        f"{len(differ)} choices differ, {len(ties)} of them ties"
     )
     return int(len(differ) > len(ties))
 

@@ -1,19 +1,28 @@
-"""What is said of answers: whether they end, leak marks and repeat themselves, and what the hoped-for ones cost a model."""
+"""Numbers of a finetuned model's answers: ended, leaked markers, repetition, loss of references."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from minigpt_jax import chat, load_run, loss
+from minigpt_jax import chat, load_run
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals import answers
-from minigpt_jax.evals.answers import Pair, Written
-from minigpt_jax.model import GPT, grow_vocab
+from minigpt_jax.evals.__main__ import main
+from minigpt_jax.evals.answers import Answer, Pair
+from minigpt_jax.loaded_run import LoadedRun
+from minigpt_jax.model import grow_vocab
 from minigpt_jax.tokenizer import END, USER, load_tokenizer
-from minigpt_jax.tracking import report
-from tests.evals.test_hellaswag import evals
+from minigpt_jax.tracking.report import write_report
+from tests.evals.plain import next_token_logprobs
+from tests.harness import train, write_chat
+from tests.in_process import run_main
+
+CONTEXT = 32
+GOOD = Pair("Why?", "Because.")
+TOO_LONG = Pair("Why?", "because " * 40)
 
 
 @pytest.mark.parametrize(
@@ -26,104 +35,148 @@ from tests.evals.test_hellaswag import evals
         ("so so so so so so", 2 / 3),
     ],
 )
-def test_repetition_counts_runs_of_four_words_that_were_there_before(text, share):
+def test_repetition_is_the_share_of_four_word_sequences_that_occurred_before(text, share):
     assert answers.repetition(text) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(
     ("answer", "leaks"),
     [
-        (Written("Four.", [1, 2, END], True), False),
-        (Written("Four.", [1, 2], False), False),
-        (Written("Four. <|user|> And?", [1, 2, 3, END], True), True),
-        (Written("Four.", [1, USER, 2, END], True), True),
+        (Answer("Four.", [1, 2, END], True), False),
+        (Answer("Four.", [1, 2], False), False),
+        (Answer("Four. <|user|> And?", [1, 2, 3, END], True), True),
+        (Answer("Four.", [1, USER, 2, END], True), True),
     ],
 )
-def test_marks_leak_in_the_text_and_in_its_ids(answer, leaks):
-    assert answers.leaks(answer) == leaks
+def test_markers_leak_in_the_text_and_in_its_ids(answer, leaks):
+    assert answers.leaks_markers(answer) == leaks
 
 
-def test_a_summary_is_shares_of_all_answers():
-    written = [
-        Written("a b c d a b c d", [1, END], True),
-        Written("a", [USER, 1], False),
-        Written("a", [1], True),
-        Written("b", [1], True),
+def test_a_summary_has_shares_of_all_answers():
+    generated = [
+        Answer("a b c d a b c d", [1, END], True),
+        Answer("a", [USER, 1], False),
+        Answer("a", [1], True),
+        Answer("b", [1], True),
     ]
-    assert answers.summary(written) == pytest.approx(
-        {"ended": 0.75, "leaked": 0.25, "repetition": 0.05, "distinct": 0.75}
-    )
+    expected = {"ended": 0.75, "leaked": 0.25, "repetition": 0.05, "distinct": 0.75}
+    assert answers.summarize(generated) == pytest.approx(expected)
 
 
-def test_pairs_that_do_not_fit_are_left_out_and_bad_ones_named(tmp_path):
-    path, tokenizer = tmp_path / "pairs.jsonl", load_tokenizer()
-    good, long = (
-        {"prompt": "Why?", "completion": "Because."},
-        {"prompt": "Why?", "completion": "because " * 40},
-    )
-    path.write_text(
-        "".join(
-            json.dumps(row) + "\n"
-            for row in (long, good, good, good, {"prompt": "Why?", "completion": ""})
-        )
-    )
-    assert answers.load(str(path), 32, tokenizer, 2) == ([Pair(**good)] * 2, 1)
-    with pytest.raises(InputError, match=r"pairs.jsonl:5: .* must be texts"):
-        answers.load(str(path), 32, tokenizer)
-    path.write_text(json.dumps(long) + "\n")
+def write_pairs(path: Path, *pairs: Pair) -> str:
+    path.write_text("".join(json.dumps(pair._asdict()) + "\n" for pair in pairs))
+    return str(path)
+
+
+def test_pairs_that_do_not_fit_are_skipped_and_counted(tmp_path):
+    source = write_pairs(tmp_path / "pairs.jsonl", TOO_LONG, GOOD, GOOD, GOOD)
+    assert answers.load(source, CONTEXT, load_tokenizer(), limit=2) == ([GOOD] * 2, 1)
+
+
+def test_a_pair_without_text_is_named(tmp_path):
+    source = write_pairs(tmp_path / "pairs.jsonl", GOOD, GOOD, Pair("Why?", ""))
+    with pytest.raises(InputError, match=r"pairs.jsonl:3: .* must be texts"):
+        answers.load(source, CONTEXT, load_tokenizer())
+
+
+def test_a_source_without_a_pair_that_fits_is_refused(tmp_path):
+    source = write_pairs(tmp_path / "pairs.jsonl", TOO_LONG)
     with pytest.raises(InputError, match="no row here fits"):
-        answers.load(str(path), 32, tokenizer)
+        answers.load(source, CONTEXT, load_tokenizer())
 
 
-def plain_loss(params, config, pairs: list[Pair]) -> float:
-    """Mean loss over the supervised tokens, a row at a time with the template's own mask."""
+def test_the_split_of_a_source_with_several_can_be_chosen(tmp_path):
+    source = tmp_path / "pairs.json"
+    other = Pair("How?", "Slowly.")
+    source.write_text(json.dumps({"train": [GOOD._asdict()], "val": [other._asdict()]}))
+    for split, pair in (("train", GOOD), ("val", other)):
+        assert answers.load(str(source), CONTEXT, load_tokenizer(), split=split) == ([pair], 0)
+
+
+# ---- the command
+
+
+PAIRS = [Pair(f"What is {n} and {n}?", f"It is {2 * n}.") for n in (151, 160, 170)]
+
+
+@pytest.fixture(scope="module")
+def finetuned(base_run, tmp_path_factory) -> Path:
+    """What train.py makes from the base run and packed conversations."""
+    runs = tmp_path_factory.mktemp("finetuned")
+    train(
+        runs,
+        name="finetuned",
+        config="configs/quickstart_finetune.py",
+        init_from=base_run,
+        data__folder=write_chat(tmp_path_factory.mktemp("chat")),
+        schedule__peak=1e-2,
+        save__every=12,
+        eval__samples=0,
+    )
+    return runs / "finetuned"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "questions.json"
+    path.write_text(json.dumps({"train": [], "val": [pair._asdict() for pair in PAIRS]}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def output(finetuned, source) -> str:
+    """What the command prints; it also writes answers.json and the report."""
+    write_report(finetuned)
+    assert "Answers" not in (finetuned / "report.html").read_text()
+    done = run_main(main, "answers", "--run", finetuned, "--source", source, "--show", "2")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def plain_loss(run: LoadedRun) -> float:
+    """Mean loss over the supervised tokens, one row at a time, with the chat template's mask."""
     total = weight = 0.0
-    for pair in pairs:
-        ids, mask = chat.render(
-            [
-                {"role": "user", "content": pair.prompt},
-                {"role": "assistant", "content": pair.completion},
-            ],
-            load_tokenizer(),
-        )
-        hidden, _ = GPT(config).apply({"params": params}, np.array([ids[:-1]]))  # pyright: ignore
-        logprobs = np.asarray(
-            jax.nn.log_softmax(loss.logits(hidden, params["wte"], config.vocab_size))
-        )[0]
+    for pair in PAIRS:
+        messages: list[chat.Message] = [
+            {"role": "user", "content": pair.prompt},
+            {"role": "assistant", "content": pair.completion},
+        ]
+        ids, mask = chat.render(messages, run.tokenizer)
+        logprobs = next_token_logprobs(run, ids[:-1])
         total -= (logprobs[np.arange(len(ids) - 1), ids[1:]] * mask[1:]).sum()
         weight += sum(mask[1:])
     return total / weight
 
 
-def test_base_and_finetuned_are_compared_and_shown(finetuned, pretrained, tmp_path):
-    report.write(finetuned)
-    assert "Answers" not in (finetuned / "report.html").read_text()
-    source = tmp_path / "questions.json"
-    pairs = [Pair(f"What is {n} and {n}?", f"It is {2 * n}.") for n in (151, 160, 170)]
-    source.write_text(json.dumps({"train": [], "val": [pair._asdict() for pair in pairs]}))
-    done = evals("answers", "--run", finetuned, "--source", source)
-    assert done.returncode == 0, done.stderr
+def test_base_and_finetuned_are_compared(output, finetuned, base_run):
     record = json.loads((finetuned / "answers.json").read_text())
-    run = load_run(finetuned)
-    params, config = run.params, run.config
-    base = load_run(pretrained)
-    before, theirs = base.params, base.config
-    grown = grow_vocab(before, theirs.vocab_size, config)
     page = (finetuned / "report.html").read_text()
-    for name, weights in (("finetuned", params), ("before", grown)):
-        assert record[name]["loss"] == pytest.approx(plain_loss(weights, config, pairs), abs=1e-4)
-        assert f"{record[name]['loss']:.4f}" in page
-        assert (
-            answers.summary(
-                answers.write(weights, config, load_tokenizer(), pairs, batch=2)
-            ).items()
-            <= record[name].items()
-        )
+    run, base = load_run(finetuned), load_run(base_run)
+    grown = grow_vocab(base.params, base.config.vocab_size, run.config)
+    for name, model in (("finetuned", run), ("before", replace(run, params=grown))):
+        found = record[name]
+        assert found["loss"] == pytest.approx(plain_loss(model), abs=1e-4)
+        loss_text = f"{found['loss']:.4f}"
+        assert loss_text in page
+        assert f"loss per supervised token {loss_text}" in output
+        generated = answers.generate_answers(model, PAIRS, batch=2)
+        assert answers.summarize(generated).items() <= found.items()
     assert record["finetuned"]["loss"] < record["before"]["loss"]
-    assert (record["answers"], record["step"], record["tokens"]) == (
-        3,
-        12,
-        answers.TOKENS,
-    ) and "before finetuning" in page
-    other = evals("answers", "--run", finetuned, "--source", source, "--base", tmp_path / "none")
-    assert other.returncode == 2 and "no usable checkpoint" in other.stderr
+    assert record["answers"] == 3 and record["step"] == 12
+    assert record["tokens"] == answers.MAX_NEW_TOKENS
+    assert "before finetuning" in page
+
+
+def test_examples_are_printed_with_their_reference_answers(output, finetuned):
+    assert output.count("question:  ") == 2
+    generated = answers.generate_answers(load_run(finetuned), PAIRS, batch=2)
+    for pair, answer in zip(PAIRS[:2], generated, strict=False):
+        example = f"question:  {pair.prompt}\nanswer:    {answer.text}\n"
+        assert example + f"reference: {pair.completion}\n" in output
+
+
+def test_a_base_without_checkpoint_is_refused(finetuned, source, tmp_path):
+    done = run_main(
+        main, "answers", "--run", finetuned, "--source", source, "--base", tmp_path / "none"
+    )
+    assert done.returncode == 2 and "no usable checkpoint" in done.stderr

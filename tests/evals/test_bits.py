@@ -8,8 +8,9 @@ import pytest
 
 from minigpt_jax.evals import bits
 from minigpt_jax.runtime.files import read_jsonl
+from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.sharding import AXES
-from minigpt_jax.token_stream import ShardWriter, open_stream, write_manifest
+from minigpt_jax.token_stream import open_stream
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 from tests.evals.test_hellaswag import evals
 

@@ -10,17 +10,19 @@ import jax
 import numpy as np
 import pytest
 
-from minigpt_jax import load_run
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals import harness, hellaswag
+from minigpt_jax.evals.__main__ import main
+from minigpt_jax.evals.harness import GenerationSettings, generation_settings
 from minigpt_jax.evals.scoring import score
-from minigpt_jax.generate import Generator
+from minigpt_jax.loaded_run import LoadedRun, load_run
 from minigpt_jax.sampling import sampling_params
 from minigpt_jax.sharding import AXES, replicated
 from minigpt_jax.tokenizer import END_OF_TEXT
 from tests.harness import ENVIRONMENT, ROOT
+from tests.in_process import run_main
 
-# Other people's code warns of what it likes.
+# lm_eval and the packages it imports warn about many things.
 pytestmark = pytest.mark.filterwarnings("default")
 TASK = """
 task: tiny_endings
@@ -33,28 +35,29 @@ doc_to_target: "{{{{label|int}}}}"
 doc_to_choice: "{{{{endings}}}}"
 metric_list: [{{metric: acc}}]
 """
+ROWS = 12
 
 
 @pytest.fixture(scope="module")
-def model(pretrained):
-    """Weights, config, tokenizer and mesh."""
-    run = load_run(pretrained)
-    params, config, tokenizer = run.params, run.config, run.tokenizer
-    mesh = jax.sharding.Mesh(
-        np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES
-    )  # one device: the others would only repeat it
-    return jax.device_put(params, replicated(mesh)), config, tokenizer, mesh
+def mesh() -> jax.sharding.Mesh:
+    """One device: the others would only repeat its work."""
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
 
 
 @pytest.fixture(scope="module")
-def adapter(model):
+def run(base_run, mesh) -> LoadedRun:
+    return load_run(base_run, replicated(mesh))
+
+
+@pytest.fixture(scope="module")
+def adapter(run, mesh):
     pytest.importorskip("lm_eval")
-    return harness.adapter(*model, batch=4)
+    return harness.make_adapter(run, mesh, batch=4)
 
 
 @pytest.fixture
 def task(tmp_path, questions, monkeypatch) -> Path:
-    """A folder with a task of lm_eval over our questions; nothing is kept outside of the test."""
+    """A folder with a task of lm_eval over our questions; the test leaves no other files."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "tasks"
     folder.mkdir()
@@ -62,186 +65,152 @@ def task(tmp_path, questions, monkeypatch) -> Path:
     return folder
 
 
-def asked(*arguments):
+def request(*arguments):
     """A request as lm_eval makes it."""
     return SimpleNamespace(args=arguments)
 
 
-def test_a_local_task_runs_end_to_end_and_equals_our_own_scorer(pretrained, model, task, questions):
+def test_a_local_task_gets_the_scores_of_our_own_scorer(run, mesh, task, questions):
     pytest.importorskip("lm_eval")
     results, table = harness.evaluate(
-        *model, tasks=["tiny_endings"], limit=12, include=task, batch=8
+        run, mesh, tasks=["tiny_endings"], limit=ROWS, include=task, batch=8
     )
-    rows = [json.loads(line) for line in questions.read_text().splitlines()[:12]]
-    groups = [(q.context, q.endings) for q in (hellaswag._question("row", row, 32) for row in rows)]
-    own = score(model[0], model[1], model[3], groups)
-    assert own is not None
+    rows = [json.loads(line) for line in questions.read_text().splitlines()[:ROWS]]
+    parsed = [hellaswag.parse_question("row", row, run.config.context) for row in rows]
+    ours = score(run, mesh, [(question.context, question.endings) for question in parsed])
+
     samples = sorted(results["samples"]["tiny_endings"], key=lambda sample: sample["doc_id"])
     theirs = [[response[0] for response in sample["resps"]] for sample in samples]
     np.testing.assert_allclose(
-        [[r[0] for r in row] for row in theirs],
-        [[s.logprob for s in row] for row in own],
+        [[logprob for logprob, _ in endings] for endings in theirs],
+        [[s.logprob for s in endings] for endings in ours],
         atol=1e-4,
     )
-    assert [[bool(r[1]) for r in row] for row in theirs] == [[s.greedy for s in row] for row in own]
-    right = [
-        max(range(4), key=lambda i: row[i].logprob) == int(q["label"])
-        for row, q in zip(own, rows, strict=True)
-    ]
-    assert results["results"]["tiny_endings"]["acc,none"] == pytest.approx(np.mean(right))
-    assert f"{results['results']['tiny_endings']['acc,none']:.2g}" in table
+    greedy = [[bool(greedy) for _, greedy in endings] for endings in theirs]
+    assert greedy == [[s.greedy for s in endings] for endings in ours]
+
+    predicted = np.argmax([[s.logprob for s in endings] for endings in ours], axis=1)
+    accuracy = np.mean(predicted == [question.label for question in parsed])
+    assert results["results"]["tiny_endings"]["acc,none"] == pytest.approx(accuracy)
+    assert f"{accuracy:.4f}" in table
 
 
 @pytest.mark.campaign
-def test_the_command_prints_the_table(pretrained, model, task):
+def test_the_command_prints_the_table(base_run, run, mesh, task):
     pytest.importorskip("lm_eval")
-    _, table = harness.evaluate(*model, tasks=["tiny_endings"], limit=12, include=task, batch=8)
-    command = [
-        "-m",
-        "minigpt_jax.evals",
-        "lm-eval",
-        "--run",
-        pretrained,
-        "--tasks",
-        "tiny_endings",
-        "--limit",
-        "12",
-        "--include-path",
-        task,
-    ]
+    _, table = harness.evaluate(
+        run, mesh, tasks=["tiny_endings"], limit=ROWS, include=task, batch=8
+    )
+    command = [sys.executable, "-m", "minigpt_jax.evals", "lm-eval", "--run", base_run]
+    command += ["--tasks", "tiny_endings", "--limit", ROWS, "--include-path", task]
     done = subprocess.run(
-        [sys.executable, *map(str, command)],
+        [str(argument) for argument in command],
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=300,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert table in done.stdout
 
 
-def test_contexts_begin_a_document_and_lose_their_beginning_where_they_are_too_long(
-    adapter, model, capsys
-):
-    params, config, tokenizer, mesh = model
-    long = "the river " * 40
+def test_contexts_begin_a_document_and_are_truncated_from_the_left(adapter, run, mesh, capsys):
+    encode = run.tokenizer.encode
+    long = ("the river " * 40).strip()
     found = adapter.loglikelihood(
-        [asked("", "the stone"), asked("A dog", " sees light"), asked(long.strip(), " slowly")],
+        [request("", "the stone"), request("A dog", " sees light"), request(long, " slowly")],
         disable_tqdm=True,
     )
-    encode = tokenizer.encode
-    rows = [
-        ([END_OF_TEXT], encode("the stone")),
-        ([END_OF_TEXT, *encode("A dog")], encode(" sees light")),
-        (encode(long.strip()), encode(" slowly")),
+    groups = [
+        ([END_OF_TEXT], [encode("the stone")]),
+        ([END_OF_TEXT, *encode("A dog")], [encode(" sees light")]),
+        (encode(long), [encode(" slowly")]),
     ]
-    expected = score(
-        params, config, mesh, [(context, [continuation]) for context, continuation in rows]
-    )
-    assert expected is not None
+    expected = score(run, mesh, groups)
     assert found == [pytest.approx((s.logprob, s.greedy), abs=1e-4) for (s,) in expected]
     assert "1 of 3 contexts are longer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [0, 5, 31, 32, 33, 100])
-def test_a_rolling_likelihood_scores_each_token_once(adapter, model, words):
-    params, config, tokenizer, mesh = model
+def test_a_rolling_likelihood_scores_each_token_once(adapter, run, mesh, words):
     text = " ".join(["river", "stone", "light", "dog"][i % 4] for i in range(words))
-    ids = tokenizer.encode(text)
-    expected = 0.0
-    for start in range(0, len(ids), config.context):
-        stop = min(start + config.context, len(ids))
-        before = [END_OF_TEXT, *ids][
-            max(stop - config.context, 0) : start + 1
-        ]  # the last window sees as much as it can
-        found = score(params, config, mesh, [(before, [ids[start:stop]])])
-        assert found is not None
-        expected += found[0][0].logprob
-    (total,) = adapter.loglikelihood_rolling([asked(text)], disable_tqdm=True)
+    ids = run.tokenizer.encode(text)
+    context = run.config.context
+    groups = []
+    for start in range(0, len(ids), context):
+        stop = min(start + context, len(ids))
+        # The last window has as much context as fits.
+        before = [END_OF_TEXT, *ids][max(stop - context, 0) : start + 1]
+        groups.append((before, [ids[start:stop]]))
+    expected = sum(s.logprob for (s,) in score(run, mesh, groups))
+    (total,) = adapter.loglikelihood_rolling([request(text)], disable_tqdm=True)
     assert total == pytest.approx(expected, abs=1e-3)
 
 
-def test_texts_end_at_stop_strings_and_at_their_limit_whoever_shares_the_batch(adapter, model):
-    params, config, tokenizer, _ = model
-    prompts = ["The dog", "A river under a stone", "the", "light with", "slowly the model"]
-    free = adapter.generate_until([asked(p, {"max_gen_toks": 9, "until": []}) for p in prompts])
-    for prompt, text in zip(prompts, free, strict=True):
-        writer = Generator(params, config, tokenizer)
-        pieces = writer.stream(
-            [[END_OF_TEXT, *tokenizer.encode(prompt)]],
-            sampling_params(1, config, temperature=0.0),
-            max_new_tokens=9,
-        )
-        assert text == "".join(piece for _, piece in pieces)
-    stop = free[0][3:6]
-    (stopped,) = adapter.generate_until([asked(prompts[0], {"max_gen_toks": 9, "until": stop})])
-    assert stopped == free[0][: free[0].index(stop)] and len(stopped) < len(free[0])
+PROMPTS = ["The dog", "A river under a stone", "the", "light with", "slowly the model"]
 
 
-def test_drawn_texts_depend_on_the_request_alone(adapter):
-    wish = {
-        "do_sample": True,
-        "temperature": 1.2,
-        "top_p": 0.9,
-        "max_gen_toks": 6,
-        "until": ["\n\n"],
-    }
-    requests = [
-        asked(text, wish)
-        for text in ("The dog", "A river", "the", "light with a stone", "slowly", "under")
-    ]
+def test_greedy_texts_are_those_of_single_prompts(adapter, run):
+    kwargs = {"max_gen_toks": 9, "until": []}
+    texts = adapter.generate_until([request(prompt, kwargs) for prompt in PROMPTS])
+    generator = run.generator()
+    greedy = sampling_params(1, run.config, temperature=0.0)
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        ids = run.tokenizer.encode_document(prompt)
+        (completion,) = generator.complete([ids], greedy, max_new_tokens=9)
+        assert text == completion.text
+
+
+def test_a_text_ends_before_a_stop_string(adapter):
+    (free,) = adapter.generate_until([request(PROMPTS[0], {"max_gen_toks": 9, "until": []})])
+    stop = free[3:6]
+    (text,) = adapter.generate_until([request(PROMPTS[0], {"max_gen_toks": 9, "until": stop})])
+    assert text == free[: free.index(stop)] and len(text) < len(free)
+
+
+def test_sampled_texts_depend_only_on_their_request(adapter):
+    kwargs = {"do_sample": True, "temperature": 1.2, "top_p": 0.9}
+    kwargs |= {"max_gen_toks": 6, "until": ["\n\n"]}
+    requests = [request(prompt, kwargs) for prompt in PROMPTS]
     texts = adapter.generate_until(requests)
     assert texts == adapter.generate_until(requests) and len(set(texts)) > 1
-    assert adapter.generate_until(requests[:2]) == texts[:2]
+    # The first prompt shares a batch of four above, and has one of its own here.
+    assert adapter.generate_until(requests[:1]) == texts[:1]
 
 
-def test_wishes_of_tasks():
-    assert harness.wishes({"until": "x"}) == {
-        "until": ["x"],
-        "tokens": 256,
-        "sampling": {"temperature": 0.0},
-    }
-    given = {"until": ["a", "b"], "max_gen_toks": 5, "do_sample": True, "top_k": 3}
-    assert harness.wishes(given) == {
-        "until": ["a", "b"],
-        "tokens": 5,
-        "sampling": {"temperature": 1.0, "top_k": 3},
-    }
-    assert harness.wishes({"do_sample": False, "temperature": 0.7})["sampling"] == {
-        "temperature": 0.0
-    }
+@pytest.mark.parametrize(
+    ("kwargs", "expected"),
+    [
+        ({"until": "x"}, GenerationSettings(["x"], 256, {"temperature": 0.0})),
+        (
+            {"until": ["a", "b"], "max_gen_toks": 5, "do_sample": True, "top_k": 3},
+            GenerationSettings(["a", "b"], 5, {"temperature": 1.0, "top_k": 3}),
+        ),
+        (
+            {"do_sample": False, "temperature": 0.7},
+            GenerationSettings([], 256, {"temperature": 0.0}),
+        ),
+    ],
+)
+def test_the_settings_of_tasks(kwargs, expected):
+    assert generation_settings(kwargs) == expected
+
+
+def test_an_unknown_setting_of_a_task_is_refused():
     with pytest.raises(InputError, match="num_beams"):
-        harness.wishes({"num_beams": 4})
+        generation_settings({"num_beams": 4})
 
 
 @pytest.mark.campaign
-def test_an_unknown_task_is_refused_in_one_line(model):
+def test_an_unknown_task_is_refused_in_one_line(run, mesh):
     pytest.importorskip("lm_eval")
     with pytest.raises(InputError, match="no task no_such_task"):
-        harness.evaluate(*model, tasks=["no_such_task"], batch=8)
+        harness.evaluate(run, mesh, tasks=["no_such_task"], batch=8)
 
 
-def test_without_the_package_the_extra_is_named(pretrained):
-    code = """
-import sys
-sys.modules["lm_eval"] = None
-sys.argv = ["evals", "lm-eval", "--run", sys.argv[1], "--tasks", "hellaswag"]
-import runpy
-runpy.run_module("minigpt_jax.evals", run_name="__main__")
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, pretrained],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (
-        done.returncode == 2
-        and done.stderr.count("\n") == 1
-        and "pip install lm_eval" in done.stderr
-    )
+def test_without_the_package_the_message_names_it(base_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    done = run_main(main, "lm-eval", "--run", base_run, "--tasks", "hellaswag")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "pip install lm_eval" in done.stderr

@@ -1,4 +1,4 @@
-"""HellaSwag's accuracy is what a plain scorer in another framework finds, alone and during training."""
+"""HellaSwag's accuracy is that of a plain scorer in torch, alone and during training."""
 
 import json
 import subprocess
@@ -10,16 +10,19 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.peer import transformers_gpt2
-from minigpt_jax import load_run
-from minigpt_jax.errors import InputError
+from benchmarks.transformers_gpt2 import gpt2_with_weights
+from minigpt_jax.errors import EvaluationStopped, InputError
 from minigpt_jax.evals import hellaswag, scoring
+from minigpt_jax.evals.scoring import Score
+from minigpt_jax.loaded_run import load_run
 from minigpt_jax.runtime.files import read_jsonl
 from minigpt_jax.sharding import make_mesh, replicated
-from minigpt_jax.tokenizer import END_OF_TEXT, load_tokenizer
-from tests.evals.peer import in_torch
-from tests.harness import ENVIRONMENT, ROOT, run_train
+from minigpt_jax.tokenizer import load_tokenizer
+from tests.evals.peer import losses_in_torch
+from tests.harness import ENVIRONMENT, ROOT, run_train, train
 
+CONTEXT = 32
+QUESTIONS_IN_TRAINING = 20
 GOOD = {
     "ctx": "A man sits on a roof. He",
     "endings": ["starts to sing.", "flies.", "is a roof.", "eats it."],
@@ -27,21 +30,13 @@ GOOD = {
 }
 
 
-def evals(*arguments: str | Path) -> subprocess.CompletedProcess:
-    """Run the command."""
-    command = [sys.executable, "-m", "minigpt_jax.evals", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def test_a_question_is_read_as_documents_are():
-    encode = load_tokenizer().encode
-    question = hellaswag._question("here", GOOD, 32)
-    assert question.context == [END_OF_TEXT, *encode(GOOD["ctx"])] and question.label == 3
-    assert [[*question.context, *ending] for ending in question.endings] == [
-        [END_OF_TEXT, *encode(f"{GOOD['ctx']} {e}")] for e in GOOD["endings"]
-    ]
+def test_a_question_is_encoded_as_a_document():
+    tokenizer = load_tokenizer()
+    question = hellaswag.parse_question("row", GOOD, CONTEXT)
+    assert question.context == tokenizer.encode_document(GOOD["ctx"])
+    assert question.label == 3
+    for ids, ending in zip(question.endings, GOOD["endings"], strict=True):
+        assert [*question.context, *ids] == tokenizer.encode_document(f"{GOOD['ctx']} {ending}")
 
 
 @pytest.mark.parametrize(
@@ -56,122 +51,127 @@ def test_a_question_is_read_as_documents_are():
         ({"endings": ["word" + " word" * 39, "two", "three", "four"]}, ["40 tokens", "32"]),
     ],
 )
-def test_a_malformed_row_is_named(tmp_path, change, words):
+def test_the_message_names_a_malformed_row(tmp_path, change, words):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD | change) + "\n")
     with pytest.raises(InputError) as refused:
-        hellaswag.load(str(path), 32)
-    assert all(word in str(refused.value) for word in [f"{path}:2", *words]) and "\n" not in str(
-        refused.value
-    )
+        hellaswag.load(str(path), CONTEXT)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert all(word in message for word in [f"{path}:2", *words])
 
 
-def test_a_limit_takes_rows_from_all_of_the_file(questions):
-    everything, some = hellaswag.load(str(questions), 32), hellaswag.load(str(questions), 32, 3)
-    assert len(everything) == 30 and some == [everything[0], everything[14], everything[29]]
+def test_a_limit_takes_rows_from_the_whole_file(questions):
+    all_questions = hellaswag.load(str(questions), CONTEXT)
+    assert len(all_questions) == 30
+    three = hellaswag.load(str(questions), CONTEXT, 3)
+    assert three == [all_questions[0], all_questions[14], all_questions[29]]
 
 
-def test_every_loss_is_that_of_a_plain_scorer_in_torch(pretrained, questions):
-    asked = hellaswag.load(str(questions), 32)
-    run = load_run(pretrained)
-    params, config = run.params, run.config
-    mesh = make_mesh()
-    ask = partial(scoring.score, jax.device_put(params, replicated(mesh)), config, mesh)
-    found = ask([(q.context, q.endings) for q in asked])
-    assert found is not None
+def test_every_loss_is_that_of_a_plain_scorer_in_torch(base_run, questions):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    losses = in_torch(transformers_gpt2(config, params), asked)
-    np.testing.assert_allclose([[s.loss for s in own] for own in found], losses, atol=1e-4)
-    assert hellaswag.accuracy(asked, ask) == np.mean(losses.argmin(1) == [q.label for q in asked])
-
-
-def test_the_smallest_loss_a_token_wins_whatever_the_length():
-    assert (
-        hellaswag.best(
-            [
-                scoring.Score(-4.0, 2, False),
-                scoring.Score(-5.0, 5, False),
-                scoring.Score(-3.0, 1, True),
-            ]
-        )
-        == 1
-    )
-    assert hellaswag.standard_error(0.25, 10042) == pytest.approx(0.00432, abs=1e-5)
-    questions = [hellaswag.Question([1], [[2], [3], [4], [5]], label) for label in (0, 1)]
-    assert (
-        hellaswag.accuracy(
-            questions,
-            lambda groups: [[scoring.Score(-1.0 - i, 1, False) for i in range(4)] for _ in groups],
-        )
-        == 0.5
-    )
-    assert hellaswag.accuracy(questions, lambda groups: None) is None
-    assert np.isnan(
-        hellaswag.accuracy(
-            questions, lambda groups: [[scoring.Score(np.nan, 1, False)] * 4 for _ in groups]
-        )
-        or 0
-    )
-
-
-def test_a_run_measures_it_while_it_trains(pretrained, questions):
-    records = read_jsonl(pretrained / "evaluations.jsonl")
-    assert [(r["step"], "hellaswag" in r) for r in records] == [
-        (0, True),
-        (4, False),
-        (8, True),
-        (12, True),
+    loaded = hellaswag.load(str(questions), CONTEXT)
+    mesh = make_mesh()
+    run = load_run(base_run, replicated(mesh))
+    score = partial(scoring.score, run, mesh)
+    found = [
+        [s.loss for s in endings] for endings in score([(q.context, q.endings) for q in loaded])
     ]
-    assert all(
-        r.get("hellaswag", 0) * 20 == pytest.approx(round(r.get("hellaswag", 0) * 20))
-        for r in records
+    params = jax.device_get(run.params)
+    losses = losses_in_torch(gpt2_with_weights(run.config, params), loaded)
+    np.testing.assert_allclose(found, losses, atol=1e-4)
+    expected = np.mean(losses.argmin(1) == [q.label for q in loaded])
+    assert hellaswag.accuracy(loaded, score) == expected
+
+
+TWO_QUESTIONS = [hellaswag.Question([1], [[2], [3], [4], [5]], label) for label in (0, 1)]
+
+
+def test_the_smallest_loss_per_token_wins_at_any_length():
+    scores = [Score(-4.0, 2, False), Score(-5.0, 5, False), Score(-3.0, 1, True)]
+    assert hellaswag.predicted_ending(scores) == 1
+
+
+def test_accuracy_is_the_share_of_right_endings():
+    def first_is_best(groups):
+        return [[Score(-1.0 - i, 1, False) for i in range(4)] for _ in groups]
+
+    assert hellaswag.accuracy(TWO_QUESTIONS, first_is_best) == 0.5
+    assert hellaswag.standard_error(0.25, 10042) == pytest.approx(0.00432, abs=1e-5)
+
+
+def test_broken_weights_have_no_accuracy():
+    def broken(groups):
+        return [[Score(np.nan, 1, False)] * 4 for _ in groups]
+
+    assert np.isnan(hellaswag.accuracy(TWO_QUESTIONS, broken))
+
+
+def test_a_requested_stop_is_passed_on():
+    def stopped(groups):
+        raise EvaluationStopped
+
+    with pytest.raises(EvaluationStopped):
+        hellaswag.accuracy(TWO_QUESTIONS, stopped)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, corpus, questions) -> tuple[Path, str]:
+    """A run of twelve steps and its output.
+
+    It is evaluated after 0, 4, 8 and 12 steps, with HellaSwag every second time and at the end.
+    """
+    runs = tmp_path_factory.mktemp("runs")
+    output = train(
+        runs,
+        name="trained",
+        data__folder=corpus,
+        eval__every=4,
+        eval__hellaswag=questions,
+        eval__hellaswag_every=8,
+        eval__hellaswag_rows=QUESTIONS_IN_TRAINING,
+        save__every=12,
     )
-    said = (pretrained / "said").read_text()
-    assert said.count("HellaSwag") == 3 and f"HellaSwag {records[-1]['hellaswag']:.1%}" in said
-    assert "HellaSwag" in (pretrained / "report.html").read_text()
-    events = b"".join(p.read_bytes() for p in (pretrained / "tensorboard").iterdir())
+    return runs / "trained", output
+
+
+def test_training_measures_it_at_the_configured_steps(trained):
+    run, output = trained
+    records = read_jsonl(run / "evaluations.jsonl")
+    measured = [(r["step"], "hellaswag" in r) for r in records]
+    assert measured == [(0, True), (4, False), (8, True), (12, True)]
+    for record in records:
+        correct = record.get("hellaswag", 0) * QUESTIONS_IN_TRAINING
+        assert correct == pytest.approx(round(correct))
+    assert output.count("HellaSwag") == 3
+    assert f"HellaSwag {records[-1]['hellaswag']:.1%}" in output
+    assert "HellaSwag" in (run / "report.html").read_text()
+    events = b"".join(p.read_bytes() for p in (run / "tensorboard").iterdir())
     assert events.count(b"evaluation/hellaswag") == 3
-    done = evals("hellaswag", "--run", pretrained, "--source", questions, "--limit", "20")
+
+
+def test_the_command_finds_the_same_accuracy_as_training(trained, questions):
+    """In a process of its own: it proves the command line."""
+    run, _ = trained
+    command = [sys.executable, "-m", "minigpt_jax.evals", "hellaswag", "--run", run]
+    command += ["--source", questions, "--limit", QUESTIONS_IN_TRAINING]
+    done = subprocess.run(
+        [str(argument) for argument in command],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
-    assert (
-        f"HellaSwag {records[-1]['hellaswag']:.4f} (standard error " in done.stdout
-        and "on 20 rows" in done.stdout
-    )
+    accuracy = read_jsonl(run / "evaluations.jsonl")[-1]["hellaswag"]
+    assert f"HellaSwag {accuracy:.4f} (standard error " in done.stdout
+    assert "on 20 rows" in done.stdout
 
 
-def test_a_run_is_refused_before_it_begins_where_the_questions_are_missing(tmp_path, corpus):
+def test_training_does_not_start_without_the_questions(tmp_path, corpus):
     done = run_train(tmp_path, data__folder=corpus, eval__hellaswag=tmp_path / "none.jsonl")
-    assert (
-        done.returncode == 2
-        and done.stdout.count("\n") == 1
-        and "none.jsonl: no such file" in done.stdout
-    )
+    assert done.returncode == 2
+    assert done.stdout.count("\n") == 1 and "none.jsonl: no such file" in done.stdout
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["poetry"], ["poetry"]),
-        ([], ["required"]),
-        (["hellaswag", "--run", "RUN", "--limit", "0"], ["'0'"]),
-        (["hellaswag", "--run", "NONE"], ["no usable checkpoint"]),
-        (["hellaswag", "--run", "RUN", "--source", "none.jsonl"], ["none.jsonl", "no such file"]),
-        (["bits", "--run", "RUN", "--source", "NONE"], ["manifest.json"]),
-        (["answers", "--run", "RUN", "--source", "PAIRS"], ["not finetuned"]),
-        (
-            ["lm-eval", "--run", "RUN", "--tasks", "none", "--include-path", "NONE"],
-            ["no such folder"],
-        ),
-    ],
-)
-def test_wrong_input_ends_in_one_line(pretrained, tmp_path, arguments, words):
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text(json.dumps({"prompt": "Why?", "completion": "Because."}) + "\n")
-    named = {"RUN": pretrained, "NONE": tmp_path / "none", "PAIRS": pairs}
-    done = evals(*(named.get(a, a) for a in arguments))
-    assert done.returncode == 2 and done.stdout == ""
-    *usage, last = done.stderr.strip().splitlines()
-    assert all(word in last for word in words), done.stderr
-    assert not usage or usage[0].startswith("usage:")

@@ -1,10 +1,9 @@
-"""A continuation has the probability that a plain forward pass over its whole row gives it, whoever shares its batch."""
+"""A continuation has the probability that a plain forward pass over its row gives, in any batch."""
 
 import json
 import random
 import subprocess
 import sys
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -12,117 +11,122 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minigpt_jax import loss
-from minigpt_jax.errors import InputError
-from minigpt_jax.evals import scoring
-from minigpt_jax.evals.scoring import Group, Score, cut, score
+from minigpt_jax.errors import EvaluationStopped, InputError
+from minigpt_jax.evals import packing, scoring
+from minigpt_jax.evals.packing import Group, pack_rows, truncate_context
+from minigpt_jax.evals.scoring import Score, score
+from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.sharding import AXES, make_mesh, replicated
+from minigpt_jax.tokenizer import load_tokenizer
+from tests.evals.plain import next_token_logprobs
 from tests.harness import ENVIRONMENT, ROOT
 
 CONFIG = GPTConfig(vocab_size=300, context=48, layers=2, heads=2, embed=32)
 
 
-def weights(scale: float = 4.0) -> dict:
-    """Fresh weights, enlarged so that words differ in probability."""
+def make_run(mesh: jax.sharding.Mesh, scale: float = 4.0) -> LoadedRun:
+    """Fresh weights on `mesh`, enlarged so that tokens differ in probability."""
     fresh = nn.unbox(GPT(CONFIG).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
-    return jax.tree.map(lambda a: a * scale, fresh)
+    params = jax.tree.map(lambda a: a * scale, fresh)
+    return LoadedRun(jax.device_put(params, replicated(mesh)), CONFIG, load_tokenizer())
 
 
-def some_groups() -> list[Group]:
-    """Contexts of one token up to longer than the model's, with one or four continuations of one token up to as many as fit."""
+def make_groups() -> list[Group]:
+    """Contexts of one token up to longer than the model's, with one, three or four continuations.
+
+    The continuations have one token up to as many as fit. All rows have one of two lengths, so
+    that few programs are compiled.
+    """
     draw = random.Random(0)
 
     def ids(count: int) -> list[int]:
         return [draw.randrange(CONFIG.vocab_size) for _ in range(count)]
 
-    groups: list[Group] = [
-        (ids(draw.randint(1, 30)), [ids(draw.randint(1, 18)) for _ in range(4)]) for _ in range(12)
-    ]
-    groups += [(ids(n), [ids(4)]) for n in (1, 44, 45, 46, 60)]
-    return [*groups, (ids(40), [ids(3), ids(48), ids(9)])]
+    groups: list[Group] = []
+    for _ in range(12):
+        lengths = draw.sample((1, 6, 9, 18), k=4)
+        groups.append((ids(draw.randint(1, 30)), [ids(length) for length in lengths]))
+    groups += [(ids(length), [ids(4)]) for length in (44, 45, 46, 60)]
+    groups.append((ids(1), [ids(40)]))
+    groups.append((ids(40), [ids(3), ids(48), ids(9)]))
+    return groups
 
 
-@partial(jax.jit, static_argnums=0)
-def all_logprobs(model: GPT, params, rows):
-    hidden, _ = model.apply({"params": params}, rows)  # pyright: ignore
-    return jax.nn.log_softmax(loss.logits(hidden, params["wte"], model.config.vocab_size))
-
-
-def plainly(params: dict, context: list[int], continuation: list[int]) -> Score:
-    """One row, one forward pass, all logits."""
+def plain_score(run: LoadedRun, context: list[int], continuation: list[int]) -> Score:
+    """The score by one forward pass with all logits."""
     row = [*context, *continuation][-(CONFIG.context + 1) :]
-    padded = np.zeros((1, CONFIG.context), np.int32)
-    padded[0, : len(row) - 1] = row[:-1]
-    logprobs = np.asarray(all_logprobs(GPT(CONFIG), params, padded))[
-        0, len(row) - 1 - len(continuation) : len(row) - 1
-    ]
+    logprobs = next_token_logprobs(run, row[:-1])[-len(continuation) :]
     chosen = logprobs[np.arange(len(continuation)), continuation]
-    return Score(
-        float(chosen.sum()), len(continuation), bool((logprobs.argmax(-1) == continuation).all())
-    )
+    greedy = (logprobs.argmax(-1) == continuation).all()
+    return Score(float(chosen.sum()), len(continuation), bool(greedy))
 
 
-def scored(params: dict, groups: list[Group], mesh: jax.sharding.Mesh, **how) -> list[list[Score]]:
-    found = score(jax.device_put(params, replicated(mesh)), CONFIG, mesh, groups, **how)
-    assert found is not None
-    return found
+def score_on(mesh: jax.sharding.Mesh, groups: list[Group], **options) -> list[list[Score]]:
+    return score(make_run(mesh), mesh, groups, **options)
+
+
+def one_device() -> jax.sharding.Mesh:
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
 
 
 def assert_same(found: list[list[Score]], expected: list[list[Score]]) -> None:
-    for own, other in zip(found, expected, strict=True):
-        for a, b in zip(own, other, strict=True):
+    assert [len(group) for group in found] == [len(group) for group in expected]
+    for found_group, expected_group in zip(found, expected, strict=True):
+        for a, b in zip(found_group, expected_group, strict=True):
             assert (a.tokens, a.greedy) == (b.tokens, b.greedy)
             assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
 
 
 @pytest.fixture(scope="module")
-def params() -> dict:
-    return weights()
+def run() -> LoadedRun:
+    return make_run(one_device())
 
 
 @pytest.fixture(scope="module")
-def expected(params) -> list[list[Score]]:
+def expected(run) -> list[list[Score]]:
     return [
-        [plainly(params, list(context), list(c)) for c in continuations]
-        for context, continuations in some_groups()
+        [plain_score(run, list(context), list(c)) for c in continuations]
+        for context, continuations in make_groups()
     ]
 
 
 @pytest.mark.parametrize(
     ("sizes", "batch"), [((4, 1, 1), 64), ((4, 1, 1), 4), ((2, 1, 2), 8), ((1, 4, 1), 8)]
 )
-def test_scores_are_those_of_a_plain_forward_pass_on_any_mesh_in_any_batch(
-    params, expected, sizes, batch
-):
-    assert_same(scored(params, some_groups(), make_mesh(*sizes), batch=batch), expected)
+def test_scores_are_those_of_a_plain_forward_pass_on_any_mesh_in_any_batch(expected, sizes, batch):
+    assert_same(score_on(make_mesh(*sizes), make_groups(), batch=batch), expected)
 
 
-def test_the_vocabulary_in_slices_is_the_vocabulary(params, expected, monkeypatch):
-    """Three slices instead of one; and rows as short as the model's context, of which most groups need several."""
-    monkeypatch.setattr(scoring, "SLICE", 128)
-    monkeypatch.setattr(scoring, "WIDTH", CONFIG.context)
-    assert max(row.first for row in scoring._rows(some_groups(), CONFIG.context)) > 0
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
-    assert_same(scored(params, some_groups(), mesh, batch=3), expected)
+def test_slices_of_the_vocabulary_and_short_rows_change_nothing(expected, monkeypatch):
+    """Three slices of the vocabulary instead of one, and rows that hold only part of a group."""
+    long_rows = list(pack_rows(make_groups(), CONFIG.context))
+    monkeypatch.setattr(scoring, "VOCAB_SLICE", 128)
+    monkeypatch.setattr(packing, "MAX_ROW_LENGTH", CONFIG.context)
+    assert len(list(pack_rows(make_groups(), CONFIG.context))) > len(long_rows)
+    # A batch size that no other test has: the constants are read when a program is compiled.
+    assert_same(score_on(one_device(), make_groups(), batch=3), expected)
 
 
-def test_order_does_not_matter_and_nothing_else_is_needed(params, expected):
-    groups, order = some_groups(), list(range(len(expected)))
+def test_the_order_of_groups_does_not_matter(expected):
+    groups = make_groups()
+    order = list(range(len(groups)))
     random.Random(1).shuffle(order)
-    assert_same(
-        scored(params, [groups[i] for i in order], make_mesh()), [expected[i] for i in order]
-    )
-    assert_same(scored(params, groups[:1], make_mesh()), expected[:1])
-    assert scored(params, [], make_mesh()) == []
+    shuffled = score_on(make_mesh(), [groups[i] for i in order], batch=64)
+    assert_same(shuffled, [expected[i] for i in order])
+
+
+def test_one_group_and_no_group_are_scored(expected):
+    assert_same(score_on(make_mesh(), make_groups()[:1], batch=64), expected[:1])
+    assert score_on(make_mesh(), []) == []
 
 
 def test_one_device_agrees_with_four(expected):
-    assert jax.device_count() == 4  # what all other tests here use
+    # The other tests here use four.
+    assert jax.device_count() == 4
     code = """
 import json, tests.evals.test_scoring as t
-found = t.scored(t.weights(), t.some_groups(), t.make_mesh())
-print(json.dumps([t.jax.device_count(), found]))
+print(json.dumps([t.jax.device_count(), t.score_on(t.make_mesh(), t.make_groups())]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -135,34 +139,33 @@ print(json.dumps([t.jax.device_count(), found]))
     )
     devices, found = json.loads(done.stdout)
     assert devices == 1
-    assert_same([[Score(*s) for s in own] for own in found], expected)
+    assert_same([[Score(*score) for score in group] for group in found], expected)
 
 
-def test_greedy_says_what_greedy_decoding_would_write(params):
+def test_greedy_is_true_for_what_greedy_decoding_generates(run):
     text = [5]
     for _ in range(6):
-        padded = np.zeros((1, CONFIG.context), np.int32)
-        padded[0, : len(text)] = text
-        text.append(
-            int(np.asarray(all_logprobs(GPT(CONFIG), params, padded))[0, len(text) - 1].argmax())
-        )
+        text.append(int(next_token_logprobs(run, text)[-1].argmax()))
     other = [*text[1:-1], (text[-1] + 1) % CONFIG.vocab_size]
-    (found,) = scored(params, [([5], [text[1:], other])], make_mesh())
-    assert [s.greedy for s in found] == [True, False]
-    assert found[0].loss == pytest.approx(-found[0].logprob / 6) and found[0].loss < found[1].loss
+    ((greedy, not_greedy),) = score_on(one_device(), [([5], [text[1:], other])])
+    assert greedy.greedy and not not_greedy.greedy
+    assert greedy.loss == pytest.approx(-greedy.logprob / 6)
+    assert greedy.loss < not_greedy.loss
 
 
-def test_a_context_is_cut_from_the_left_only_as_far_as_needed():
-    assert cut([1, 2, 3], [4, 5], 4) == [1, 2, 3]  # the last token is predicted, not seen
-    assert cut([1, 2, 3], [4, 5], 3) == [2, 3]
-    assert cut([1, 2, 3], [4, 5], 2) == [3]
+def test_a_context_is_truncated_only_as_far_as_needed():
+    # The last token is predicted, but it is not an input.
+    assert truncate_context([1, 2, 3], [4, 5], 4) == [1, 2, 3]
+    assert truncate_context([1, 2, 3], [4, 5], 3) == [2, 3]
+    assert truncate_context([1, 2, 3], [4, 5], 2) == [3]
 
 
 @pytest.mark.parametrize("group", [([], [[1]]), ([1], []), ([1], [[2], []]), ([1], [[2] * 49])])
-def test_what_cannot_be_scored_is_refused(params, group):
+def test_what_cannot_be_scored_is_refused(group):
     with pytest.raises(InputError, match="token"):
-        score(params, CONFIG, make_mesh(), [([1], [[1]]), group])
+        score_on(one_device(), [([1], [[1]]), group])
 
 
-def test_it_is_given_up_when_there_is_no_time(params):
-    assert score(params, CONFIG, make_mesh(), some_groups(), abandon=lambda: True) is None
+def test_a_requested_stop_ends_the_evaluation():
+    with pytest.raises(EvaluationStopped):
+        score_on(one_device(), make_groups(), stop_requested=lambda: True)

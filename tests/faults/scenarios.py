@@ -21,7 +21,7 @@ import numpy as np
 
 from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.runtime.files import read_jsonl
-from minigpt_jax.token_stream import ShardWriter, write_manifest
+from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.tokenizer import load_tokenizer
 from tests.harness import ENVIRONMENT, ROOT, command, final_arrays, history, run_train
 

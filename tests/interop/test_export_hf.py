@@ -1,9 +1,7 @@
-"""An exported run is whole, says what it is, round-trips bit for bit, is the same model in transformers, and uploads."""
+"""An exported run is complete, round-trips bit by bit, is the same in transformers, and uploads."""
 
 import base64
 import json
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,10 +10,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from minigpt_jax import load_run
-from minigpt_jax.interop import export_hf, import_gpt2
-from tests.harness import ENVIRONMENT, ROOT
-from tests.interop.models import BASE, CHAT, make_run, tensors
-from tests.interop.peers import beside_transformers
+from minigpt_jax.interop import export_hf
+from minigpt_jax.interop.hugging_face import read_folder, write_folder
+from minigpt_jax.interop.imported_run import write_run
+from tests.in_process import run_main
+from tests.interop.models import CHAT, random_run, tensors
+from tests.interop.peers import compare_with_transformers
 
 FILES = [
     "README.md",
@@ -27,103 +27,88 @@ FILES = [
 ]
 
 
-def run_export(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "minigpt_jax.interop.export_hf", *arguments],
-        cwd=ROOT,
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def test_a_chat_model_is_exported_with_all_that_it_needs(tmp_path: Path):
-    run, out = make_run(tmp_path / "chat", CHAT), tmp_path / "exported"
-    done = run_export("--run", str(run), "--out", str(out))
+@pytest.fixture(scope="module")
+def exported(chat_run, tmp_path_factory) -> Path:
+    """The folder that the command writes for a finetuned run."""
+    out = tmp_path_factory.mktemp("exported") / "out"
+    done = run_main(export_hf.main, "--run", chat_run, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in out.iterdir()) == FILES and sorted(
-        p.name for p in tmp_path.iterdir()
-    ) == ["chat", "exported"]
-    found = {name: json.loads((out / name).read_text()) for name in FILES if name.endswith(".json")}
-    assert (
-        found["config.json"]["vocab_size"] == 50261
-        and found["config.json"]["eos_token_id"] == 50260
-    )
-    assert (
-        found["generation_config.json"]["eos_token_id"] == [50260, 50256]
-        and found["generation_config.json"]["max_length"] == 64
-    )
-    assert (
-        found["tokenizer_config.json"]["eos_token"] == "<|end|>"
-        and "<|assistant|>" in found["tokenizer_config.json"]["chat_template"]
-    )
-    card = (out / "README.md").read_text()
-    assert (
-        f"{CHAT.parameters:,}" in card
-        and "Text from strangers" in card
-        and "imported from random numbers, not trained further" in card
-    )
-    weights = load_file(out / "model.safetensors")
-    assert weights["transformer.wte.weight"].shape == (50261, 32)  # without the padding
-    assert all(
-        weights[name].tobytes() == tensor.tobytes() for name, tensor in tensors(CHAT).items()
-    ) and len(weights) == len(tensors(CHAT))
+    return out
 
-    again = run_export("--run", str(run), "--out", str(out))
-    assert again.returncode == 2 and "is not empty" in again.stderr
+
+def test_all_files_are_there_and_nothing_unfinished(exported):
+    assert sorted(path.name for path in exported.iterdir()) == FILES
+    assert list(exported.parent.iterdir()) == [exported]
+
+
+def test_configs_have_the_stop_tokens_and_the_chat_template(exported):
+    found = {name: json.loads((exported / name).read_text()) for name in FILES if "json" in name}
+    assert found["config.json"]["vocab_size"] == 50261
+    assert found["config.json"]["eos_token_id"] == 50260
+    assert found["generation_config.json"]["eos_token_id"] == [50260, 50256]
+    assert found["generation_config.json"]["max_length"] == 64
+    assert found["tokenizer_config.json"]["eos_token"] == "<|end|>"
+    assert "<|assistant|>" in found["tokenizer_config.json"]["chat_template"]
+
+
+def test_the_model_card_has_the_facts_of_the_run(exported):
+    card = (exported / "README.md").read_text()
+    assert f"{CHAT.parameters:,}" in card
+    assert "Untrusted text" in card
+    assert "imported from random numbers, not trained further" in card
+
+
+def test_weights_are_the_same_bits_without_padded_vocabulary(exported):
+    weights = load_file(exported / "model.safetensors")
+    assert weights["transformer.wte.weight"].shape == (50261, 32)
+    assert len(weights) == len(tensors(CHAT))
+    for name, tensor in tensors(CHAT).items():
+        assert weights[name].tobytes() == tensor.tobytes(), name
+
+
+def test_a_folder_with_files_and_a_file_are_refused(exported, chat_run, tmp_path):
+    done = run_main(export_hf.main, "--run", chat_run, "--out", exported)
+    assert done.returncode == 2 and "is not empty" in done.stderr
     (tmp_path / "file").touch()
-    again = run_export("--run", str(run), "--out", str(tmp_path / "file"))
-    assert again.returncode == 2 and "is a file" in again.stderr
+    done = run_main(export_hf.main, "--run", chat_run, "--out", tmp_path / "file")
+    assert done.returncode == 2 and "is a file" in done.stderr
 
 
-def test_import_and_export_give_the_same_file_back(tmp_path: Path):
-    export_hf.export(make_run(tmp_path / "run", BASE), tmp_path / "first")
-    import_gpt2.write_run(
-        tmp_path / "back", *import_gpt2.read_gpt2(tmp_path / "first"), "the first"
+def test_import_and_export_give_the_same_file_back(base_run, tmp_path):
+    write_folder(tmp_path / "first", load_run(base_run), "first")
+    write_run(tmp_path / "back", *read_folder(tmp_path / "first"), "the first")
+    write_folder(tmp_path / "second", load_run(tmp_path / "back"), "second")
+    first, second = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")
     )
-    export_hf.export(tmp_path / "back", tmp_path / "second")
-    assert (tmp_path / "first" / "model.safetensors").read_bytes() == (
-        tmp_path / "second" / "model.safetensors"
-    ).read_bytes()
+    assert first == second
     settings = json.loads((tmp_path / "first" / "tokenizer_config.json").read_text())
     assert settings["eos_token"] == "<|endoftext|>" and "chat_template" not in settings
 
 
-def test_transformers_computes_and_speaks_the_same(tmp_path: Path):
+def test_transformers_computes_the_same(tmp_path):
     pytest.importorskip("torch", exc_type=ImportError)
     pytest.importorskip("transformers")
-    run = make_run(tmp_path / "chat", CHAT)
-    export_hf.export(run, tmp_path / "out")
-    assert beside_transformers(load_run(run), tmp_path / "out", 4) == []
+    run = random_run(CHAT)
+    write_folder(tmp_path / "out", run, "chat")
+    assert compare_with_transformers(run, tmp_path / "out", 4) == []
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The part of the hub's protocol that an upload speaks; what it was sent is in `server.received`."""
+    """The part of the hub's protocol that an upload needs; `server.received` has the requests."""
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.server.received.append((self.path, self.headers.get("Authorization"), body))
+        repository = f"{self.server.address}/someone/tiny"
         if self.path == "/api/repos/create":
-            answer = {
-                "url": f"{self.server.address}/someone/tiny",
-                "name": "someone/tiny",
-                "id": "1",
-            }
+            answer = {"url": repository, "name": "someone/tiny", "id": "1"}
         elif "/preupload/" in self.path:
-            answer = {
-                "files": [
-                    {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
-                    for f in json.loads(body)["files"]
-                ]
-            }
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            answer = {"files": [{"path": f["path"]} | modes for f in json.loads(body)["files"]]}
         else:
-            answer = {
-                "commitUrl": f"{self.server.address}/someone/tiny/commit/0",
-                "commitOid": "0" * 40,
-                "hookOutput": "",
-                "success": True,
-            }
+            commit = {"commitUrl": f"{repository}/commit/0", "commitOid": "0" * 40}
+            answer = commit | {"hookOutput": "", "success": True}
         self.reply(200, answer)
 
     def do_GET(self):
@@ -143,41 +128,46 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-def test_push_uploads_every_file_and_a_refusal_is_one_line(tmp_path: Path):
-    run = make_run(tmp_path / "chat", BASE)
+@pytest.fixture
+def hub():
+    """A local hub, and the environment in which huggingface_hub uses it."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.received, server.address = [], f"http://127.0.0.1:{server.server_port}"
+    server.received = []
+    server.address = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        hub = {
-            "HF_ENDPOINT": server.address,
-            "HF_TOKEN": "hf_test",
-            "HF_HOME": str(tmp_path),
-            "HF_HUB_DISABLE_XET": "1",
-        }
-        done = run_export(
-            "--run", str(run), "--out", str(tmp_path / "out"), "--push", "someone/tiny", **hub
-        )
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert done.returncode == 0 and "uploaded: " in done.stdout, done.stderr
-    commits = [body for path, _, body in server.received if "/commit/" in path]
-    lines = [json.loads(line) for line in commits[0].splitlines()]
-    sent = {
-        line["value"]["path"]: base64.b64decode(line["value"]["content"])
-        for line in lines
-        if line["key"] == "file"
-    }
-    assert sent == {name: (tmp_path / "out" / name).read_bytes() for name in FILES}
-    assert all(token == "Bearer hf_test" for _, token, _ in server.received)
+    yield server
+    server.shutdown()
+    server.server_close()
 
-    done = run_export(
-        "--run", str(run), "--out", str(tmp_path / "again"), "--push", "someone/tiny", **hub
-    )
-    assert (
-        done.returncode == 1
-        and "the hub did not take it" in done.stderr
-        and "Traceback" not in done.stderr
-    ), done.stderr
-    assert sorted(p.name for p in (tmp_path / "again").iterdir()) == FILES
+
+@pytest.fixture
+def push(hub, base_run, tmp_path, monkeypatch):
+    """Export to a folder of this name and push it to the local hub."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+
+    def call(name: str):
+        out = tmp_path / name
+        return run_main(export_hf.main, "--run", base_run, "--out", out, "--push", "someone/tiny")
+
+    return call
+
+
+def test_push_uploads_every_file(push, hub, tmp_path):
+    done = push("out")
+    assert done.returncode == 0 and "uploaded: " in done.stdout, done.stderr
+    (commit,) = [body for path, _, body in hub.received if "/commit/" in path]
+    lines = [json.loads(line)["value"] for line in commit.splitlines() if b'"file"' in line]
+    sent = {file["path"]: base64.b64decode(file["content"]) for file in lines}
+    assert sent == {name: (tmp_path / "out" / name).read_bytes() for name in FILES}
+    assert all(token == "Bearer hf_test" for _, token, _ in hub.received)
+
+
+def test_a_failed_push_is_one_line_and_keeps_the_folder(push, hub, tmp_path):
+    hub.shutdown()
+    hub.server_close()
+    done = push("out")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("\n") == 1 and "the upload to the hub failed" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES

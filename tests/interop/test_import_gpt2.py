@@ -1,4 +1,4 @@
-"""Weights from outside become a run that everything else here can use; what cannot be used is refused in one line."""
+"""Imported weights become a run that all commands can use; what cannot be used is refused."""
 
 import json
 import subprocess
@@ -11,97 +11,80 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import sample
 from minigpt_jax import load_run
 from minigpt_jax.errors import InputError
-from minigpt_jax.interop import export_hf, import_gpt2
+from minigpt_jax.interop import import_gpt2
 from minigpt_jax.interop.gpt2 import from_gpt2, to_config
+from minigpt_jax.interop.hugging_face import read_folder, write_folder
+from minigpt_jax.loss import logits
+from minigpt_jax.model import GPT
 from minigpt_jax.runtime.files import read_jsonl
-from tests.harness import ENVIRONMENT, ROOT, train, write_corpus
+from minigpt_jax.tokenizer import CHAT_VOCAB
+from tests.harness import ENVIRONMENT, ROOT, train
+from tests.in_process import run_main
 from tests.interop.models import BASE, tensors
 
+# A port on which nothing listens.
+UNREACHABLE_HUB = "http://127.0.0.1:9"
 
-def write_folder(folder: Path, weights: dict, pieces: int = 1) -> Path:
-    """What transformers writes, in one file or several."""
+
+def write_source(folder: Path, weights: dict, pieces: int = 1) -> Path:
+    """A folder as transformers writes it, with the weights in one file or in several."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(to_config(BASE)))
-    names = [sorted(weights)[i::pieces] for i in range(pieces)]
-    files = (
-        ["model.safetensors"]
-        if pieces == 1
-        else [f"model-{i + 1:05}-of-{pieces:05}.safetensors" for i in range(pieces)]
-    )
-    for file, part in zip(files, names, strict=True):
-        save_file({name: weights[name] for name in part}, folder / file, metadata={"format": "pt"})
-    if pieces > 1:
-        index = {
-            "weight_map": {
-                name: file for file, part in zip(files, names, strict=True) for name in part
-            }
-        }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    if pieces == 1:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+    weight_map = {}
+    for piece in range(pieces):
+        file = f"model-{piece + 1:05}-of-{pieces:05}.safetensors"
+        part = {name: weights[name] for name in sorted(weights)[piece::pieces]}
+        save_file(part, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return folder
 
 
-def run_import(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "minigpt_jax.interop.import_gpt2", *arguments],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory) -> Path:
+    """A run that the command made from a folder with three weight files."""
+    folder = tmp_path_factory.mktemp("imported")
+    source = write_source(folder / "source", tensors(BASE), pieces=3)
+    out = folder / "runs" / "gpt2"
+    done = run_main(import_gpt2.main, "--source", source, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert f"{BASE.parameters:,} parameters" in done.stdout
+    return out
 
 
-def test_an_imported_run_is_talked_to_finetuned_and_exported_with_its_story(tmp_path: Path):
-    source = write_folder(tmp_path / "source", tensors(BASE), pieces=3)
-    out = tmp_path / "runs" / "gpt2"
-    done = run_import("--source", str(source), "--out", str(out))
-    assert done.returncode == 0 and f"{BASE.parameters:,} parameters" in done.stdout, done.stderr
-    run = load_run(out)
+def test_an_imported_run_has_the_weights_of_its_source(imported):
+    run = load_run(imported)
     assert run.config == BASE
     jax.tree.map(np.testing.assert_array_equal, run.params, from_gpt2(tensors(BASE), BASE))
-    said = subprocess.run(
-        [
-            sys.executable,
-            "sample.py",
-            "--run",
-            str(out),
-            "--prompt",
-            "Hello",
-            "--max-new-tokens",
-            "4",
-        ],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert said.returncode == 0 and len(said.stdout) > len("Hello"), said.stderr
 
-    shape = {
-        "model__vocab_size": 50261,
-        "model__context": 64,
-        "model__layers": 2,
-        "model__heads": 2,
-        "model__embed": 32,
-    }
-    corpus = write_corpus(tmp_path / "corpus")
-    said = train(
-        runs=tmp_path / "runs",
+
+def test_an_imported_run_is_sampled(imported):
+    done = run_main(sample.main, *("--run", imported, "--prompt", "Hello", "--max-new-tokens", "4"))
+    assert done.returncode == 0 and len(done.stdout) > len("Hello"), done.stderr
+
+
+def test_an_imported_run_is_finetuned_and_exported_with_its_history(imported, corpus, tmp_path):
+    shape = {f"model__{name}": getattr(BASE, name) for name in ("context", "layers", "heads")}
+    shape |= {"model__embed": BASE.embed, "model__vocab_size": CHAT_VOCAB}
+    output = train(
+        tmp_path,
         name="tuned",
         data__folder=corpus,
-        init_from=out,
+        init_from=imported,
         horizon__steps=2,
         schedule__warmup=0,
         **shape,
     )
-    assert (
-        "begins with the weights of" in said
-        and len(read_jsonl(tmp_path / "runs" / "tuned" / "metrics.jsonl")) == 2
-    )
-    export_hf.export(tmp_path / "runs" / "tuned", tmp_path / "exported")
+    assert "begins with the weights of" in output
+    assert len(read_jsonl(tmp_path / "tuned" / "metrics.jsonl")) == 2
+
+    write_folder(tmp_path / "exported", load_run(tmp_path / "tuned"), "tuned")
     card = (tmp_path / "exported" / "README.md").read_text()
     for fact in (
         "run `tuned`",
@@ -111,102 +94,121 @@ def test_an_imported_run_is_talked_to_finetuned_and_exported_with_its_story(tmp_
         "| validation loss |",
     ):
         assert fact in card, card
-    assert str(tmp_path) not in card
+    # No path of this machine is published.
+    assert str(tmp_path) not in card and str(imported.parent) not in card
 
-    again = run_import("--source", str(source), "--out", str(out))
-    assert (again.returncode, again.stdout) == (2, "") and again.stderr.splitlines() == [
-        f"error: {out}: holds a run already; choose another folder"
-    ]
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(imported):
+    source = imported.parents[1] / "source"
+    done = run_main(import_gpt2.main, "--source", source, "--out", imported)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {imported}: already holds a run; choose another folder\n"
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_half_precision_is_widened_exactly(tmp_path: Path, dtype):
-    narrow = {name: tensor.astype(dtype) for name, tensor in tensors(BASE).items()}
-    _, params = import_gpt2.read_gpt2(write_folder(tmp_path / "source", narrow))
-    jax.tree.map(np.testing.assert_array_equal, params, from_gpt2(narrow, BASE))
+def test_half_precision_is_converted_exactly(tmp_path, dtype):
+    half = {name: tensor.astype(dtype) for name, tensor in tensors(BASE).items()}
+    _, params = read_folder(write_source(tmp_path / "source", half))
+    jax.tree.map(np.testing.assert_array_equal, params, from_gpt2(half, BASE))
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
 
 
-def test_integers_are_no_weights(tmp_path: Path):
+def test_integer_weights_are_refused(tmp_path):
+    weights = tensors(BASE) | {"transformer.ln_f.bias": np.zeros(32, np.int64)}
+    source = write_source(tmp_path / "source", weights)
     with pytest.raises(InputError, match=r"tensor transformer\.ln_f\.bias is I64, expected F32"):
-        import_gpt2.read_gpt2(
-            write_folder(
-                tmp_path / "source",
-                tensors(BASE) | {"transformer.ln_f.bias": np.zeros(32, np.int64)},
-            )
-        )
+        read_folder(source)
 
 
-def test_a_folder_that_cannot_be_used_is_refused_by_name(tmp_path: Path):
-    source = write_folder(tmp_path / "source", tensors(BASE))
+def test_a_damaged_weight_file_is_refused(tmp_path):
+    source = write_source(tmp_path / "source", tensors(BASE))
     weights = source / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:1000])
+    weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"model\.safetensors: cannot be read"):
-        import_gpt2.read_gpt2(source)
-    weights.unlink()
-    (source / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(InputError, match=r"no model\.safetensors; pytorch_model\.bin can run code"):
-        import_gpt2.read_gpt2(source)
-    for index in (
-        {},
-        [],
-        {"weight_map": {"wte.weight": "../elsewhere.safetensors"}},
-        {"weight_map": {"wte.weight": 3}},
-    ):
-        (source / "model.safetensors.index.json").write_text(json.dumps(index))
-        with pytest.raises(InputError, match=r"expected a weight_map|expected an object"):
-            import_gpt2.read_gpt2(source)
-    (source / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config\.json: no JSON"):
-        import_gpt2.read_gpt2(source)
-    (source / "config.json").unlink()
+        read_folder(source)
+
+
+@pytest.fixture
+def no_weights(tmp_path) -> Path:
+    """A folder with a config and without weights."""
+    (tmp_path / "config.json").write_text(json.dumps(to_config(BASE)))
+    return tmp_path
+
+
+def test_a_pickle_is_not_read(no_weights):
+    (no_weights / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no model\.safetensors \(pytorch_model\.bin is a pickle"):
+        read_folder(no_weights)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({}, "expected a weight_map"),
+        ([], "expected an object"),
+        ({"weight_map": {"wte.weight": "../elsewhere.safetensors"}}, "expected a weight_map"),
+        ({"weight_map": {"wte.weight": 3}}, "expected a weight_map"),
+    ],
+)
+def test_a_malformed_index_is_refused(no_weights, index, message):
+    (no_weights / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=message):
+        read_folder(no_weights)
+
+
+def test_a_folder_needs_a_config(tmp_path):
     with pytest.raises(InputError, match=r"config\.json: missing"):
-        import_gpt2.read_gpt2(source)
+        read_folder(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json: is not JSON"):
+        read_folder(tmp_path)
 
 
-def test_without_a_hub_the_line_says_what_would_do(tmp_path: Path):
-    unreachable = ENVIRONMENT | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+def test_without_a_hub_the_message_names_a_local_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", UNREACHABLE_HUB)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for name in ("openai-community/gpt2", "no such name"):
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "minigpt_jax.interop.import_gpt2",
-                "--source",
-                name,
-                "--out",
-                str(tmp_path / "run"),
-            ],
-            cwd=ROOT,
-            env=unreachable,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert (
-            done.returncode == 2
-            and "a local folder with config.json and model.safetensors will do"
-            in done.stderr.lower()
-        ), done.stderr
-        assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+        done = run_main(import_gpt2.main, "--source", name, "--out", tmp_path / "run")
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("\n") == 1
+        assert "A local folder with config.json and model.safetensors will do" in done.stderr
+        assert not (tmp_path / "run").exists()
 
 
-def test_weights_that_transformers_wrote_give_its_logits(tmp_path: Path):
+@pytest.mark.parametrize("command", ["import_gpt2", "export_hf", "export_gguf"])
+def test_help_starts_without_jax(command):
+    """The only tests here that start a process: they prove the command lines, too."""
+    code = f"""
+import runpy, sys
+sys.argv = ["{command}", "--help"]
+try:
+    runpy.run_module("minigpt_jax.interop.{command}", run_name="__main__")
+finally:
+    print("jax" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ") and done.stdout.endswith("False\n"), done.stdout
+
+
+def test_weights_that_transformers_wrote_give_its_logits(tmp_path):
     torch = pytest.importorskip("torch", exc_type=ImportError)
     from transformers import GPT2Config, GPT2LMHeadModel
-
-    from minigpt_jax.loss import logits
-    from minigpt_jax.model import GPT
 
     torch.manual_seed(0)
     theirs = GPT2LMHeadModel(GPT2Config(n_positions=64, n_embd=32, n_layer=3, n_head=4)).eval()
     theirs.save_pretrained(tmp_path / "source")
-    config, params = import_gpt2.read_gpt2(tmp_path / "source")
-    ids = np.random.default_rng(0).integers(0, 50257, (2, 64))
+    config, params = read_folder(tmp_path / "source")
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 64))
     hidden, _ = GPT(config).apply({"params": params}, ids)
+    ours = logits(hidden, params["wte"], config.vocab_size)[..., : config.vocab_size]
     with torch.no_grad():
         expected = theirs(torch.tensor(ids)).logits.numpy()
-    np.testing.assert_allclose(
-        logits(hidden, params["wte"], 50257)[..., :50257], expected, atol=2e-5
-    )
+    np.testing.assert_allclose(ours, expected, atol=2e-5)

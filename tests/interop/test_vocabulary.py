@@ -1,4 +1,4 @@
-"""Tokenizer and template in other programs' forms give the ids that ours give, on any text and any conversation."""
+"""The exported tokenizer and chat template give our ids, for any text and any conversation."""
 
 import json
 import random
@@ -39,25 +39,17 @@ def theirs() -> tokenizers.Tokenizer:
 
 
 def test_the_vocabulary_is_gpt2s():
-    assert len(vocabulary.vocabulary()) == 50256 and len(vocabulary.merges()) == 50000
+    ids = vocabulary.vocabulary()
+    assert (len(ids), len(vocabulary.merges())) == (50256, 50000)
     # The beginning of GPT-2's merges.txt, and words whose ids are known.
-    assert vocabulary.merges()[:6] == [
-        ("Ġ", "t"),
-        ("Ġ", "a"),
-        ("h", "e"),
-        ("i", "n"),
-        ("r", "e"),
-        ("o", "n"),
-    ]
-    assert [vocabulary.vocabulary()[word] for word in ("!", "Hello", "Ġlanguage")] == [
-        0,
-        15496,
-        3303,
-    ]
-    assert (
-        vocabulary.special_tokens(TEXT_VOCAB) == {"<|endoftext|>": 50256}
-        and vocabulary.special_tokens(CHAT_VOCAB) == SPECIAL_TOKENS
-    )
+    first = [" ".join(pair) for pair in vocabulary.merges()[:6]]
+    assert first == ["Ġ t", "Ġ a", "h e", "i n", "r e", "o n"]
+    assert (ids["!"], ids["Hello"], ids["Ġlanguage"]) == (0, 15496, 3303)
+
+
+def test_a_base_model_has_one_special_token():
+    assert vocabulary.special_tokens(TEXT_VOCAB) == {"<|endoftext|>": 50256}
+    assert vocabulary.special_tokens(CHAT_VOCAB) == SPECIAL_TOKENS
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -72,49 +64,43 @@ def test_tokenizer_json_gives_our_ids_on_any_text(theirs: tokenizers.Tokenizer, 
     assert theirs.encode(text).ids == OURS.encode(text)
 
 
-def test_markers_are_single_tokens(theirs: tokenizers.Tokenizer):
-    assert {name: theirs.encode(name).ids for name in SPECIAL_TOKENS} == {
-        name: [id] for name, id in SPECIAL_TOKENS.items()
-    }
+def test_special_tokens_are_single_tokens(theirs: tokenizers.Tokenizer):
+    for name, id in SPECIAL_TOKENS.items():
+        assert theirs.encode(name).ids == [id]
+
+
+def test_a_base_models_tokenizer_reads_role_markers_as_text():
     base = tokenizers.Tokenizer.from_str(json.dumps(vocabulary.tokenizer_json(TEXT_VOCAB)))
-    assert base.encode("<|user|>").ids == OURS.encode("<|user|>") and base.encode(
-        "<|endoftext|>"
-    ).ids == [50256]
+    assert base.encode("<|user|>").ids == OURS.encode("<|user|>")
+    assert base.encode("<|endoftext|>").ids == [50256]
 
 
 def conversation(draw: random.Random) -> list[chat.Message]:
-    """Any number of turns, with and without a system message, that the user ends."""
-    messages: list[chat.Message] = (
-        [{"role": "system", "content": draw.choice(TEXTS)}] if draw.random() < 0.5 else []
-    )
-    for _ in range(draw.randrange(4)):
-        messages += [
-            {"role": "user", "content": draw.choice(TEXTS)},
-            {"role": "assistant", "content": draw.choice(TEXTS)},
-        ]
-    return [*messages, {"role": "user", "content": draw.choice(TEXTS)}]
+    """Any number of turns that the user ends, with and without a system message."""
+    roles = ["system"] if draw.random() < 0.5 else []
+    roles += ["user", "assistant"] * draw.randrange(4) + ["user"]
+    return [{"role": role, "content": draw.choice(TEXTS)} for role in roles]
 
 
-def apply(messages, **more) -> str:
-    """The template as transformers and llama.cpp apply it."""
+def apply(messages, **arguments) -> str:
+    """The text that transformers and llama.cpp make from messages with the template."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
 
     def raise_exception(text: str):
         raise jinja2.TemplateError(text)
 
-    return environment.from_string(
-        vocabulary.CHAT_TEMPLATE, globals={"raise_exception": raise_exception}
-    ).render(messages=messages, **more)
+    functions = {"raise_exception": raise_exception}
+    template = environment.from_string(vocabulary.CHAT_TEMPLATE, globals=functions)
+    return template.render(messages=messages, **arguments)
 
 
 @pytest.mark.parametrize("seed", range(50))
 def test_the_template_gives_the_ids_of_chat(theirs: tokenizers.Tokenizer, seed: int):
     messages = conversation(random.Random(seed))
-    assert theirs.encode(apply(messages, add_generation_prompt=True)).ids == chat.prompt(
-        messages, OURS
-    )
-    whole: list[chat.Message] = [*messages, {"role": "assistant", "content": "Yes."}]
-    assert theirs.encode(apply(whole)).ids == chat.render(whole, OURS)[0]
+    prompt = apply(messages, add_generation_prompt=True)
+    assert theirs.encode(prompt).ids == chat.prompt(messages, OURS)
+    answered: list[chat.Message] = [*messages, {"role": "assistant", "content": "Yes."}]
+    assert theirs.encode(apply(answered)).ids == chat.render(answered, OURS)[0]
 
 
 @pytest.mark.parametrize(
@@ -139,12 +125,12 @@ def test_the_template_refuses_what_chat_refuses(roles: str):
 
 
 @pytest.mark.parametrize("content", [None, 3, [{"type": "text", "text": "x"}]])
-def test_the_template_takes_text_only(content):
+def test_the_template_accepts_text_only(content):
     with pytest.raises(jinja2.TemplateError, match="must be text"):
         apply([{"role": "user", "content": content}])
 
 
-def test_an_answer_is_asked_for_after_the_users_message_only():
+def test_an_answer_follows_only_a_message_of_the_user():
     messages: list[chat.Message] = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},

@@ -30,7 +30,7 @@ from minigpt_jax.server.guard import Guard
 from minigpt_jax.step import TrainState
 from minigpt_jax.tokenizer import END, load_tokenizer
 from tests.harness import ROOT
-from tests.test_model import weights
+from tests.models import weights
 
 # Seconds after which a test fails; far more than anything takes on a slow machine.
 TIMEOUT = 120.0

@@ -17,8 +17,8 @@ from minigpt_jax.server.device_batch import cache_lengths
 from minigpt_jax.server.engine import Engine
 from minigpt_jax.server.request import Delta, EngineClosed, QueueFull, Request
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, USER, load_tokenizer
+from tests.models import weights
 from tests.server.serving import TIMEOUT, TINY, tiny_run, wait_until
-from tests.test_model import weights
 
 NUM_SLOTS = 4
 QUEUE_SIZE = 40
@@ -105,7 +105,7 @@ def test_the_engine_and_the_generator_give_the_same_answers(engine, run):
         (completion,) = generator.complete(
             [one.prompt], one.sampling, max_new_tokens=one.max_tokens
         )
-        assert result == (completion.text, completion.tokens, completion.reason)
+        assert result == (completion.text, completion.tokens, completion.finish_reason)
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 33])

@@ -1,11 +1,11 @@
-"""transformers' GPT-2 in the shape of our model, so that benchmarks and parity tests compare the same; needs torch."""
+"""transformers' GPT-2 in the shape of our model, for benchmarks and parity tests; needs torch."""
 
 from minigpt_jax.interop.gpt2 import to_gpt2
 from minigpt_jax.model import GPTConfig
 
 
 def fresh_gpt2(config: GPTConfig):
-    """A `GPT2LMHeadModel` with random weights (always the same) and no dropout; torch's fused attention (SDPA)."""
+    """A `GPT2LMHeadModel` with random weights (the same each time), SDPA and no dropout."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -26,8 +26,8 @@ def fresh_gpt2(config: GPTConfig):
     return GPT2LMHeadModel(shape)
 
 
-def transformers_gpt2(config: GPTConfig, params: dict):
-    """The same with our weights, in the dtype of `params`: it computes what our model computes."""
+def gpt2_with_weights(config: GPTConfig, params: dict):
+    """A `GPT2LMHeadModel` that computes what our model computes from `params`, in their dtype."""
     import torch
 
     model = fresh_gpt2(config)

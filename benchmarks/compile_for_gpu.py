@@ -1,0 +1,208 @@
+"""Compile the training step for NVIDIA H100s on a machine without one, and print what it will move.
+
+    python3.12 -m venv ../gpu-env
+    ../gpu-env/bin/pip install "jax[cuda12]==0.11.2" -r requirements.txt
+    ../gpu-env/bin/python -m benchmarks.compile_for_gpu --unroll 12 --rows 32
+    ../gpu-env/bin/python -m benchmarks.compile_for_gpu --mesh 8,1,1 --accum 2 --rows 16
+    ../gpu-env/bin/python -m benchmarks.compile_for_gpu --call mypackage.somewhere:build
+
+Run it in the project's folder. Its environment (6 GB) is beside the checkout, not in it, because
+the tests use the CPU version of JAX. XLA compiles for a described device, so
+nothing runs: the figures are decisions of the compiler. Compared with one H200, the memory was
+correct within 0.1% (15.43 GB predicted, 15.44 GB used). The milliseconds are a lower limit, bytes
+divided by bandwidth: such kernels took about a quarter more there. The speed of matmuls and of
+attention, and the choices of autotuning (which is off here), cannot be predicted like this.
+
+`--call module:function` names a function of (mesh, options) that returns a jitted function and its
+abstract arguments; the default is `train_step`.
+"""
+
+import argparse
+import importlib
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compiled_text import Traffic, read_traffic
+
+# Bytes per second that copies reach, read and written.
+BANDWIDTH = {"h100": 3.0e12, "h200": 4.3e12}
+XLA_FLAGS = (
+    "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false --xla_gpu_enable_cublaslt=true"
+)
+CUDNN_VERSION = 91000
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84929347584
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+runtime_version { major: 12 minor: 9 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+def main() -> None:
+    """Compile, and print memory and traffic."""
+    options = parse()
+    # Read by JAX when it is imported, so JAX is imported after this.
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    os.environ["JAX_PLATFORMS"] = ""
+    # Without a device a compiled program cannot be read back.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} {options.xla_flags}"
+
+    mesh = described_mesh(tuple(int(size) for size in options.mesh.split(",")))
+    build = train_step
+    if options.call:
+        module, _, name = options.call.partition(":")
+        build = getattr(importlib.import_module(module), name)
+    function, arguments = build(mesh, options)
+    began = time.perf_counter()
+    compiled = function.lower(*arguments).compile()
+    seconds = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    arguments_gb = memory.argument_size_in_bytes / 1e9
+    temporaries_gb = memory.temp_size_in_bytes / 1e9
+    print(
+        f"compiled in {seconds:.0f} s; a device needs {arguments_gb + temporaries_gb:.2f} GB: "
+        f"{arguments_gb:.2f} of arguments, {temporaries_gb:.2f} of temporaries"
+    )
+    text = compiled.as_text()
+    if options.text:
+        options.text.write_text(text)
+    report(read_traffic(text), options.card, options.top)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compile_for_gpu",
+        description="Compile the training step for H100s on a machine without one.",
+    )
+    parser.add_argument("--mesh", default="1,1,1", help="data,fsdp,tensor (default: 1,1,1)")
+    parser.add_argument("--rows", type=int, default=32, help="of a micro-batch on each device")
+    parser.add_argument("--accum", type=int, default=1, help="micro-batches of a step")
+    parser.add_argument("--unroll", type=int, default=1, help="as compute.unroll")
+    parser.add_argument("--chunk", type=int, default=128, help="as loss.chunk")
+    parser.add_argument("--remat", default="none", help="as compute.remat")
+    parser.add_argument("--size", default="gpt2", help="argument of configs/pretrain.py")
+    parser.add_argument("--attention", default="cudnn", help="as compute.attention")
+    parser.add_argument("--isolate", action="store_true", help="as data.isolate_documents")
+    parser.add_argument("--card", choices=BANDWIDTH, default="h200", help="for the milliseconds")
+    parser.add_argument("--xla-flags", default="", help="added to XLA_FLAGS")
+    parser.add_argument("--call", help="module:function, instead of the training step")
+    parser.add_argument("--top", type=int, default=25, help="kernels to print (default: 25)")
+    parser.add_argument("--text", type=Path, help="where to write the compiled text")
+    return parser.parse_args()
+
+
+def described_mesh(sizes: tuple[int, ...]):
+    """A mesh of H100s that this machine does not have."""
+    import jax
+    import numpy as np
+    from jax._src import xla_bridge
+    from jax._src.cudnn import fused_attention_stablehlo as attention
+    from jax.experimental import topologies
+
+    from minigpt_jax.sharding import AXES
+
+    known = xla_bridge.canonicalize_platform
+
+    def canonicalize(platform: str) -> str:
+        # Without a device JAX does not know that "gpu" means CUDA (jax-ml/jax#23971).
+        try:
+            return known(platform)
+        except RuntimeError:
+            return "cuda"
+
+    xla_bridge.canonicalize_platform = canonicalize
+    # JAX would look for cuDNN and for the device.
+    attention.check_cudnn_version = lambda *_, **__: CUDNN_VERSION
+    attention.check_compute_capability = lambda *_, **__: True
+    jax.default_backend = lambda: "gpu"
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=H100, topology=f"1x1x{np.prod(sizes)}"
+    )
+    devices = np.array(topology.devices).reshape(sizes)
+    return jax.sharding.Mesh(devices, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def train_step(mesh, options: argparse.Namespace):
+    """The training step of the project and its abstract arguments."""
+    import jax
+    import jax.numpy as jnp
+
+    from benchmarks.training import training_step
+    from configs.pretrain import get_config
+    from minigpt_jax.model import GPT, GPTConfig
+    from minigpt_jax.sharding import batch_sharding, data_parallel_size
+    from minigpt_jax.step import Batch, abstract_state
+
+    settings: Any = get_config(options.size)
+    config = GPTConfig(**settings.model)
+    model = GPT(
+        config,
+        dtype=jnp.bfloat16,
+        unroll=options.unroll,
+        attention=options.attention,
+        remat=options.remat,
+    )
+    optimizer, step = training_step(
+        model, mesh, loss_chunk=options.chunk, isolate_documents=options.isolate
+    )
+    sharding = batch_sharding(mesh)
+    shape = (options.accum, options.rows * data_parallel_size(mesh))
+    abstract: Any = partial(jax.ShapeDtypeStruct, sharding=sharding)
+    batch = Batch(
+        abstract((*shape, config.context + 1), jnp.uint16),
+        abstract((*shape, config.context), jnp.uint8),
+    )
+    return step, (abstract_state(model, optimizer, mesh), batch)
+
+
+def report(traffic: Traffic, card: str, top: int) -> None:
+    """Print the traffic of kernels and collectives, the `top` largest of each one by one."""
+    bandwidth = BANDWIDTH[card]
+    total = traffic.totals["other"]
+    print(
+        f"\nkernels that are neither matmul nor attention: {total / 1e9:.1f} GB read and written, "
+        f"at least {total / bandwidth * 1e3:.1f} ms on an {card}"
+    )
+    for key, moved in traffic.kernels.most_common(top):
+        milliseconds = moved / bandwidth * 1e3
+        calls = traffic.kernel_calls[key]
+        print(f"{moved / 1e9:8.2f} GB {milliseconds:6.2f} ms {calls:4d} x  {'  '.join(key)}")
+    print("epilogues of matmuls:", dict(traffic.epilogues))
+    if traffic.collectives:
+        print(
+            f"\nbetween devices: {traffic.collectives.total() / 1e9:.2f} GB per step, "
+            f"{traffic.collective_calls.total()} calls (the whole arrays; of n devices in a ring "
+            "each sends (n-1)/n of it, twice that for an all-reduce)"
+        )
+    for key, moved in traffic.collectives.most_common(top):
+        calls = traffic.collective_calls[key]
+        print(f"{moved / 1e9:8.3f} GB {calls:4d} x  {'  '.join(key)}")
+
+
+if __name__ == "__main__":
+    main()

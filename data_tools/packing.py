@@ -1,0 +1,116 @@
+"""Pack conversations into rows of the model's context, and write the rows as shards with masks.
+
+No conversation crosses the border of a row. Rows are filled up with <|endoftext|> of weight 0.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_tools.conversations import Conversation
+from minigpt_jax.errors import InputError, RunError
+from minigpt_jax.shard_writer import ShardWriter, write_manifest
+from minigpt_jax.token_stream import MANIFEST, Shard, mask_file
+from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, Tokenizer
+
+
+def pack(lengths: Sequence[int], context: int) -> list[list[int]]:
+    """The numbers of the conversations in each row, whose `lengths` add up to at most `context`.
+
+    The longest conversation is placed first, each into the row with the least sufficient space
+    (best-fit decreasing). Rows are sorted by the number of their longest conversation, so that
+    short conversations are spread over the whole stream.
+    """
+    rows: list[list[int]] = []
+    # (free tokens, row), sorted: the first pair that is large enough fits best.
+    spaces: list[tuple[int, int]] = []
+    for number in sorted(range(len(lengths)), key=lambda n: (-lengths[n], n)):
+        best = bisect_left(spaces, (lengths[number], 0))
+        if best < len(spaces):
+            space, row = spaces.pop(best)
+        else:
+            space = context
+            row = len(rows)
+            rows.append([])
+        rows[row].append(number)
+        if space > lengths[number]:
+            insort(spaces, (space - lengths[number], row))
+    return sorted(rows)
+
+
+def write_packed(
+    folder: Path,
+    splits: dict[str, list[Conversation]],
+    context: int,
+    tokenizer: Tokenizer,
+    source: str,
+) -> dict[str, int]:
+    """Replace the content of `folder` by packed conversations; returns the rows of every split.
+
+    The old manifest is deleted first and the new one written last: a folder without a manifest is
+    unfinished. Raises RunError when the disk is full.
+    """
+    shards: dict[str, tuple[list[Shard], int]] = {}
+    counts: dict[str, int] = {}
+    try:
+        _clear(folder)
+        for split, conversations in splits.items():
+            rows = pack([len(c.tokens) for c in conversations], context)
+            writer = ShardWriter(folder, split, masked=True)
+            for row in rows:
+                writer.append(*_padded([conversations[number] for number in row], context))
+            # The last token of the last row needs a target.
+            writer.append(*_padded([], 1))
+            shards[split] = (writer.close(), len(conversations))
+            counts[split] = len(rows)
+        write_manifest(
+            folder,
+            shards,
+            tokenizer=tokenizer.hash,
+            vocab_size=CHAT_VOCAB,
+            context=context,
+            source=source,
+        )
+    except OSError as error:
+        raise RunError(
+            f"{folder}: {error.strerror or error}: free some space and run the same command again"
+        ) from None
+    return counts
+
+
+def expect_free(folder: Path, overwrite: bool) -> None:
+    """Raises InputError where writing to `folder` would destroy data.
+
+    What a killed run left behind may be replaced, and finished data with `overwrite`.
+    """
+    if (folder / MANIFEST).exists() and not overwrite:
+        raise InputError(
+            f"{folder}: holds prepared data: choose another folder, or replace it with --overwrite"
+        )
+    for path in folder.glob("*.npy"):
+        # write_packed writes the mask of a shard before its tokens: tokens alone are not from it.
+        if not path.name.endswith(".mask.npy") and not (folder / mask_file(path.name)).exists():
+            raise InputError(
+                f"{path}: a token file without a mask, not from this tool: choose another folder"
+            )
+
+
+def _clear(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (folder / MANIFEST, *folder.glob("*.npy"), *folder.glob("*.tmp")):
+        path.unlink(missing_ok=True)
+
+
+def _padded(conversations: Sequence[Conversation], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [length] and mask [length] of one row."""
+    tokens = np.full(length, END_OF_TEXT, np.uint16)
+    mask = np.zeros(length, np.uint8)
+    start = 0
+    for conversation in conversations:
+        stop = start + len(conversation.tokens)
+        tokens[start:stop] = conversation.tokens
+        mask[start:stop] = conversation.mask
+        start = stop
+    return tokens, mask

@@ -1,0 +1,190 @@
+"""Write the shards of both splits so that a preparation that was killed continues where it was.
+
+The file progress.json in the folder records which shards are complete and how far into the
+documents they reach. The manifest replaces it when everything is written.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from data_tools.encoders import Encoded
+from minigpt_jax.errors import InputError, RunError
+from minigpt_jax.runtime.failpoint import failpoint
+from minigpt_jax.runtime.files import sha256, write_json
+from minigpt_jax.shard_writer import ShardWriter, write_manifest
+from minigpt_jax.token_stream import Shard
+from minigpt_jax.tokenizer import TEXT_VOCAB, load_tokenizer
+
+PROGRESS = "progress.json"
+SPLITS = ("train", "val")
+CONTINUE = "complete shards are kept, and the same command continues after them"
+
+
+@dataclass(frozen=True)
+class SplitProgress:
+    """The complete shards of a split.
+
+    They hold the split's documents before number `document`, and `offset` tokens of that document.
+    """
+
+    shards: tuple[Shard, ...] = ()
+    document: int = -1
+    offset: int = 0
+
+
+def split_of(number: int, val_every: int) -> str:
+    """The split of document `number`: it depends on nothing else."""
+    return "val" if number % val_every == 0 else "train"
+
+
+class ResumableShards:
+    """The shards of a folder, from the first document that complete shards do not hold.
+
+    `source` describes text and settings in one line; a folder with another `source` is refused.
+    Raises InputError for a folder that cannot be continued, RunError for a full disk.
+    """
+
+    def __init__(self, out: Path, source: str, *, val_every: int, shard_tokens: int):
+        self._out = out
+        self._source = source
+        self._val_every = val_every
+        self._progress = _load(out, source)
+        with _disk_errors_explained(out):
+            out.mkdir(parents=True, exist_ok=True)
+            for unfinished in out.glob("*.tmp"):
+                unfinished.unlink()
+            self._save()
+        self._writers = {
+            split: ShardWriter(out, split, shard_tokens, shards=progress.shards)
+            for split, progress in self._progress.items()
+        }
+        self.tokens_found = sum(s.tokens for p in self._progress.values() for s in p.shards)
+
+    def is_missing(self, number: int) -> bool:
+        """Whether complete shards lack document `number`, or a part of it."""
+        return number >= self._progress[split_of(number, self._val_every)].document
+
+    def append(self, encoded: Encoded) -> None:
+        """Add a batch, each document to its split. Every complete shard is recorded.
+
+        Neighbours of the same split are added together. Raises RunError for a full disk.
+        """
+        held_out = encoded.numbers % self._val_every == 0
+        changes = np.flatnonzero(held_out[1:] != held_out[:-1]) + 1
+        with _disk_errors_explained(self._out):
+            for first, last in pairwise([0, *changes.tolist(), len(encoded.numbers)]):
+                self._append_to_split(encoded, first, last)
+
+    def finish(self, documents: dict[str, int]) -> dict[str, list[Shard]]:
+        """Write what is left and the manifest; returns the shards of every split.
+
+        `documents` are the numbers of documents of the splits. Raises RunError for a full disk.
+        """
+        with _disk_errors_explained(self._out):
+            shards = {split: writer.close() for split, writer in self._writers.items()}
+            failpoint("before_manifest")
+            write_manifest(
+                self._out,
+                {split: (shards[split], documents[split]) for split in shards},
+                tokenizer=load_tokenizer().hash,
+                vocab_size=TEXT_VOCAB,
+                context=None,
+                source=self._source,
+            )
+            failpoint("after_manifest")
+            (self._out / PROGRESS).unlink()
+        return shards
+
+    def _append_to_split(self, encoded: Encoded, first: int, last: int) -> None:
+        """Add documents `first` to `last` (exclusive) of a batch, which are of the same split."""
+        bounds = encoded.bounds
+        split = split_of(int(encoded.numbers[first]), self._val_every)
+        writer = self._writers[split]
+        progress = self._progress[split]
+        position = int(bounds[first])
+        if encoded.numbers[first] == progress.document:
+            position += progress.offset
+        stop = int(bounds[last])
+        while position < stop:
+            complete = len(writer.shards)
+            end = min(stop, position + writer.shard_tokens - writer.buffered)
+            writer.append(encoded.tokens[position:end])
+            position = end
+            if len(writer.shards) > complete:
+                # The document in which the shard ends.
+                cut = int(np.searchsorted(bounds, position)) - 1
+                self._progress[split] = SplitProgress(
+                    tuple(writer.shards), int(encoded.numbers[cut]), position - int(bounds[cut])
+                )
+                failpoint("before_progress", len(writer.shards))
+                self._save()
+
+    def _save(self) -> None:
+        splits = {split: asdict(progress) for split, progress in self._progress.items()}
+        write_json(self._out / PROGRESS, {"source": self._source, "splits": splits})
+
+
+def expect_same_source(out: Path, found: str | None, source: str) -> None:
+    """Raises InputError for a folder that was made from other text or with other settings."""
+    if found != source:
+        raise InputError(
+            f"{out}: holds data made from [{found}], now requested is [{source}]: "
+            "choose another --out, or delete it"
+        )
+
+
+@contextmanager
+def _disk_errors_explained(out: Path) -> Iterator[None]:
+    """Turn an OSError into a RunError that says how to continue."""
+    try:
+        yield
+    except OSError as error:
+        # numpy reports an incomplete write without an error number.
+        reason = error.strerror or f"disk full? ({error})"
+        raise RunError(f"{out}: {reason}: free some space; {CONTINUE}") from None
+
+
+def _load(out: Path, source: str) -> dict[str, SplitProgress]:
+    """The progress of an earlier process, with its shards checked."""
+    path = out / PROGRESS
+    if not path.exists():
+        if any(out.glob("*.npy")):
+            raise InputError(
+                f"{out}: holds .npy files of unknown origin: choose another --out, "
+                f"or adopt them: python -m data_tools.verify {out}"
+            )
+        return {split: SplitProgress() for split in SPLITS}
+    found, progress = _parse(path)
+    shards = [shard for split in progress.values() for shard in split.shards]
+    if shards:
+        expect_same_source(out, found, source)
+    for shard in shards:
+        file = out / shard.file
+        if not file.is_file() or sha256(file) != shard.sha256:
+            raise InputError(
+                f"{file}: missing or changed since it was written: delete {out} and run again"
+            )
+    return progress
+
+
+def _parse(path: Path) -> tuple[str, dict[str, SplitProgress]]:
+    """Source and progress of a file that `ResumableShards` wrote."""
+    try:
+        content = json.loads(path.read_text())
+        progress = {}
+        for split in SPLITS:
+            entry = content["splits"][split]
+            shards = tuple(Shard(**shard) for shard in entry["shards"])
+            progress[split] = SplitProgress(shards, entry["document"], entry["offset"])
+        return content["source"], progress
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: not a progress file of data_tools.fineweb ({error!r}): "
+            f"delete {path.parent} and run again"
+        ) from None

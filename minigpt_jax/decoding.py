@@ -1,0 +1,206 @@
+"""The compiled programs of text generation: prefill a prompt, then decode a block of tokens.
+
+The randomness of a row is a function of (its seed, the position of the token), so its tokens depend
+neither on the other rows of the batch nor on where blocks begin.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Int32
+
+from minigpt_jax.errors import InputError
+from minigpt_jax.loss import logits as vocabulary_logits
+from minigpt_jax.loss import mask_padded_vocab
+from minigpt_jax.model import GPT, Cache, GPTConfig, resolve_compute_dtype, unstack
+from minigpt_jax.quantize import int8_linear_interceptor, quantize_params
+from minigpt_jax.sampling import AnyArray, SamplingParams, argmax_by_groups, sample_logits
+
+# Tokens per dispatch: few enough to show text without a visible delay, and enough that the cost of
+# a dispatch does not matter.
+BLOCK = 16
+
+
+def prepare_for_decoding(
+    params: dict,
+    config: GPTConfig,
+    dtype: jax.typing.DTypeLike | None = None,
+    quantize: str | None = None,
+) -> tuple[GPT, dict]:
+    """The model and its parameters in the form that `prefill` and `decode` take.
+
+    `dtype`: f32 on a CPU, bf16 elsewhere, unless given. `quantize`: "int8" for matrices of 8-bit
+    integers (quantize.py). Raises InputError for another value.
+    """
+    if quantize not in (None, "int8"):
+        raise InputError(f"quantize {quantize}: expected int8")
+    model = GPT(config, dtype=dtype or resolve_compute_dtype(), attention="xla")
+    params = unstack(params)
+    if quantize:
+        return model, quantize_params(params)
+
+    def cast_matrix(path, array):
+        return array.astype(model.dtype) if path[-1].key in ("kernel", "wte", "wpe") else array
+
+    # Every token reads all matrices; cast here, they are not read in f32 each time.
+    return model, jax.tree_util.tree_map_with_path(cast_matrix, params)
+
+
+class DecodeState(NamedTuple):
+    """What the decode loop carries from token to token, for B rows."""
+
+    # Keys and values of all tokens of a row but the last.
+    cache: Cache
+    # The last token of each row.
+    last: Int32[Array, " B"]
+    # Tokens in the cache.
+    length: Int32[Array, " B"]
+    # The tokens that are in the text already, which the repetition penalty applies to.
+    penalized: Bool[Array, "B V"]
+    # Rows that have ended: they get no more tokens.
+    done: Bool[Array, " B"]
+
+
+@partial(jax.jit, static_argnames="model", donate_argnames="cache")
+def prefill(
+    model: GPT,
+    params: dict,
+    cache: Cache,
+    tokens: Int[Array, "B T"],
+    start: Int[Array, " B"],
+) -> Cache:
+    """Add `tokens` to the cache, at the positions from `start` on.
+
+    No logits: `decode` begins with the last token of the prompt. Rows are padded on the right; what
+    padding writes is overwritten before a query can attend to it.
+    """
+    positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
+    return forward(model, params, tokens, positions, cache)[1]
+
+
+class TopLogprobs(NamedTuple):
+    """Log-probabilities by the model alone, before temperature and filters; N = `num_logprobs`."""
+
+    # Of the drawn tokens.
+    drawn: Float[Array, "B BLOCK"]
+    # The N most likely tokens, the most likely one first.
+    ids: Int32[Array, "B BLOCK N"]
+    # Their log-probabilities.
+    values: Float[Array, "B BLOCK N"]
+
+
+@partial(
+    jax.jit,
+    static_argnames=("model", "num_logprobs", "cache_length"),
+    donate_argnames="state",
+)
+def decode(
+    model: GPT,
+    params: dict,
+    state: DecodeState,
+    settings: SamplingParams,
+    stop_tokens: Int[Array, " E"],
+    count: Int[Array, ""],
+    stop_after_rows: Int[Array, ""],
+    num_logprobs: int = 0,
+    cache_length: int | None = None,
+) -> tuple[DecodeState, Int32[Array, "B BLOCK"], TopLogprobs | None]:
+    """Draw up to `count` (at most BLOCK) tokens per row.
+
+    Returns the state after them and the tokens, with -1 after the last of each row. A row is done
+    after a token of `stop_tokens`, which is returned too, or when its text fills the context. The
+    loop ends as soon as `stop_after_rows` rows are done, those done at its start included.
+
+    `num_logprobs`: return the log-probabilities of the drawn and of so many most likely tokens, if
+    above 0. `cache_length`: attend to so many positions of the cache only, which must be enough
+    for these rows (default: all).
+    """
+    whole_cache = state.cache
+    state = state._replace(cache=jax.tree.map(lambda a: a[:, :, :cache_length], whole_cache))
+    shape = (len(state.length), BLOCK)
+    tokens = jnp.full(shape, -1, jnp.int32)
+    logprobs = None
+    if num_logprobs:
+        ids = jnp.zeros((*shape, num_logprobs), jnp.int32)
+        logprobs = TopLogprobs(jnp.zeros(shape), ids, jnp.zeros(ids.shape))
+
+    def unfinished(carry):
+        i, state, _, _ = carry
+        return (i < count) & (state.done.sum() < stop_after_rows)
+
+    def body(carry):
+        i, state, tokens, logprobs = carry
+        after, logits = _decode_token(model, params, state, settings, stop_tokens)
+        tokens = tokens.at[:, i].set(jnp.where(state.done, -1, after.last))
+        if logprobs is not None:
+            new = _top_logprobs(logits, after.last, num_logprobs)
+            logprobs = jax.tree.map(lambda block, value: block.at[:, i].set(value), logprobs, new)
+        return i + 1, after, tokens, logprobs
+
+    with jax.named_scope("decode"):
+        carry = (0, state, tokens, logprobs)
+        _, state, tokens, logprobs = jax.lax.while_loop(unfinished, body, carry)
+    cache = jax.tree.map(
+        lambda whole, part: whole.at[:, :, :cache_length].set(part), whole_cache, state.cache
+    )
+    return state._replace(cache=cache), tokens, logprobs
+
+
+def _decode_token(
+    model: GPT, params: dict, state: DecodeState, settings: SamplingParams, stop_tokens
+) -> tuple[DecodeState, Float[Array, "B V"]]:
+    """The state after one more token per row, and the logits that it was drawn from."""
+    context = model.config.context
+    # The position of a row that is done lies beyond the cache, so that nothing is written.
+    position = jnp.where(state.done, context, state.length)
+    hidden, cache = forward(model, params, state.last[:, None], position[:, None], state.cache)
+    logits = next_logits(hidden[:, 0], params, model.config.vocab_size)
+    token = sample_logits(logits, settings, state.penalized, state.length + 1)
+    penalized = state.penalized.at[jnp.arange(len(token)), token].set(True)
+    length = jnp.where(state.done, state.length, state.length + 1)
+    done = state.done | jnp.isin(token, stop_tokens) | (length + 1 >= context)
+    return DecodeState(cache, token, length, penalized, done), logits
+
+
+@jax.named_scope("top_logprobs")
+def _top_logprobs(
+    logits: Float[Array, "B V"], token: Int32[Array, " B"], count: int
+) -> TopLogprobs:
+    """Those of one token per row: `drawn` [B], `ids` and `values` [B, count]."""
+    rows = jnp.arange(len(logits))
+    norm = jax.nn.logsumexp(logits, axis=-1)
+
+    def take_best(rest, _):
+        # One maximum after the other: on a CPU, a few of them take less time than a sort.
+        id = argmax_by_groups(rest)
+        return rest.at[rows, id].set(-jnp.inf), (id, rest[rows, id] - norm)
+
+    _, (ids, values) = jax.lax.scan(take_best, logits, length=count)
+    return TopLogprobs(logits[rows, token] - norm, ids.T, values.T)
+
+
+def forward(
+    model: GPT,
+    params: dict,
+    tokens: Int[AnyArray, "B T"],
+    positions: Int[AnyArray, "B T"],
+    cache: Cache,
+) -> tuple[Float[Array, "B T D"], Cache]:
+    """Final hidden states of `tokens`, and the cache with them added.
+
+    `params` are those of `prepare_for_decoding`.
+    """
+    with nn.intercept_methods(int8_linear_interceptor):
+        return model.apply({"params": params}, tokens, positions, cache=cache)  # pyright: ignore[reportReturnType]
+
+
+def next_logits(
+    hidden: Float[Array, "*batch D"], params: dict, vocab_size: int
+) -> Float[Array, "*batch V"]:
+    """Logits of the next token. `params` are those of `prepare_for_decoding`."""
+    if "head" in params:
+        return mask_padded_vocab(params["head"].matmul(hidden), vocab_size)
+    return vocabulary_logits(hidden, params["wte"], vocab_size)

@@ -1,0 +1,107 @@
+"""Write a run as a GGUF file with the names and keys of llama.cpp's "gpt2" architecture.
+
+Needs the gguf package, which is optional.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigpt_jax.errors import InputError
+from minigpt_jax.interop import gpt2, vocabulary
+from minigpt_jax.loaded_run import LoadedRun
+from minigpt_jax.model import LAYER_NORM_EPS
+from minigpt_jax.tokenizer import END_OF_TEXT
+
+# transformers' name of a module -> llama.cpp's name.
+LAYER_NAMES = {
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+}
+OTHER_NAMES = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
+# Numbers that q8_0 packs into one block of a row.
+Q8_BLOCK = 32
+
+
+def write_file(path: Path, run: LoadedRun, *, name: str, dtype: str) -> None:
+    """Write weights and vocabulary. `dtype` of the matrices: "f32", "f16" or "q8_0".
+
+    Raises InputError if the gguf package is missing.
+    """
+    gguf = _import_gguf()
+    config = run.config
+    writer = gguf.GGUFWriter(path, "gpt2")
+    writer.add_name(name)
+    file_types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
+    writer.add_file_type(gguf.LlamaFileType[file_types[dtype]])
+    writer.add_context_length(config.context)
+    writer.add_embedding_length(config.embed)
+    writer.add_feed_forward_length(config.mlp)
+    writer.add_block_count(config.layers)
+    writer.add_head_count(config.heads)
+    writer.add_layer_norm_eps(LAYER_NORM_EPS)
+    _add_vocabulary(writer, gguf, run)
+    for hf_name, tensor in gpt2.to_gpt2(run.params, config).items():
+        _add_tensor(writer, gguf, tensor_name(hf_name), tensor.astype(np.float32), dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def tensor_name(hf_name: str) -> str:
+    """llama.cpp's name of a tensor that transformers calls `hf_name`."""
+    module, _, parameter = hf_name.removeprefix(gpt2.PREFIX).rpartition(".")
+    if module.startswith("h."):
+        _, layer, inner = module.split(".", 2)
+        return f"blk.{layer}.{LAYER_NAMES[inner]}.{parameter}"
+    return f"{OTHER_NAMES[module]}.{parameter}"
+
+
+def _add_tensor(writer, gguf: Any, name: str, tensor: np.ndarray, dtype: str) -> None:
+    is_table = name.startswith(("token_embd", "position_embd"))
+    if tensor.ndim == 2 and not is_table:
+        # llama.cpp stores matrices as [out, in].
+        tensor = np.ascontiguousarray(tensor.T)
+    if tensor.ndim == 1 or name.startswith("position_embd"):
+        # llama.cpp adds the positions in f32.
+        dtype = "f32"
+    elif dtype == "q8_0" and tensor.shape[-1] % Q8_BLOCK:
+        dtype = "f16"
+    quantization = gguf.GGMLQuantizationType[dtype.upper()]
+    writer.add_tensor(name, gguf.quants.quantize(tensor, quantization), raw_dtype=quantization)
+
+
+def _add_vocabulary(writer, gguf: Any, run: LoadedRun) -> None:
+    special = vocabulary.special_tokens(run.config.vocab_size)
+    tokens = [*vocabulary.vocabulary(), *sorted(special, key=special.__getitem__)]
+    types = [
+        gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens
+    ]
+    stop_token = gpt2.stop_tokens(run.config)[0]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([" ".join(pair) for pair in vocabulary.merges()])
+    writer.add_bos_token_id(END_OF_TEXT)
+    writer.add_eos_token_id(stop_token)
+    writer.add_pad_token_id(END_OF_TEXT)
+    # The chat template writes the BOS token itself.
+    writer.add_add_bos_token(not run.can_chat)
+    if run.can_chat:
+        writer.add_eot_token_id(stop_token)
+        writer.add_chat_template(vocabulary.CHAT_TEMPLATE)
+
+
+def _import_gguf() -> Any:
+    try:
+        return import_module("gguf")
+    except ImportError:
+        raise InputError("the gguf package is missing: pip install gguf") from None

@@ -1,0 +1,131 @@
+"""Read and write model folders in Hugging Face's format, which transformers and vLLM load."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors
+from safetensors.flax import load_file
+from safetensors.numpy import save_file
+
+from minigpt_jax.errors import InputError
+from minigpt_jax.interop import gpt2, vocabulary
+from minigpt_jax.interop.model_card import model_card
+from minigpt_jax.loaded_run import LoadedRun
+from minigpt_jax.model import GPTConfig
+from minigpt_jax.tokenizer import END_OF_TEXT
+
+# The same defaults as sample.py.
+SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
+WEIGHT_TYPES = ("F32", "F16", "BF16")
+
+
+def write_folder(folder: Path, run: LoadedRun, name: str) -> None:
+    """Write weights (safetensors, f32), config, tokenizer, chat template, stop tokens, model card.
+
+    The folder is complete or absent, also after a crash. It must not exist, or be empty.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        unfinished = Path(temporary, "unfinished")
+        unfinished.mkdir()
+        _write_files(unfinished, run, name)
+        if folder.exists():
+            folder.rmdir()
+        unfinished.rename(folder)
+
+
+def _write_files(folder: Path, run: LoadedRun, name: str) -> None:
+    config = run.config
+    stop_tokens = gpt2.stop_tokens(config)
+    generation_config = SAMPLING | {
+        "bos_token_id": END_OF_TEXT,
+        "eos_token_id": stop_tokens if len(stop_tokens) > 1 else stop_tokens[0],
+        "pad_token_id": END_OF_TEXT,
+        # There are no positions beyond the context.
+        "max_length": config.context,
+    }
+    contents = {
+        "config.json": gpt2.to_config(config),
+        "generation_config.json": generation_config,
+        "tokenizer.json": vocabulary.tokenizer_json(config.vocab_size),
+        "tokenizer_config.json": vocabulary.tokenizer_config(
+            config.vocab_size, config.context, stop_tokens[0]
+        ),
+    }
+    for file_name, content in contents.items():
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / file_name).write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(model_card(run, name), encoding="utf-8")
+    weights = folder / "model.safetensors"
+    save_file(gpt2.to_gpt2(run.params, config), weights, metadata={"format": "pt"})
+    # safetensors makes a file that only its owner can read.
+    weights.chmod((folder / "config.json").stat().st_mode)
+
+
+def read_folder(folder: Path) -> tuple[GPTConfig, dict]:
+    """Config and weights (f32, on the host) of a model folder.
+
+    Raises InputError for missing and damaged files, and for other architectures.
+    """
+    config = gpt2.from_config(_read_json(folder / "config.json"))
+    tensors: dict[str, np.ndarray] = {}
+    for path in _weight_files(folder):
+        tensors |= _read_tensors(path)
+    try:
+        return config, gpt2.from_gpt2(tensors, config)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files with the weights: those of the index if there is one."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = _read_json(index).get("weight_map")
+        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        # A name with a folder in it could lead outside of `folder`.
+        if not names or not all(isinstance(n, str) and n == Path(n).name for n in names):
+            raise InputError(f"{index}: expected a weight_map from tensors to files beside it")
+        return [folder / name for name in sorted(set(names))]
+    weights = folder / "model.safetensors"
+    if weights.is_file():
+        return [weights]
+    found = ""
+    if (folder / "pytorch_model.bin").exists():
+        found = " (pytorch_model.bin is a pickle, which can run code: it is not read)"
+    raise InputError(
+        f"{folder}: no model.safetensors{found}. In transformers: model.save_pretrained(folder)"
+    )
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of one file. Raises InputError for a damaged file and for integer weights."""
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            for name in file.keys():  # noqa: SIM118 (the file itself is not iterable)
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in WEIGHT_TYPES and not name.endswith(gpt2.MASK_BUFFERS):
+                    raise InputError(
+                        f"{path}: tensor {name} is {dtype}, expected {', '.join(WEIGHT_TYPES[:-1])}"
+                        f" or {WEIGHT_TYPES[-1]}"
+                    )
+        # Through JAX on the CPU, because numpy alone does not know bfloat16.
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            return {name: np.asarray(tensor) for name, tensor in load_file(path).items()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}): fetch it again") from None
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing") from None
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected an object, found {type(content).__name__}")
+    return content

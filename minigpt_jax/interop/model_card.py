@@ -1,0 +1,87 @@
+"""The model card of an exported run: README.md on the hub."""
+
+from pathlib import Path
+
+from minigpt_jax.loaded_run import LoadedRun
+
+COMPLETION_USAGE = """\
+It continues text. In training, every document began with `<|endoftext|>`, so put that first.
+"""
+
+# A backslash continues a line.
+CHAT_USAGE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+messages = [{"role": "user", "content": "Hello"}]
+ids = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+print(tokenizer.decode(model.generate(**ids)[0]))
+```
+
+**Untrusted text.** Turns are marked by `<|user|>`, `<|assistant|>`, `<|system|>` and `<|end|>`, \
+and a conversation begins with `<|endoftext|>`. Hugging Face's tokenizer reads these strings as \
+special tokens everywhere, also inside a message, so a user could write turns of other roles. \
+Remove them from messages before you apply the template. (miniGPT-JAX itself treats them as plain \
+text there.)
+"""
+
+LIMITS = """\
+## Limits
+
+A model of this size makes facts up, repeats itself and has no judgement. It can repeat whatever \
+its training text contains. Its licence must suit what it began with and was trained on: add it \
+above (`license:`) before you publish.
+"""
+
+
+def model_card(run: LoadedRun, name: str) -> str:
+    """The text of README.md: what the model is, how it was trained, how to use it, its limits."""
+    if run.meta.get("config"):
+        origin = f"trained with miniGPT-JAX, run `{name}`"
+    else:
+        origin = f"{run.meta.get('data', 'weights from elsewhere')}, not trained further"
+    table = "\n".join(f"| {label} | {value} |" for label, value in _facts(run))
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [gpt2, minigpt-jax]
+---
+
+# {name}
+
+A {"conversational" if run.can_chat else "language"} model: {origin}.
+
+| | |
+|---|---|
+{table}
+
+{CHAT_USAGE if run.can_chat else COMPLETION_USAGE}
+{LIMITS}"""
+
+
+def _facts(run: LoadedRun) -> list[tuple[str, str]]:
+    """The rows of the table. Folders appear by name only, so that no path is published."""
+    config = run.config
+    architecture = (
+        f"GPT-2: {config.layers} layers, {config.heads} heads, width {config.embed}, "
+        f"context {config.context}"
+    )
+    facts = [("architecture", architecture), ("parameters", f"{config.parameters:,}")]
+    if training := run.meta.get("config"):
+        init_from = training["init_from"]
+        batch, schedule = training["data"]["batch"], training["schedule"]
+        facts += [
+            ("began with", Path(init_from).name if init_from else "fresh weights"),
+            ("data", Path(training["data"]["folder"]).name),
+            ("steps", f"{run.meta['step']:,} of {batch} x {config.context} tokens"),
+            ("learning rate", f"{schedule['peak']:g}, {schedule['kind']}"),
+        ]
+    loss = run.meta.get("validation_loss")
+    if loss is not None:
+        unit = "nats per supervised token" if run.can_chat else "nats per token"
+        facts.append(("validation loss", f"{loss:.4f} {unit}"))
+    return facts

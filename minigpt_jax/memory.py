@@ -1,0 +1,165 @@
+"""Estimate the memory of a training step, and choose the micro-batch that fits a device.
+
+train.py calls these functions before it compiles anything. The estimate is compared with XLA's own
+account of compiled steps in tests/test_memory.py.
+"""
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from minigpt_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from minigpt_jax.model import GPTConfig
+
+# Relative error that the estimate may have.
+MARGIN = 0.15
+
+
+class StepSettings(NamedTuple):
+    """What decides the memory of a training step, beside the model and the micro-batch."""
+
+    dtype: str
+    remat: str
+    # Whether attention stores the [T, T] scores of all queries.
+    keeps_scores: bool
+    # Positions whose logits are in memory at the same time.
+    loss_chunk: int
+    on_cpu: bool
+    # Devices that share one copy of the parameters (mesh.fsdp * mesh.tensor).
+    parameter_shards: int = 1
+    # Devices that share one layer (mesh.tensor).
+    tensor_shards: int = 1
+
+
+class Memory(NamedTuple):
+    """Bytes on one device when a step needs the most."""
+
+    # Parameters and both moments of AdamW, in f32.
+    state: float
+    # In f32; twice as much where micro-batches are added up.
+    gradients: float
+    # Copies of the weights in the dtype of the matmuls.
+    weights: float
+    # Activations stored from the forward to the backward pass.
+    activations: float
+    # Temporary arrays of one layer, or of one chunk of logits.
+    temporaries: float
+
+    @property
+    def total(self) -> float:
+        """Sum of all parts."""
+        return sum(self)
+
+
+def step_memory(
+    config: "GPTConfig", settings: StepSettings, *, rows: int, accumulation_steps: int
+) -> Memory:
+    """Estimate for a step of `accumulation_steps` micro-batches with `rows` rows on each device."""
+    embed = config.embed
+    tokens = rows * config.context
+    tensor = settings.tensor_shards
+    vocab = config.padded_vocab / tensor
+    half = settings.dtype == "bfloat16"
+    widened = settings.on_cpu and _cpu_widens_bf16()
+    size = 2 if half and not widened else 4
+    padding = (config.padded_vocab - config.vocab_size) * embed
+    parameters = (config.parameters + padding) / settings.parameter_shards
+    # With remat the copies of the weights are made again, layer by layer.
+    matrices = 12 * config.layers * embed**2 / tensor if half and settings.remat == "none" else 0
+    # A layer stores its input, the results of both norms and of the GELU, q, k, v, the result of
+    # attention, and the input of the GELU.
+    stored_per_token = {
+        "none": 15 * embed / tensor,
+        "dots": 9 * embed / tensor,
+        "full": embed,
+    }[settings.remat]
+    layer = 3 * tokens * config.mlp * 4 / tensor
+    if settings.keeps_scores:
+        layer += 2 * config.heads * config.context * tokens * 4 / tensor
+    logits = rows * min(settings.loss_chunk, config.context) * vocab * (8 + size)
+    return Memory(
+        state=12 * parameters,
+        gradients=4 * parameters * (2 if accumulation_steps > 1 else 1),
+        weights=(matrices + vocab * embed) * size,
+        activations=tokens * config.layers * stored_per_token * size,
+        temporaries=max(layer, logits) + vocab * embed * 4,
+    )
+
+
+def largest_micro_batch(rows: int, device_bytes: float, bytes_of: Callable[[int], float]) -> int:
+    """The largest divisor of `rows` that fits `device_bytes` with a margin; 0 if one row does not.
+
+    `bytes_of(n)`: the estimate for micro-batches of n rows.
+    """
+    for size in range(rows, 0, -1):
+        if rows % size == 0 and bytes_of(size) * (1 + MARGIN) <= device_bytes:
+            return size
+    return 0
+
+
+def accumulation_steps(
+    batch: int,
+    data_parallel_size: int,
+    *,
+    micro_batch: int,
+    device_bytes: float,
+    bytes_of: Callable[[int], float],
+) -> int:
+    """Number A of micro-batches in a global batch of `batch` rows on `data_parallel_size` devices.
+
+    `micro_batch`: rows that a device computes at the same time, 0 for the most that fit
+    `device_bytes`. `bytes_of(n)`: the estimate for micro-batches of n rows. Raises InputError if
+    the rows cannot be divided evenly (the message names the next batch that can), and if a
+    micro-batch cannot fit (the message names one that does).
+    """
+    if batch % data_parallel_size:
+        raise InputError(
+            f"data.batch {batch} must be a multiple of the {data_parallel_size} devices that share "
+            f"it: try {_next_multiple(batch, data_parallel_size)}"
+        )
+    rows = batch // data_parallel_size
+    fitting = largest_micro_batch(rows, device_bytes, bytes_of)
+    # If nothing fits, the error below reports what one row needs.
+    size = micro_batch or fitting or 1
+    if rows % size:
+        raise InputError(
+            f"data.batch {batch} must be a multiple of data.micro_batch {size} x devices "
+            f"{data_parallel_size}: try {_next_multiple(batch, size * data_parallel_size)}"
+        )
+    # A micro-batch that the user chose is refused only if it cannot fit, whatever the error of the
+    # estimate.
+    if bytes_of(size) * (1 - MARGIN) > device_bytes:
+        remedy = f"data.micro_batch {fitting} fits"
+        if not fitting:
+            remedy = (
+                "not even one row fits: try compute.remat=full, more mesh.fsdp or a smaller model"
+            )
+        raise InputError(
+            f"a micro-batch of {size} rows needs about {format_bytes(bytes_of(size))} on a device "
+            f"that has {format_bytes(device_bytes)}: {remedy}"
+        )
+    return rows // size
+
+
+def host_bytes() -> float:
+    """Bytes that a run on a CPU may use: half of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+
+
+def format_bytes(size: float) -> str:
+    """Bytes as text: "1.5 GB", "498 MB"."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _cpu_widens_bf16() -> bool:
+    """Whether XLA stores bf16 arrays in f32 on a CPU, as it did before JAX 0.11."""
+    # Imported here, so that `python -m minigpt_jax.plan --help` does not wait for JAX.
+    import jax
+
+    return jax.__version_info__ < (0, 11)
+
+
+def _next_multiple(value: int, unit: int) -> int:
+    return -(-value // unit) * unit

@@ -1,0 +1,51 @@
+"""How many micro-batches the global batch is cut into on the devices that are here."""
+
+from typing import Any
+
+import jax
+
+from minigpt_jax.attention import attention_kernel
+from minigpt_jax.memory import StepSettings, accumulation_steps, host_bytes, step_memory
+from minigpt_jax.model import GPTConfig
+from minigpt_jax.runtime.distributed import min_over_processes
+from minigpt_jax.sharding import data_parallel_size
+
+
+def accumulation_on_mesh(
+    model_config: GPTConfig,
+    mesh: jax.sharding.Mesh,
+    compute: Any,
+    *,
+    batch: int,
+    micro_batch: int,
+    loss_chunk: int,
+) -> int:
+    """Number A of micro-batches of a global batch of `batch` rows: the same on all processes.
+
+    `compute`: the config section; `micro_batch`: rows per device, 0 for the most that fit. Raises
+    InputError if the rows cannot be divided evenly, or a micro-batch cannot fit.
+    """
+    replicas = data_parallel_size(mesh)
+    settings = StepSettings(
+        dtype=compute.dtype,
+        remat=compute.remat,
+        keeps_scores=attention_kernel(compute.attention, compute.dtype, mesh.size) == "xla",
+        loss_chunk=loss_chunk,
+        on_cpu=jax.default_backend() == "cpu",
+        parameter_shards=mesh.shape["fsdp"] * mesh.shape["tensor"],
+        tensor_shards=mesh.shape["tensor"],
+    )
+
+    def bytes_of(rows: int) -> float:
+        steps = batch // replicas // rows
+        return step_memory(model_config, settings, rows=rows, accumulation_steps=steps).total
+
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    device_bytes = limit or host_bytes() / jax.local_device_count()
+    return accumulation_steps(
+        batch,
+        replicas,
+        micro_batch=micro_batch,
+        device_bytes=min_over_processes(device_bytes),
+        bytes_of=bytes_of,
+    )

@@ -1,0 +1,182 @@
+"""Everything that tames Orbax: its options, its noise on stderr, reading arrays, short error texts.
+
+Importing this module and reading arrays change nothing global. While a Writer is open, two loggers
+are filtered, `sys.unraisablehook` is replaced and TensorStore's metrics are not collected.
+"""
+
+import logging
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+import tensorstore
+
+from minigpt_jax.runtime.failpoint import failpoint
+
+TEMPORARY_MARK = ".orbax-checkpoint-tmp"
+# Arrays that are read at the same time.
+MAX_READERS = 8
+
+
+class _Handler(ocp.CompositeCheckpointHandler):
+    """Orbax's handler with a failpoint between the last byte and the rename that commits."""
+
+    def finalize(self, directory) -> None:
+        super().finalize(directory)
+        failpoint("before_commit", int(directory.name.partition(".")[0]))
+
+
+@ocp.args.register_with_handler(_Handler, for_save=True, for_restore=True)
+class _Items(ocp.args.Composite):
+    """What `_Handler` saves; Orbax pairs the two by their types."""
+
+
+class Writer:
+    """Writes checkpoint folders in the background, one at a time.
+
+    Orbax's noise is hidden until `close`. A writer that failed is not closed: its threads may still
+    report errors until the process ends.
+    """
+
+    def __init__(self):
+        self._global_changes = ExitStack()
+        self._global_changes.enter_context(hide_orbax_noise())
+        self._global_changes.enter_context(_no_tensorstore_metrics())
+        # Orbax's default, OCDBT, packs arrays into few files and leaks 16 KB with each save.
+        handlers: Any = {
+            item: ocp.StandardCheckpointHandler(use_ocdbt=False) for item in ("params", "rest")
+        }
+        handlers["meta"] = ocp.JsonCheckpointHandler()
+        # Where a full disk forbids folders, threads would wait for minutes for folders that
+        # another thread creates.
+        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        self._orbax = ocp.AsyncCheckpointer(_Handler(**handlers), async_options=options)
+
+    def save(self, folder: Path, *, params: Any, rest: Any, meta: dict) -> None:
+        """Copy the arrays off the devices, then write `folder` in the background.
+
+        Replaces an existing folder. Raises OSError or ValueError.
+        """
+        items = _Items(
+            params=ocp.args.StandardSave(params),
+            rest=ocp.args.StandardSave(rest),
+            meta=ocp.args.JsonSave(meta),
+        )
+        self._orbax.save(folder, args=items, force=True)
+
+    def wait(self) -> None:
+        """Block until the last save is committed. Raises whatever stopped the writing thread."""
+        self._orbax.wait_until_finished()
+
+    def close(self) -> None:
+        """Release Orbax's threads and undo the global changes."""
+        self._orbax.close()
+        self._global_changes.close()
+
+
+def read_arrays(folder: Path, target: Any) -> Any:
+    """Arrays of one item of a checkpoint, with the shapes, dtypes and shardings of `target`.
+
+    Raises ValueError with a text of one line.
+    """
+    # Without Orbax, which keeps every array as a Zarr folder. Its own restore waits for all
+    # processes at its end: forever, when one of them has met an error. And when one read fails, the
+    # others report on stderr whenever they end.
+    leaves, structure = jax.tree_util.tree_flatten_with_path(target)
+    try:
+        with ThreadPoolExecutor(MAX_READERS) as pool:
+            arrays = list(pool.map(lambda leaf: _read_array(folder, *leaf), leaves))
+    # TensorStore raises several types for a damaged file.
+    except Exception as error:
+        raise ValueError(error_text(error)) from error
+    return jax.tree.unflatten(structure, arrays)
+
+
+def _read_array(folder: Path, path: tuple, target: jax.ShapeDtypeStruct) -> jax.Array:
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    file_store = {"driver": "file", "path": f"{folder.absolute() / name}/"}
+    stored = tensorstore.open(
+        {"driver": "zarr", "kvstore": file_store, "fill_missing_data_reads": False},
+        read=True,
+        open=True,
+        dtype=target.dtype.name,
+        shape=target.shape,
+    ).result()
+    return jax.make_array_from_callback(
+        target.shape, target.sharding, lambda index: stored[index].read().result()
+    )
+
+
+@contextmanager
+def hide_orbax_noise() -> Iterator[None]:
+    """Hide what Orbax logs and what its closed event loops report; errors are still raised.
+
+    It logs a warning for every save, and pages for a full disk or a damaged file.
+    """
+
+    def is_critical(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.CRITICAL
+
+    def hook(unraisable) -> None:
+        if not _comes_from_orbax(unraisable):
+            previous_hook(unraisable)
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    previous_hook = sys.unraisablehook
+    for logger in loggers:
+        logger.addFilter(is_critical)
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous_hook
+        for logger in loggers:
+            logger.removeFilter(is_critical)
+
+
+def _comes_from_orbax(unraisable) -> bool:
+    """When one write fails, Orbax closes the event loop of the others; each of them reports."""
+    code = getattr(unraisable.object, "cr_code", None)
+    files = [frame.filename for frame in traceback.extract_tb(unraisable.exc_traceback)]
+    if code:
+        files.append(code.co_filename)
+    return any("orbax" in file or "asyncio" in file for file in files)
+
+
+@contextmanager
+def _no_tensorstore_metrics() -> Iterator[None]:
+    """Orbax collects unused TensorStore metrics at every save, which leaks 7.5 KB."""
+    collect = tensorstore.experimental_collect_matching_metrics
+    tensorstore.experimental_collect_matching_metrics = lambda *_: []
+    try:
+        yield
+    finally:
+        tensorstore.experimental_collect_matching_metrics = collect
+
+
+def remove_temporary_folders(folder: Path) -> None:
+    """Remove what a failed save left in `folder`.
+
+    Orbax's other threads may still write there and create a folder again, so it tries for half a
+    second.
+    """
+    for _ in range(10):
+        for entry in folder.glob(f"*{TEMPORARY_MARK}*"):
+            shutil.rmtree(entry, ignore_errors=True)
+        time.sleep(0.05)
+
+
+def error_text(error: object) -> str:
+    """The cause of an error in one line: storage layers write pages around it."""
+    if "No space left" in str(error):
+        return "no space left on device"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    return next((line for line in lines if "rror" in line), lines[0])[:300]

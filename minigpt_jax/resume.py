@@ -1,0 +1,86 @@
+"""Where a run begins: what its records and checkpoints say, and the weights of another run."""
+
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from minigpt_jax.checkpoint import load_params
+from minigpt_jax.checkpoint_meta import read_meta
+from minigpt_jax.config import config_diff
+from minigpt_jax.errors import InputError
+from minigpt_jax.model import GPTConfig, grow_vocab
+from minigpt_jax.runs import checkpoint_steps
+from minigpt_jax.runtime.files import read_jsonl
+from minigpt_jax.sharding import replicated
+
+
+class Done(NamedTuple):
+    """What exists already for the step that a run resumes from."""
+
+    evaluated: bool
+    # Whether the report is as new as the checkpoint.
+    reported: bool
+
+
+def already_done(run: Path, step: int) -> Done:
+    """What the files of `run` hold for its checkpoint of `step`."""
+    report = run / "report.html"
+    checkpoint = run / "checkpoints" / str(step)
+    evaluations = read_jsonl(run / "evaluations.jsonl")
+    return Done(
+        evaluated=any(record["step"] == step for record in evaluations),
+        reported=report.exists() and report.stat().st_mtime >= checkpoint.stat().st_mtime,
+    )
+
+
+def recorded_config(run: Path) -> dict | None:
+    """The config in the newest checkpoint of `run` that can be read; None where there is none."""
+    for step in reversed(checkpoint_steps(run)):
+        # Restoring the checkpoint reports what is wrong with it.
+        with suppress(OSError, ValueError, KeyError, TypeError, InputError):
+            return read_meta(run, step)["config"]
+    return None
+
+
+def refuse_changes(run: Path, settings: dict, data_identity: str, meta: dict) -> None:
+    """Raise InputError where the run of checkpoint `meta` had other settings or other data.
+
+    A resumed run is the same run, unless the user insists.
+    """
+    differing = config_diff(meta["config"], settings)
+    if meta["data"] != data_identity:
+        folder = settings["data"]["folder"]
+        differing.append(f"the data: {folder} does not hold the training tokens of this run")
+    if differing and not settings["accept_changes"]:
+        raise InputError(
+            f"{run} was started with other settings ({'; '.join(differing)}). Set them back, "
+            "choose another --config.name, or accept them with --config.accept_changes=True"
+        )
+
+
+def initial_params_from(
+    source: Path, config: GPTConfig, abstract_params, mesh: jax.sharding.Mesh
+) -> dict:
+    """The weights of the run `source` for a model of `config`, placed like `abstract_params`.
+
+    A larger vocabulary gets new rows. Raises InputError where the models differ otherwise.
+    """
+    params, saved, _ = load_params(source, replicated(mesh))
+    wanted = asdict(config)
+    differing = [
+        f"{name} {value} -> {wanted[name]}"
+        for name, value in asdict(saved).items()
+        if name not in ("vocab_size", "dropout") and value != wanted[name]
+    ]
+    if config.vocab_size < saved.vocab_size:
+        differing.append(f"vocab_size {saved.vocab_size} -> {config.vocab_size}")
+    if differing:
+        raise InputError(
+            f"init_from {source}: it holds another model ({', '.join(differing)}): "
+            "set config.model to match it"
+        )
+    shardings = jax.tree.map(lambda array: array.sharding, abstract_params)
+    return jax.device_put(grow_vocab(params, saved.vocab_size, config), shardings)

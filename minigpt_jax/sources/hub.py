@@ -1,0 +1,92 @@
+"""Read the rows of hub data sets: streamed for training text, downloaded for evaluations."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from minigpt_jax.errors import InputError, RunError, first_line
+from minigpt_jax.sources.local import BATCH_ROWS, SUFFIXES, is_split, numbered, present_columns
+
+
+def streamed_rows(
+    source: str, *, name: str | None = None, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of the split "train", or of the only split, without a copy on the disk.
+
+    `name` is the configuration of the data set. Raises InputError for a data set that is missing,
+    damaged or without `columns`, and RunError when the hub stops answering.
+    """
+    splits = _builder(source, name).as_streaming_dataset()
+    stream = splits[_training_split(splits, source)].with_format("arrow")
+    try:
+        for table in stream.iter(BATCH_ROWS):
+            yield from table.select(
+                present_columns(columns, table.column_names, source)
+            ).to_pylist()
+    except OSError as error:
+        raise RunError(
+            f"{source}: the hub stopped answering ({first_line(error)}): "
+            "run the same command again to continue"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{source}: damaged ({first_line(error)})") from None
+
+
+def downloaded_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
+    """(where, row) for every row of `split`, from the hub's cache on the disk if it is there.
+
+    Raises InputError.
+    """
+    from datasets import get_dataset_split_names, load_dataset
+
+    repository, revision = _parse(source)
+    try:
+        names = get_dataset_split_names(repository, revision=revision)
+        found = next((name for name in names if is_split(name, split)), split)
+        yield from numbered(source, load_dataset(repository, split=found, revision=revision))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _not_found(source, error) from None
+
+
+def content_hash(source: str, name: str | None) -> str:
+    """The hash of a data set's files and configuration. Raises InputError."""
+    return _builder(source, name).hash
+
+
+def training_files(source: str, name: str | None) -> list[str]:
+    """Addresses of the files that `streamed_rows` reads, [] if unknown. Raises InputError."""
+    files = _builder(source, name).config.data_files
+    return [str(path) for path in files[_training_split(files, source)]] if files else []
+
+
+@cache
+def _builder(source: str, name: str | None) -> Any:
+    from datasets import load_dataset_builder
+
+    repository, revision = _parse(source)
+    try:
+        return load_dataset_builder(repository, name, revision=revision)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _not_found(source, error) from None
+
+
+def _parse(source: str) -> tuple[str, str | None]:
+    """Repository and revision of `owner/name@revision`."""
+    repository, _, revision = source.partition("@")
+    return repository, revision or None
+
+
+def _training_split(splits: Mapping[str, Any], source: str) -> str:
+    if "train" in splits:
+        return "train"
+    if len(splits) == 1:
+        return next(iter(splits))
+    raise InputError(f"{source}: no split 'train', only {', '.join(splits)}")
+
+
+def _not_found(source: str, error: Exception) -> InputError:
+    return InputError(
+        f"{source}: no such file or folder, and no data set from the hub ({first_line(error)}). "
+        f"Without the hub, name a local copy: a file that ends in {', '.join(SUFFIXES)}, "
+        "or a folder of such files. A data set with restricted access needs HF_TOKEN"
+    )

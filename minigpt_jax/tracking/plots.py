@@ -1,0 +1,185 @@
+"""Draw the curves of a run as SVG that takes its text colour from the page around it."""
+
+import re
+from collections.abc import Callable
+from io import StringIO
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
+
+from minigpt_jax.tracking.records import Columns
+
+# Points of a curve: more than a plot has pixels, and few enough that the longest run makes a page
+# below a megabyte.
+MAX_POINTS = 1000
+# Ratio of the largest to the smallest value from which a logarithmic scale shows more.
+LOG_SCALE_RATIO = 30
+# The moving average covers 1/50 of the run on each side of a point.
+AVERAGE_PART = 50
+# Replaced by the text colour of the page, which is known only where the page is read.
+TEXT_COLOR = "#010203"
+# Readable on white and on black.
+BLUE = "#3b82f6"
+ORANGE = "#ea7317"
+RED = "#dc2626"
+# matplotlib's own type for the names of settings is private.
+STYLE: dict[Any, Any] = {
+    # Text stays text: it can be searched, and is shown in the reader's own font.
+    "svg.fonttype": "none",
+    # With a fixed salt the same run makes the same bytes.
+    "svg.hashsalt": "report",
+    "text.color": TEXT_COLOR,
+    "axes.labelcolor": TEXT_COLOR,
+    "axes.edgecolor": TEXT_COLOR,
+    "xtick.color": TEXT_COLOR,
+    "ytick.color": TEXT_COLOR,
+    "grid.color": TEXT_COLOR,
+    "grid.alpha": 0.15,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+}
+
+
+def draw_plots(steps: Columns, evaluations: list[dict]) -> list[tuple[str, str]]:
+    """(title, SVG) of every plot of a run with at least one step."""
+    first_tenth = steps["step"][len(steps["step"]) // 10]
+    return [
+        (
+            "Loss",
+            _svg("loss per token", lambda axes: _draw_loss(axes, steps, evaluations, first=0)),
+        ),
+        (
+            "Loss, without the first tenth",
+            _svg(
+                "loss per token",
+                lambda axes: _draw_loss(axes, steps, evaluations, first=first_tenth),
+            ),
+        ),
+        ("Learning rate", _svg("learning rate", lambda axes: _draw_rate(axes, steps))),
+        ("Gradient norm, before clipping", _svg("norm", lambda axes: _draw_norm(axes, steps))),
+        (
+            "Throughput, without the first step, which compiles",
+            _svg("tokens/s", lambda axes: _draw_throughput(axes, steps)),
+        ),
+    ]
+
+
+def moving_average(y: np.ndarray) -> np.ndarray:
+    """Mean of the finite values around each point, over at most 4% of the run.
+
+    The window shrinks towards the start, where a loss falls so fast that its average would hide its
+    first value.
+    """
+    index = np.arange(len(y))
+    half = np.minimum(index, len(y) // AVERAGE_PART)
+    begin = index - half
+    end = np.minimum(index + half + 1, len(y))
+    total = np.concatenate([[0], np.cumsum(np.nan_to_num(y))])
+    count = np.concatenate([[0], np.cumsum(np.isfinite(y))])
+    known = count[end] - count[begin]
+    return np.where(known > 0, (total[end] - total[begin]) / np.maximum(known, 1), np.nan)
+
+
+def _svg(label: str, draw: Callable[[Axes], None]) -> str:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 3.1), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set(xlabel="step", ylabel=label)
+        draw(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        text = StringIO()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(text, format="svg", metadata=no_metadata)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace(TEXT_COLOR, "currentColor")
+    # The ids of groups are the same in each plot, and nothing refers to them.
+    return re.sub(r' id="[A-Za-z.]+_\d+"', "", svg)
+
+
+def _draw_loss(axes: Axes, steps: Columns, evaluations: list[dict], first: float) -> None:
+    shown = steps["step"] >= first
+    _draw_curve(axes, steps["step"], steps["loss"], shown, "training")
+    done = [e for e in evaluations if e["step"] >= first]
+    if done:
+        axes.plot(
+            [e["step"] for e in done],
+            [e["validation_loss"] for e in done],
+            "o-",
+            color=ORANGE,
+            linewidth=1,
+            markersize=2.5,
+            label="validation",
+        )
+    skipped = steps["step"][shown & (steps["skipped"] > 0)]
+    if len(skipped):
+        # Crosses at the bottom of the plot.
+        x = skipped[_spread(len(skipped))]
+        y = np.full(len(x), 0.03)
+        transform = axes.get_xaxis_transform()
+        axes.plot(x, y, "x", transform=transform, color=RED, label="skipped update")
+    # The legend is above the curves, so that it hides none.
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0)
+
+
+def _draw_rate(axes: Axes, steps: Columns) -> None:
+    points = _spread(len(steps["step"]))
+    axes.plot(steps["step"][points], steps["learning_rate"][points], color=BLUE)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _draw_norm(axes: Axes, steps: Columns) -> None:
+    _draw_curve(axes, steps["step"], steps["grad_norm"], np.isfinite(steps["step"]))
+
+
+def _draw_throughput(axes: Axes, steps: Columns) -> None:
+    rest = steps["step"] > steps["step"][0]
+    if rest.any():
+        speeds = np.where(rest, steps["tokens_per_s"], np.nan)
+        _draw_curve(axes, steps["step"], speeds, rest)
+        axes.set_yscale("linear")
+        axes.set_ylim(0, 1.2 * np.nanpercentile(speeds, 99))
+    axes.yaxis.set_major_formatter(EngFormatter())
+
+
+def _draw_curve(
+    axes: Axes, x: np.ndarray, y: np.ndarray, shown: np.ndarray, label: str | None = None
+) -> None:
+    """Of the points `shown`: the values as a faint line, their moving average as a strong one."""
+    average = moving_average(y)[shown]
+    x = x[shown]
+    y = y[shown]
+    outline = _extremes(y)
+    points = _spread(len(y))
+    axes.plot(x[outline], y[outline], color=BLUE, alpha=0.35, linewidth=0.8)
+    axes.plot(x[points], average[points], color=BLUE, label=label)
+    positive = y[y > 0]
+    if len(positive) and positive.max() > LOG_SCALE_RATIO * positive.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _spread(count: int) -> np.ndarray:
+    """Indices of at most MAX_POINTS of `count` points, evenly spread, both ends included."""
+    return np.unique(np.linspace(0, count - 1, min(count, MAX_POINTS)).astype(int))
+
+
+def _extremes(y: np.ndarray) -> np.ndarray:
+    """Indices of at most MAX_POINTS points that keep the outline of `y`.
+
+    The points are divided into stretches, and the lowest and the highest of each are kept.
+    """
+    if len(y) <= MAX_POINTS:
+        return np.arange(len(y))
+    low = np.where(np.isnan(y), np.inf, y)
+    high = np.where(np.isnan(y), -np.inf, y)
+    stretches = np.array_split(np.arange(len(y)), MAX_POINTS // 2)
+    return np.unique([(s[low[s].argmin()], s[high[s].argmax()]) for s in stretches])

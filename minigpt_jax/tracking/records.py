@@ -1,0 +1,86 @@
+"""Read what a run has recorded, for its report."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minigpt_jax.errors import InputError
+from minigpt_jax.runtime.files import read_jsonl
+
+# Field of metrics.jsonl -> its value at each step, NaN where there is none.
+Columns = dict[str, np.ndarray]
+
+FIELDS = (
+    "step",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "weight",
+    "skipped",
+    "seconds",
+    "data_wait",
+    "tokens_per_s",
+    "mfu",
+)
+
+
+class RunRecords(NamedTuple):
+    """The files of a run's folder; empty where a file does not exist."""
+
+    name: str
+    steps: Columns
+    evaluations: list[dict]
+    config: dict
+    environment: dict
+    answers: dict
+
+
+def read_records(run: Path) -> RunRecords:
+    """The records in the folder `run`. Raises InputError if there are none or a file is damaged."""
+    return RunRecords(
+        name=run.resolve().name,
+        steps=_read_steps(run / "metrics.jsonl"),
+        evaluations=_read(run / "evaluations.jsonl", read_jsonl),
+        config=_read(run / "config.json", _read_json),
+        environment=_read(run / "environment.json", _read_json),
+        answers=_read(run / "answers.json", _read_json),
+    )
+
+
+def best_evaluation(evaluations: list[dict]) -> dict:
+    """The evaluation with the lowest validation loss; {} if none is finite."""
+    finite = [e for e in evaluations if np.isfinite(e["validation_loss"])]
+    return min(finite, key=lambda e: e["validation_loss"], default={})
+
+
+def _read_steps(path: Path) -> Columns:
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file, so there is no run to report: name a folder that train.py "
+            "wrote, such as runs/pretrain"
+        )
+    records = _read(path, read_jsonl)
+    try:
+        columns = {name: np.array([record[name] for record in records], float) for name in FIELDS}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: not the records of a minigpt_jax run ({error!r}): name a folder that "
+            "train.py wrote"
+        ) from None
+    return {name: np.where(np.isfinite(values), values, np.nan) for name, values in columns.items()}
+
+
+def _read(path: Path, reader: Callable):
+    try:
+        return reader(path)
+    except ValueError as error:
+        raise InputError(
+            f"{path}: damaged, not JSON ({error}): restore it, or delete it to report without it"
+        ) from None
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,0 +1,161 @@
+"""Wrong models: each is our package with one mistake, which a check of tests/parity.py must see."""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """The text `old` of a file of the package becomes `new`, and `check` must fail."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    check: str
+    # How often `old` occurs in the file.
+    times: int = 1
+
+
+PRE_NORM = """\
+        y, cache = attention(LayerNorm(self.dtype, name="ln_1")(x), cache, positions, segments)
+        x = x + dropout(y)
+        x = x + dropout(mlp(LayerNorm(self.dtype, name="ln_2")(x)))
+"""
+POST_NORM = """\
+        y, cache = attention(x, cache, positions, segments)
+        x = LayerNorm(self.dtype, name="ln_1")(x + dropout(y))
+        x = LayerNorm(self.dtype, name="ln_2")(x + dropout(mlp(x)))
+"""
+SUMS = """\
+        total = _loss_sum(vocab_size, chunk, hidden, table, targets, weights)
+        return total, weights.sum(dtype=wide)"""
+BLOCK_OF_QUERIES = "block_mask = jnp.tri(end - start, end, start, dtype=bool)"
+
+MUTANTS = [
+    Mutant(
+        "erf GELU",
+        "model",
+        "approximate=True",
+        "approximate=False",
+        "outputs",
+    ),
+    Mutant(
+        "epsilon of LayerNorm",
+        "model",
+        "LAYER_NORM_EPS = 1e-5",
+        "LAYER_NORM_EPS = 1e-6",
+        "outputs",
+    ),
+    Mutant(
+        "no 1 / sqrt(K)",
+        "attention",
+        "scores = scores / math.sqrt(q.shape[-1])",
+        "",
+        "outputs",
+    ),
+    Mutant(
+        "post-LayerNorm",
+        "model",
+        PRE_NORM,
+        POST_NORM,
+        "outputs",
+    ),
+    Mutant(
+        "no last LayerNorm",
+        "model",
+        'return LayerNorm(self.dtype, name="ln_f")(x), cache',
+        "return x, cache",
+        "outputs",
+    ),
+    Mutant(
+        "no bias",
+        "model",
+        "return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)",
+        "return y",
+        "outputs",
+    ),
+    Mutant(
+        "positions from 1",
+        "model",
+        "jnp.arange(tokens.shape[1])",
+        "jnp.arange(1, tokens.shape[1] + 1)",
+        "outputs",
+    ),
+    Mutant(
+        "each token attends to the next",
+        "attention",
+        BLOCK_OF_QUERIES + "[None]",
+        BLOCK_OF_QUERIES.replace("start, dtype", "start + 1, dtype") + "[None]",
+        "outputs",
+    ),
+    Mutant(
+        "each token attends to the next, on a CPU",
+        "attention",
+        BLOCK_OF_QUERIES + "\n",
+        BLOCK_OF_QUERIES.replace("start, dtype", "start + 1, dtype") + "\n",
+        "outputs on a CPU",
+    ),
+    Mutant(
+        "no gradient of the softmax's sum, on a CPU",
+        "attention",
+        "(weights * (d_weights - delta[:, start:]))",
+        "(weights * d_weights)",
+        "gradients on a CPU",
+    ),
+    Mutant(
+        "mean over all tokens",
+        "loss",
+        SUMS,
+        SUMS.replace("weights", "jnp.ones_like(weights)"),
+        "outputs",
+    ),
+    Mutant(
+        "gradient of all tokens",
+        "loss",
+        "- is_target) * w[..., None])",
+        "- is_target))",
+        "gradients",
+    ),
+    Mutant(
+        "mean of means",
+        "loss",
+        "return total, weights.sum(dtype=wide)",
+        "return total / weights.sum(), jnp.ones((), wide)",
+        "accumulation",
+    ),
+    Mutant(
+        "no gradient through the output head",
+        "step",
+        '        params["wte"],\n        targets,',
+        '        jax.lax.stop_gradient(params["wte"]),\n        targets,',
+        "training",
+    ),
+    Mutant(
+        "weight decay of biases and scales",
+        "optim",
+        "weight_decay, mask=decay_mask",
+        "weight_decay",
+        "training",
+    ),
+    Mutant(
+        "b2 of Adam",
+        "optim",
+        "b2: float = 0.95",
+        "b2: float = 0.999",
+        "training",
+    ),
+    Mutant(
+        "warm-up from 0",
+        "optim",
+        "peak * (step + 1)",
+        "peak * step",
+        "schedule",
+    ),
+    Mutant(
+        "residual layers start as large as the others",
+        "model",
+        "std = INIT_STD / math.sqrt(2 * c.layers)",
+        "std = INIT_STD",
+        "start",
+        times=2,
+    ),
+]

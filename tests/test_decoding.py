@@ -1,0 +1,85 @@
+"""A block of the decode loop: where it ends, and the log-probabilities that come with it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minigpt_jax.decoding import BLOCK, DecodeState, decode, prefill, prepare_for_decoding
+from minigpt_jax.errors import InputError
+from minigpt_jax.loss import logits
+from minigpt_jax.model import GPT, GPTConfig, empty_cache
+from minigpt_jax.sampling import SamplingParams, sampling_params
+from tests.test_model import weights
+
+CONFIG = GPTConfig(vocab_size=300, context=48, layers=1, heads=2, embed=16)
+PROMPT = [299, 7, 41, 180, 7, 256]
+PROMPTS = np.array([PROMPT, PROMPT[::-1]], np.int32)
+NUM_LOGPROBS = 5
+NO_STOP_TOKEN = -1
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    return weights(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def decode_block(params):
+    """Decode up to 8 tokens after PROMPTS. One compiled program serves all tests."""
+    model, prepared = prepare_for_decoding(params, CONFIG)
+    rows, length = PROMPTS.shape
+
+    def run(settings: SamplingParams, stop: int = NO_STOP_TOKEN, stop_after_rows: int = 2):
+        cache = empty_cache(CONFIG, rows, jnp.float32)
+        state = DecodeState(
+            cache=prefill(model, prepared, cache, PROMPTS[:, :-1], np.zeros(rows, np.int32)),
+            last=PROMPTS[:, -1],
+            length=np.full(rows, length - 1, np.int32),
+            penalized=np.zeros((rows, CONFIG.padded_vocab), bool),
+            done=np.zeros(rows, bool),
+        )
+        _, tokens, logprobs = decode(
+            model,
+            prepared,
+            state,
+            settings,
+            stop_tokens=np.array([stop]),
+            count=8,
+            stop_after_rows=stop_after_rows,
+            num_logprobs=NUM_LOGPROBS,
+        )
+        return np.asarray(tokens), logprobs
+
+    return run
+
+
+def test_log_probabilities_are_those_of_the_logits_before_the_filters(params, decode_block):
+    settings = sampling_params(2, CONFIG, temperature=3.0, top_p=0.5, seed=3)
+    tokens, logprobs = decode_block(settings)
+    hidden, _ = jax.jit(GPT(CONFIG).apply)({"params": params}, PROMPTS)
+    scores = logits(hidden[:, -1], params["wte"], CONFIG.vocab_size)
+    for row, expected in enumerate(np.asarray(jax.nn.log_softmax(scores))):
+        ranked = np.argsort(-expected, kind="stable")[:NUM_LOGPROBS]
+        assert list(logprobs.ids[row, 0]) == list(ranked)
+        assert np.allclose(logprobs.values[row, 0], expected[ranked], atol=1e-5)
+        assert np.allclose(logprobs.drawn[row, 0], expected[tokens[row, 0]], atol=1e-5)
+
+
+def test_the_loop_ends_when_enough_rows_are_done(decode_block):
+    settings = sampling_params(2, CONFIG, seed=1)
+    whole, _ = decode_block(settings)
+    # A token that ends the first row after three tokens, and never the second.
+    stop = int(whole[0, 2])
+    assert stop not in whole[0, :2] and stop not in whole[1]
+    nothing = [-1] * BLOCK
+    first = [*whole[0, :3], *nothing[3:]]
+    both, _ = decode_block(settings, stop, stop_after_rows=2)
+    assert both.tolist() == [first, [*whole[1, :8], *nothing[8:]]]
+    one, _ = decode_block(settings, stop, stop_after_rows=1)
+    assert one.tolist() == [first, [*whole[1, :3], *nothing[3:]]]
+
+
+def test_another_quantization_than_int8_is_refused(params):
+    with pytest.raises(InputError, match="quantize int4: expected int8"):
+        prepare_for_decoding(params, CONFIG, quantize="int4")

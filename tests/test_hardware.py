@@ -1,0 +1,31 @@
+"""The table of devices: JAX's name of a device finds its peak rate, and no other."""
+
+import pytest
+
+from minigpt_jax.hardware import PEAK_FLOPS, peak_flops
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("Tesla V100-SXM2-16GB", 125e12),
+        ("Tesla T4", 65e12),
+        ("cpu", None),
+        ("", None),
+        ("NVIDIA of the year 2100", None),
+    ],
+)
+def test_the_peak_rate_is_that_of_the_device(kind: str, peak: float | None):
+    assert peak_flops(kind) == peak
+
+
+def test_each_device_of_the_table_is_found_by_its_own_name():
+    assert {name: peak_flops(f"NVIDIA {name} SXM") for name in PEAK_FLOPS} == PEAK_FLOPS

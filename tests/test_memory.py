@@ -1,0 +1,165 @@
+"""The estimate of a step's memory agrees with XLA, and the micro-batch fits or is refused."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.pretrain import get_config
+from minigpt_jax import optim
+from minigpt_jax.errors import InputError
+from minigpt_jax.memory import (
+    MARGIN,
+    StepSettings,
+    accumulation_steps,
+    largest_micro_batch,
+    step_memory,
+)
+from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.sharding import AXES
+from minigpt_jax.step import Batch, abstract_state, make_train_step
+from tests.harness import run_train
+
+GIB = 2**30
+DEVICE_BYTES = 10 * GIB
+SMALL = GPTConfig()
+MEDIUM = GPTConfig(layers=24, heads=16, embed=1024)
+
+
+def steps_for(batch: int, devices: int, micro_batch: int = 0, row_bytes: float = GIB) -> int:
+    """Number of micro-batches if each row needs `row_bytes`."""
+    return accumulation_steps(
+        batch,
+        devices,
+        micro_batch=micro_batch,
+        device_bytes=DEVICE_BYTES,
+        bytes_of=lambda rows: rows * row_bytes,
+    )
+
+
+# ---- micro-batches
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 8])
+@pytest.mark.parametrize("row_bytes", [GIB // 100, GIB, 3 * GIB])
+def test_the_micro_batches_make_up_the_batch_and_are_the_largest_that_fit(
+    devices: int, row_bytes: int
+):
+    fitting = DEVICE_BYTES / (1 + MARGIN) / row_bytes
+    for rows in range(1, 40):
+        steps = steps_for(rows * devices, devices, row_bytes=row_bytes)
+        size, rest = divmod(rows, steps)
+        assert rest == 0 and steps * size * devices == rows * devices
+        assert size <= fitting
+        larger_divisors = (n for n in range(size + 1, rows + 1) if rows % n == 0)
+        assert all(n > fitting for n in larger_divisors)
+
+
+def test_the_largest_micro_batch_divides_the_rows():
+    sizes = {0.5: 0, 1.01: 1, 5: 4, 6.01: 6, 100: 12}
+    for fitting, size in sizes.items():
+        assert largest_micro_batch(12, fitting * (1 + MARGIN), float) == size
+
+
+def test_a_given_micro_batch_is_used():
+    assert steps_for(24, 2, micro_batch=3) == 4
+    assert steps_for(24, 2, micro_batch=12, row_bytes=GIB // 4) == 1
+    assert steps_for(512, 8, micro_batch=16, row_bytes=GIB // 4) == 4
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "row_bytes", "remedy"),
+    [(24, GIB, "data.micro_batch 8 fits"), (0, 100 * GIB, "compute.remat=full")],
+)
+def test_a_micro_batch_that_cannot_fit_is_refused_with_one_that_does(
+    micro_batch: int, row_bytes: int, remedy: str
+):
+    with pytest.raises(InputError, match=remedy) as error:
+        steps_for(24, 1, micro_batch=micro_batch, row_bytes=row_bytes)
+    # The memory of the device.
+    assert "10.7 GB" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("batch", "devices", "micro_batch"),
+    [(6, 4, 0), (1, 8, 0), (512, 3, 0), (24, 2, 5), (24, 2, 24), (10, 1, 4), (96, 32, 4)],
+)
+def test_a_batch_that_cannot_be_divided_evenly_is_refused_with_the_next_one_that_can(
+    batch: int, devices: int, micro_batch: int
+):
+    message = rf"data\.batch {batch} must be a multiple of .*: try \d+$"
+    with pytest.raises(InputError, match=message) as error:
+        steps_for(batch, devices, micro_batch=micro_batch)
+    better = int(str(error.value).split()[-1])
+    unit = devices * max(micro_batch, 1)
+    assert better > batch and better % unit == 0 and better - batch < unit
+
+
+def test_a_batch_that_cannot_fit_is_refused_before_anything_is_compiled(tmp_path, corpus):
+    huge = {
+        "model__context": 512,
+        "model__layers": 100,
+        "model__embed": 1024,
+        "data__batch": 4096,
+        "data__micro_batch": 4096,
+    }
+    done = run_train(tmp_path, data__folder=corpus, **huge)
+    assert done.returncode == 2, done.stdout
+    assert "a micro-batch of 4096 rows needs about" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+# ---- the estimate
+
+
+def xla_bytes(config: GPTConfig, rows: int, remat: str, dtype: str) -> float:
+    """Bytes of the compiled step by XLA: arguments, results that are not arguments, temporaries."""
+    c = get_config()
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
+    model = GPT(config, dtype=jnp.dtype(dtype), remat=remat)
+    optimizer = optim.make_optimizer(**c.optimizer)
+    schedule = partial(optim.learning_rate, horizon=1000, **c.schedule)
+    step = make_train_step(model, optimizer, schedule, mesh, seed=0, loss_chunk=c.loss.chunk)
+    tokens = jax.ShapeDtypeStruct((1, rows, config.context + 1), jnp.uint16)
+    weights = jax.ShapeDtypeStruct((1, rows, config.context), jnp.uint8)
+    lowered = step.lower(abstract_state(model, optimizer, mesh), Batch(tokens, weights))
+    found = lowered.compile().memory_analysis()
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    return found.argument_size_in_bytes + results + found.temp_size_in_bytes
+
+
+def check_estimate(config: GPTConfig, rows: int, remat: str, dtype: str) -> None:
+    settings = StepSettings(dtype, remat, keeps_scores=False, loss_chunk=128, on_cpu=True)
+    estimate = step_memory(config, settings, rows=rows, accumulation_steps=1).total
+    assert estimate == pytest.approx(xla_bytes(config, rows, remat, dtype), rel=MARGIN)
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "remat", "dtype"),
+    [
+        (SMALL, 1, "none", "float32"),
+        (SMALL, 8, "none", "float32"),
+        (SMALL, 8, "none", "bfloat16"),
+        (SMALL, 8, "full", "float32"),
+        (MEDIUM, 4, "dots", "bfloat16"),
+    ],
+)
+def test_the_estimate_agrees_with_xla(config: GPTConfig, rows: int, remat: str, dtype: str):
+    check_estimate(config, rows, remat, dtype)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize(
+    ("config", "rows", "remat", "dtype"),
+    [
+        (SMALL, 1, "none", "bfloat16"),
+        (SMALL, 8, "full", "bfloat16"),
+        (MEDIUM, 4, "dots", "float32"),
+    ],
+)
+def test_the_estimate_agrees_with_xla_in_the_other_precision(
+    config: GPTConfig, rows: int, remat: str, dtype: str
+):
+    check_estimate(config, rows, remat, dtype)

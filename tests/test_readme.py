@@ -1,0 +1,154 @@
+"""The README's commands run as they are written; its links and its length are right.
+
+Commands that need a network, a GPU or an installation are left out. The two that train get a
+smaller model appended. Commands other than train.py and the server run in this process, which has
+JAX loaded already.
+"""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
+from pathlib import Path
+
+import pytest
+
+from tests.harness import ENVIRONMENT, ROOT, WORDS, tracked_files
+
+README = (ROOT / "README.md").read_text()
+NEEDS_NETWORK_OR_GPU = re.compile(
+    r"HuggingFace|tatsu-lab|configs/(pretrain|finetune)\.py$|^(git|cd|make|source)\b"
+)
+SMALLER = {
+    "model.layers": 1,
+    "model.heads": 2,
+    "model.embed": 16,
+    "horizon.steps": 2,
+    "schedule.warmup": 1,
+    "eval.rows": 4,
+    "eval.samples": 0,
+    "log.tensorboard": False,
+}
+START_SECONDS = 120
+
+
+def readme_commands() -> list[str]:
+    """Commands of the bash blocks, in order, then the commands that stand in the text."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    lines += re.findall(r"`(python [^`]+)`", text)
+    return [line for line in lines if line and not NEEDS_NETWORK_OR_GPU.search(line)]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A copy of the repository with a text folder and pairs, as the README names them."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in tracked_files():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(ROOT / name)
+    texts = folder / "my_texts"
+    texts.mkdir()
+    for number in range(30):
+        (texts / f"{number}.txt").write_text(" ".join(WORDS) * 12)
+    pairs = [{"prompt": f"What is {n}?", "completion": f"It is {n}. " * 9} for n in range(60)]
+    (folder / "my_pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return folder
+
+
+def run(command: str, clone: Path) -> None:
+    """Run one command of the README in the clone."""
+    _, *arguments = shlex.split(command)
+    if arguments[0] == "train.py":
+        arguments += [f"--config.{name}={value}" for name, value in SMALLER.items()]
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=clone, env=ENVIRONMENT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    elif "minigpt_jax.server" in arguments:
+        run_server(arguments, clone)
+    else:
+        run_here(arguments)
+
+
+def run_here(arguments: list[str]) -> None:
+    """Run a module or a script in this process; nothing is typed at its prompt."""
+    sys.argv = arguments[1:] if arguments[0] == "-m" else arguments
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as exit:
+        warnings.simplefilter("ignore", RuntimeWarning)
+        if arguments[0] == "-m":
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(arguments[0], run_name="__main__")
+    assert not exit.value.code
+
+
+def run_server(arguments: list[str], clone: Path) -> None:
+    """Start the server, ask for its health, and stop it."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments, "--port", "0"],
+        cwd=clone,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        printed = ""
+        while not (address := re.search(r"http://[\w.]+:\d+", printed)):
+            assert process.poll() is None and time.monotonic() < deadline, printed
+            printed += process.stderr.readline()
+        with urllib.request.urlopen(address[0] + "/health", timeout=START_SECONDS) as answer:
+            assert json.load(answer)["status"] == "ok"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(START_SECONDS) == 0
+    finally:
+        process.kill()
+        process.stderr.close()
+
+
+def test_every_command_runs_as_written(clone, monkeypatch):
+    commands = readme_commands()
+    assert len(commands) >= 10
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    with Path(os.devnull).open() as nothing_typed:
+        monkeypatch.setattr(sys, "stdin", nothing_typed)
+        for command in commands:
+            run(command, clone)
+    assert (clone / "exported" / "model.safetensors").is_file()
+    example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(example) == 1
+    script = clone / "example.py"
+    script.write_text(example[0])
+    runpy.run_path(str(script))
+
+
+def test_every_link_leads_to_a_file():
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = document.read_text()
+        links = re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+        for link in links:
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_every_test_that_the_documents_name_exists():
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        if document.name == "log.md":
+            continue
+        for path in re.findall(r"`(tests/[\w/.]+)`", document.read_text()):
+            assert (ROOT / path).exists(), f"{document.name}: {path}"
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
