@@ -10,6 +10,7 @@ of a sum.
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,20 @@ MIN_CACHE_LENGTH = 64
 _MIN_PROMPT_LENGTH = 16
 
 
+class BlockPlan(NamedTuple):
+    """One block of decoding."""
+
+    # Of each active row.
+    sampling: Mapping[int, SamplingParams]
+    # The largest number of tokens to draw for a row.
+    max_new_tokens: int
+    # The block ends early when this many of the active rows have ended.
+    stop_after: int
+    # Tokens of the longest row after the block.
+    max_length: int
+    with_logprobs: bool
+
+
 class DeviceBatch:
     """Rows that are prefilled one at a time and decoded together."""
 
@@ -36,17 +51,16 @@ class DeviceBatch:
         run: LoadedRun,
         num_rows: int,
         *,
-        dtype: jax.typing.DTypeLike | None = None,
         quantize: str | None = None,
         min_cache_length: int = MIN_CACHE_LENGTH,
     ):
-        """`dtype`, `quantize`: see `decoding.prepare_for_decoding`."""
+        """`quantize`: see `decoding.prepare_for_decoding`."""
         config = run.config
         self.num_rows = num_rows
         self._context = config.context
         self._min_cache_length = min_cache_length
         self._model, self.params = decoding.prepare_for_decoding(
-            run.params, config, dtype, quantize
+            run.params, config, quantize=quantize
         )
         arrays = (
             empty_cache(config, num_rows, self._model.dtype),
@@ -70,13 +84,7 @@ class DeviceBatch:
                 self.prefill(0, [0] * length)
             for with_logprobs in (False, True):
                 for length in cache_lengths(self._context, self._min_cache_length, with_logprobs):
-                    self.decode(
-                        {0: self._idle},
-                        count=1,
-                        stop_after=1,
-                        max_length=length,
-                        with_logprobs=with_logprobs,
-                    )
+                    self.decode(BlockPlan({0: self._idle}, 1, 1, length, with_logprobs))
         jax.block_until_ready(self._state)
 
     def prefill(self, row: int, prompt: Sequence[int]) -> None:
@@ -88,38 +96,29 @@ class DeviceBatch:
             self._model, self.params, self._state, tokens, np.int32(len(prompt)), np.int32(row)
         )
 
-    def decode(
-        self,
-        active: Mapping[int, SamplingParams],
-        *,
-        count: int,
-        stop_after: int,
-        max_length: int,
-        with_logprobs: bool,
-    ) -> tuple[jax.Array, TopLogprobs | None]:
-        """Start one block on the device: up to `count` tokens for each `active` row.
+    def decode(self, plan: BlockPlan) -> tuple[jax.Array, TopLogprobs | None]:
+        """Start one block on the device, without waiting for it.
 
-        Returns tokens [rows, BLOCK], -1 after the last, and if `with_logprobs` MAX_LOGPROBS
-        log-probabilities of each, without waiting for them. The block ends early when `stop_after`
-        of the active rows have ended. `max_length` is that of the longest row after the block.
+        Returns tokens [rows, BLOCK], -1 after the last of a row, and if planned MAX_LOGPROBS
+        log-probabilities of each.
         """
         done = np.ones(self.num_rows, bool)
-        done[list(active)] = False
-        rows = [active.get(row, self._idle) for row in range(self.num_rows)]
+        done[list(plan.sampling)] = False
+        rows = [plan.sampling.get(row, self._idle) for row in range(self.num_rows)]
         settings = SamplingParams(*map(np.concatenate, zip(*rows, strict=True)))
-        lengths = cache_lengths(self._context, self._min_cache_length, with_logprobs)
-        cache_length = next(n for n in lengths if n >= min(max_length, self._context))
+        lengths = cache_lengths(self._context, self._min_cache_length, plan.with_logprobs)
+        cache_length = next(n for n in lengths if n >= min(plan.max_length, self._context))
         # Rows without a request are done from the beginning, and are counted.
-        stop_after_rows = self.num_rows - len(active) + stop_after
+        stop_after_rows = self.num_rows - len(plan.sampling) + plan.stop_after
         self._state, tokens, logprobs = decoding.decode(
             self._model,
             self.params,
             self._state._replace(done=done),
             settings,
             np.array(STOP_TOKENS),
-            np.int32(count),
+            np.int32(plan.max_new_tokens),
             np.int32(stop_after_rows),
-            num_logprobs=MAX_LOGPROBS if with_logprobs else 0,
+            num_logprobs=MAX_LOGPROBS if plan.with_logprobs else 0,
             cache_length=cache_length,
         )
         return tokens, logprobs

@@ -18,7 +18,7 @@ import numpy as np
 from minigpt_jax.decoding import BLOCK, TopLogprobs
 from minigpt_jax.generate import accept_tokens
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.server.device_batch import MIN_CACHE_LENGTH, DeviceBatch
+from minigpt_jax.server.device_batch import MIN_CACHE_LENGTH, BlockPlan, DeviceBatch
 from minigpt_jax.server.request import (
     ActiveRequest,
     Delta,
@@ -66,12 +66,11 @@ class Engine:
         *,
         num_slots: int = 8,
         queue_size: int = 64,
-        dtype: jax.typing.DTypeLike | None = None,
         quantize: str | None = None,
         min_cache_length: int = MIN_CACHE_LENGTH,
         target_block_seconds: float = TARGET_BLOCK_SECONDS,
     ):
-        """`queue_size`: requests that may wait. `dtype`, `quantize`: see `DeviceBatch`."""
+        """`queue_size`: requests that may wait. `quantize`: see `prepare_for_decoding`."""
         self.config = run.config
         self.tokenizer = run.tokenizer
         self.num_slots = num_slots
@@ -86,7 +85,7 @@ class Engine:
         self._stats = EngineStats()
         self._compilations = CompilationCounter()
         self._batch = DeviceBatch(
-            run, num_slots, dtype=dtype, quantize=quantize, min_cache_length=min_cache_length
+            run, num_slots, quantize=quantize, min_cache_length=min_cache_length
         )
         self._batch.warm_up()
         self._compiled_at_start = self._compilations.count
@@ -203,13 +202,14 @@ class Engine:
         remaining = [a.remaining for _, a in active]
         count = self._block_length(min(remaining) if others_wait else max(remaining))
         started = time.monotonic()
-        tokens, logprobs = self._batch.decode(
-            {row: a.request.sampling for row, a in active},
-            count=count,
+        plan = BlockPlan(
+            sampling={row: a.request.sampling for row, a in active},
+            max_new_tokens=count,
             stop_after=1 if others_wait else len(active),
             max_length=max(a.length for _, a in active) + count,
             with_logprobs=any(a.request.num_logprobs is not None for _, a in active),
         )
+        tokens, logprobs = self._batch.decode(plan)
         return InFlightBlock(active, tokens, logprobs, started, after_prefill)
 
     def _block_length(self, needed: int) -> int:

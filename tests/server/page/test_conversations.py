@@ -48,7 +48,7 @@ def test_an_answer_streams_and_survives_a_reload(page):
     complete = page.inner_text(ANSWER)
     assert all(complete.startswith(text.rstrip()) for text in seen)
     assert "120 tokens, " in page.inner_text(NOTE)
-    assert "length limit" in page.inner_text(NOTE)
+    assert "Length limit" in page.inner_text(NOTE)
     assert f"of {CONTEXT} tokens" in page.inner_text("#usage")
     assert page.inner_text("#list").startswith("The river")
     assert page.title() == "The river · small-chat"

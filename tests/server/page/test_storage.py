@@ -3,7 +3,6 @@
 import pytest
 
 from tests.server.page.browser import (
-    CHAT_ROUTE,
     ask,
     messages,
     open_conversation,
@@ -12,6 +11,7 @@ from tests.server.page.browser import (
     send,
     set_settings,
     stub_answer,
+    stub_server,
     wait_for,
     wait_until_finished,
 )
@@ -33,11 +33,6 @@ def tabs(page, context, server):
     return page, other
 
 
-def hold_answers(page) -> None:
-    """From now on chat requests get no response."""
-    page.route(CHAT_ROUTE, lambda route: None)
-
-
 def test_a_conversation_in_two_tabs_is_updated_or_kept_twice(tabs):
     page, other = tabs
     other.click("#list >> text=from one")
@@ -46,7 +41,7 @@ def test_a_conversation_in_two_tabs_is_updated_or_kept_twice(tabs):
     ask(page, "again")
     wait_for(other, f"{NUM_MESSAGES} === 4")
     # A tab that is generating keeps its version under a new name.
-    hold_answers(other)
+    stub_server(other)
     send(other, "never answered")
     other.wait_for_selector("#stop")
     wait_for(page, f"{NUM_MESSAGES} === 6")
@@ -62,7 +57,7 @@ def test_a_tab_does_not_restore_what_another_tab_deletes(tabs):
     page, other = tabs
     page.click("#list >> text=from the other")
     wait_for(page, f"{FIRST_MESSAGE} === 'from the other'")
-    hold_answers(other)
+    stub_server(other)
     send(other, "never answered")
     other.wait_for_selector("#stop")
     page.click("#delete-all")
