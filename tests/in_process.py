@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from io import BytesIO, TextIOWrapper
-from unittest.mock import patch
 
 import pytest
 
@@ -19,11 +18,12 @@ def run_main(main: Callable[[], int | None], *arguments: object) -> subprocess.C
     out = TextIOWrapper(BytesIO(), encoding="utf-8")
     err = TextIOWrapper(BytesIO(), encoding="utf-8")
     with (
-        patch.object(sys, "argv", command),
+        pytest.MonkeyPatch.context() as monkeypatch,
         redirect_stdout(out),
         redirect_stderr(err),
         pytest.raises(SystemExit) as exit,
     ):
+        monkeypatch.setattr(sys, "argv", command)
         exit_cleanly(main)
     code = 0 if exit.value.code is None else exit.value.code
     texts = []

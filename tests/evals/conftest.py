@@ -1,4 +1,4 @@
-"""A tiny run with random weights, and HellaSwag questions that fit into its context."""
+"""Tiny runs, with random weights and trained, and HellaSwag questions that fit their context."""
 
 import json
 import random
@@ -8,7 +8,7 @@ import pytest
 
 from minigpt_jax.model import GPTConfig
 from minigpt_jax.tokenizer import TEXT_VOCAB
-from tests.harness import TINY, sentence
+from tests.harness import TINY, sentence, train
 from tests.interop.models import write_random_run
 
 CONFIG = GPTConfig(
@@ -18,6 +18,9 @@ CONFIG = GPTConfig(
     heads=TINY["model.heads"],
     embed=TINY["model.embed"],
 )
+QUESTIONS_IN_TRAINING = 20
+# What train.py printed, in the folder of the run.
+OUTPUT = "output.txt"
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +41,24 @@ def questions(tmp_path_factory) -> Path:
 def base_run(tmp_path_factory) -> Path:
     """A run with random weights. The tests only read it."""
     return write_random_run(tmp_path_factory.mktemp("runs") / "base", CONFIG)
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory, corpus, questions) -> Path:
+    """A run of twelve steps, made by train.py.
+
+    It is evaluated after 0, 4, 8 and 12 steps, with HellaSwag every second time and at the end.
+    """
+    runs = tmp_path_factory.mktemp("runs")
+    output = train(
+        runs,
+        name="pretrained",
+        data__folder=corpus,
+        eval__every=4,
+        eval__hellaswag=questions,
+        eval__hellaswag_every=8,
+        eval__hellaswag_rows=QUESTIONS_IN_TRAINING,
+        save__every=12,
+    )
+    (runs / "pretrained" / OUTPUT).write_text(output)
+    return runs / "pretrained"

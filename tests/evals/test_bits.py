@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 
 from minigpt_jax.evals import bits
+from minigpt_jax.evals.__main__ import main
 from minigpt_jax.runtime.files import read_jsonl
 from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.sharding import AXES
 from minigpt_jax.token_stream import open_stream
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
-from tests.evals.test_hellaswag import evals
+from tests.in_process import run_main
 
 
 @pytest.mark.parametrize(("split", "field"), [("val", "validation_loss"), ("train", "train_loss")])
 def test_the_numbers_are_those_of_the_last_evaluation(pretrained, corpus, split, field):
     last = read_jsonl(pretrained / "evaluations.jsonl")[-1]
-    done = evals(
+    done = run_main(
+        main,
         "bits",
         "--run",
         pretrained,
@@ -75,6 +77,6 @@ def test_bytes_are_those_of_the_tokens_that_have_weight(tmp_path):
 
 
 def test_without_a_limit_every_row_counts(pretrained, corpus):
-    done = evals("bits", "--run", pretrained, "--source", corpus)
+    done = run_main(main, "bits", "--run", pretrained, "--source", corpus)
     rows = int(re.search(r"\((\d+) rows", done.stdout)[1])  # pyright: ignore
     assert rows > 20 and f"{rows * 32:,} tokens with weight" in done.stdout

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,11 +17,11 @@ from minigpt_jax.loaded_run import load_run
 from minigpt_jax.runtime.files import read_jsonl
 from minigpt_jax.sharding import make_mesh, replicated
 from minigpt_jax.tokenizer import load_tokenizer
+from tests.evals.conftest import OUTPUT, QUESTIONS_IN_TRAINING
 from tests.evals.peer import losses_in_torch
-from tests.harness import ENVIRONMENT, ROOT, run_train, train
+from tests.harness import ENVIRONMENT, ROOT, run_train
 
 CONTEXT = 32
-QUESTIONS_IN_TRAINING = 20
 GOOD = {
     "ctx": "A man sits on a roof. He",
     "endings": ["starts to sing.", "flies.", "is a roof.", "eats it."],
@@ -116,28 +115,8 @@ def test_a_requested_stop_is_passed_on():
         hellaswag.accuracy(TWO_QUESTIONS, stopped)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, corpus, questions) -> tuple[Path, str]:
-    """A run of twelve steps and its output.
-
-    It is evaluated after 0, 4, 8 and 12 steps, with HellaSwag every second time and at the end.
-    """
-    runs = tmp_path_factory.mktemp("runs")
-    output = train(
-        runs,
-        name="trained",
-        data__folder=corpus,
-        eval__every=4,
-        eval__hellaswag=questions,
-        eval__hellaswag_every=8,
-        eval__hellaswag_rows=QUESTIONS_IN_TRAINING,
-        save__every=12,
-    )
-    return runs / "trained", output
-
-
-def test_training_measures_it_at_the_configured_steps(trained):
-    run, output = trained
+def test_training_measures_it_at_the_configured_steps(pretrained):
+    run, output = pretrained, (pretrained / OUTPUT).read_text()
     records = read_jsonl(run / "evaluations.jsonl")
     measured = [(r["step"], "hellaswag" in r) for r in records]
     assert measured == [(0, True), (4, False), (8, True), (12, True)]
@@ -151,10 +130,9 @@ def test_training_measures_it_at_the_configured_steps(trained):
     assert events.count(b"evaluation/hellaswag") == 3
 
 
-def test_the_command_finds_the_same_accuracy_as_training(trained, questions):
+def test_the_command_finds_the_same_accuracy_as_training(pretrained, questions):
     """In a process of its own: it proves the command line."""
-    run, _ = trained
-    command = [sys.executable, "-m", "minigpt_jax.evals", "hellaswag", "--run", run]
+    command = [sys.executable, "-m", "minigpt_jax.evals", "hellaswag", "--run", pretrained]
     command += ["--source", questions, "--limit", QUESTIONS_IN_TRAINING]
     done = subprocess.run(
         [str(argument) for argument in command],
@@ -165,7 +143,7 @@ def test_the_command_finds_the_same_accuracy_as_training(trained, questions):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    accuracy = read_jsonl(run / "evaluations.jsonl")[-1]["hellaswag"]
+    accuracy = read_jsonl(pretrained / "evaluations.jsonl")[-1]["hellaswag"]
     assert f"HellaSwag {accuracy:.4f} (standard error " in done.stdout
     assert "on 20 rows" in done.stdout
 
