@@ -82,7 +82,7 @@ def test_very_long_documents_get_the_ids_of_tiktoken(text: str):
 def test_shards_are_the_same_bytes_with_both_tokenizers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    texts = [text for text in random_strings(3_000) if text.strip()]
+    texts = [text for text in random_strings(2_000) if text.strip()]
     path = write_jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
     recipe = Recipe([str(path)], val_every=7, shard_tokens=3_000)
     prepare(recipe, tmp_path / "plain", workers=1)
