@@ -1,7 +1,6 @@
-"""gigatoken is faster and nothing else: the same ids for any text, the same shards, and no harm done where it errs."""
+"""gigatoken is faster and changes nothing: the same ids for any text, also when it fails."""
 
 import base64
-import json
 import os
 import subprocess
 import sys
@@ -12,179 +11,132 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_tools.encoders import encode_all, make_batches
 from data_tools.fast_tokenizer import FastTokenizer, Unusable, expect_equal
-from data_tools.fineweb import prepare
+from data_tools.fineweb import Recipe, prepare
 from minigpt_jax.token_stream import read_manifest
 from minigpt_jax.tokenizer import END_OF_TEXT, RANKS, SPECIAL_TOKENS, load_tokenizer
+from tests.data_tools.preparations import contents, write_jsonl
 from tests.test_tokenizer import random_strings
 
 FAST = FastTokenizer()
-TEXTS = st.text(st.characters(), max_size=40)  # every code point, lone surrogates too
-ODDITIES = [
-    "<|endoftext|",
-    "'s",
-    " 'll",
-    "'S",
-    "\r\n",
-    " \n ",
-    "\t\t",
-    "  ",
-    "1234567",
-    "\u00a0",
-    "\u200b",
-    "e\u0301",
-    "\ufeff",
-    "\ud800",
-    "\ude00\ud83d",
+# Every code point, lone surrogates too.
+TEXTS = st.text(st.characters(), max_size=40)
+SPECIAL_CASES = [
+    *("<|endoftext|", "'s", " 'll", "'S"),
+    *("\r\n", " \n ", "\t\t", "  ", "\u00a0", "\u200b"),
+    *("1234567", "e\u0301", "\ufeff", "\ud800", "\ude00\ud83d"),
 ]
-PIECES = st.sampled_from([*SPECIAL_TOKENS, *ODDITIES])
-DOCUMENTS = st.lists(
-    st.builds("".join, st.lists(TEXTS | PIECES | st.text(" \nab1.", max_size=8), max_size=6)),
-    min_size=1,
-    max_size=5,
-)
+PIECES = st.sampled_from([*SPECIAL_TOKENS, *SPECIAL_CASES])
+DOCUMENT = st.builds("".join, st.lists(TEXTS | PIECES | st.text(" \nab1.", max_size=8), max_size=6))
+SURROGATES = [
+    *("", "\ud800", "", "a\udfffb <|endoftext|>"),
+    *("\ude00\ud83d", "\ud83d\ude00", "\ufeff\ud800", ""),
+]
+LONG_TEXTS = [
+    *("word " * 600_000, "x" * 100_000, " " * 100_000),
+    *("é漢 🙂\n\n" * 200_000, "1" * 50_000, "<|endoftext|>" * 50_000),
+]
 
 
-def plain(texts: list[str]) -> tuple[list[int], list[int]]:
-    """Lengths and ids as of tiktoken."""
-    ids = [load_tokenizer().encode(text) for text in texts]
-    return [len(part) for part in ids], [token for part in ids for token in part]
-
-
-def same(texts: list[str]) -> bool:
-    """Whether gigatoken gives the same."""
+def has_ids_of_tiktoken(texts: list[str]) -> bool:
     lengths, ids = FAST.encode(texts)
     assert ids.dtype == np.uint16
-    return (lengths.tolist(), ids.tolist()) == plain(texts)
+    expected = [load_tokenizer().encode(text) for text in texts]
+    return lengths.tolist() == [len(part) for part in expected] and ids.tolist() == [
+        token for part in expected for token in part
+    ]
 
 
-def wrong_ranks(path: Path, one: bytes, other: bytes) -> Path:
-    """Our table of ranks with two pieces changing places."""
-    swap = {
-        base64.b64encode(one): base64.b64encode(other),
-        base64.b64encode(other): base64.b64encode(one),
-    }
+def swapped_ranks(path: Path, one: bytes, other: bytes) -> Path:
+    """Our table of ranks, with the ids of two pieces exchanged."""
+    one, other = base64.b64encode(one), base64.b64encode(other)
+    swap = {one: other, other: one}
     lines = [line.split() for line in RANKS.read_bytes().splitlines()]
     path.write_bytes(b"".join(b"%s %s\n" % (swap.get(piece, piece), rank) for piece, rank in lines))
     return path
 
 
-def write_texts(folder: Path, texts: list[str]) -> str:
+def write_texts(folder: Path, texts: list[str]) -> Recipe:
     """A source of these documents."""
-    (folder / "texts.jsonl").write_text(
-        "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    )
-    return str(folder / "texts.jsonl")
-
-
-def shards(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    path = write_jsonl(folder / "texts.jsonl", [{"text": text} for text in texts])
+    return Recipe([str(path)])
 
 
 @settings(max_examples=500, deadline=None)
-@given(DOCUMENTS)
+@given(st.lists(DOCUMENT, min_size=1, max_size=5))
 def test_any_texts_get_the_ids_of_tiktoken(texts: list[str]):
-    assert same(texts)
+    assert has_ids_of_tiktoken(texts)
 
 
 def test_ten_thousand_strings_of_every_kind_get_the_ids_of_tiktoken():
-    assert same(random_strings())
-    assert same(
-        [
-            "",
-            "\ud800",
-            "",
-            "a\udfffb <|endoftext|>",
-            "\ude00\ud83d",
-            "\ud83d\ude00",
-            "\ufeff\ud800",
-            "",
-        ]
-    )
+    assert has_ids_of_tiktoken(random_strings())
+    assert has_ids_of_tiktoken(SURROGATES)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "word " * 600_000,
-        "x" * 100_000,
-        " " * 100_000,
-        "é漢 🙂\n\n" * 200_000,
-        "1" * 50_000,
-        "<|endoftext|>" * 50_000,
-    ],
-)
+@pytest.mark.parametrize("text", LONG_TEXTS, ids=[repr(text[:5]) for text in LONG_TEXTS])
 def test_very_long_documents_get_the_ids_of_tiktoken(text: str):
-    assert same(["before", text, "after"])
+    assert has_ids_of_tiktoken(["before", text, "after"])
 
 
-def test_shards_are_the_same_bytes_with_and_without(
+def test_shards_are_the_same_bytes_with_both_tokenizers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(
-        "data_tools.fineweb._BATCH_CHARACTERS", 500
-    )  # threads that share one, and now and then a new one
-    monkeypatch.setattr("data_tools.fast._FRESH_AFTER", 20_000)
-    texts = [text for text in random_strings(3_000) if text.strip()]
-    source = write_texts(tmp_path, texts)
-    for name, fast in {"plain": None, "fast": FastTokenizer()}.items():
-        prepare([source], tmp_path / name, val_every=7, shard_tokens=3_000, workers=4, fast=fast)
-    assert "tiktoken encodes from" not in capsys.readouterr().out  # gigatoken it was
-    assert len(shards(tmp_path / "plain")) > 20 and shards(tmp_path / "fast") == shards(
-        tmp_path / "plain"
-    )
+    texts = [text for text in random_strings(2_000) if text.strip()]
+    path = write_jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    recipe = Recipe([str(path)], val_every=7, shard_tokens=3_000)
+    prepare(recipe, tmp_path / "plain", workers=1)
+    # Threads that share one gigatoken, and replace it now and then.
+    monkeypatch.setattr("data_tools.encoders.BATCH_CHARACTERS", 500)
+    monkeypatch.setattr("data_tools.fast_tokenizer.RELOAD_CHARACTERS", 20_000)
+    prepare(recipe, tmp_path / "fast", workers=4, fast=FastTokenizer())
+    assert "tiktoken encodes from" not in capsys.readouterr().out
+    assert len(contents(tmp_path / "plain")) > 20
+    assert contents(tmp_path / "fast") == contents(tmp_path / "plain")
 
 
-def test_a_wrong_tokenizer_is_found_out_at_the_first_document_and_changes_nothing(
+def test_wrong_ids_are_found_in_the_first_documents_and_change_no_byte(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    source = write_texts(tmp_path, ["nothing unusual"] * 7 + ["then water", "and more water"] * 30)
-    wrong = FastTokenizer(wrong_ranks(tmp_path / "ranks", b" water", b" light"))
-    prepare([source], tmp_path / "plain", workers=1)
+    recipe = write_texts(tmp_path, ["nothing unusual"] * 7 + ["then water", "and more water"] * 30)
+    wrong = FastTokenizer(swapped_ranks(tmp_path / "ranks", b" water", b" light"))
+    prepare(recipe, tmp_path / "plain", workers=1)
     capsys.readouterr()
-    prepare([source], tmp_path / "wrong", workers=1, fast=wrong)
-    said = capsys.readouterr().out.splitlines()
-    complaint = "warning: gigatoken and tiktoken differ in document 7, which begins 'then water': tiktoken encodes from document 0 on"
-    assert [line for line in said if "tiktoken" in line] == [complaint]
-    assert shards(tmp_path / "wrong") == shards(tmp_path / "plain")
+    prepare(recipe, tmp_path / "wrong", workers=1, fast=wrong)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "tiktoken" in line]
+    assert lines == [
+        "warning: gigatoken and tiktoken differ in document 7, which begins 'then water': "
+        "tiktoken encodes from document 0 on"
+    ]
+    assert contents(tmp_path / "wrong") == contents(tmp_path / "plain")
 
 
-def test_samples_are_compared_all_the_way(
+def test_samples_are_compared_until_the_last_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr("data_tools.fineweb._COMPARED_EVERY", 50)
-    monkeypatch.setattr("data_tools.fineweb._BATCH_CHARACTERS", 300)
-    texts = ["nothing unusual"] * 100 + [
-        "then water"
-    ] * 120  # batches of 20 and of 30; documents 49, 99 and 149 are samples
-    source = write_texts(tmp_path, texts)
-    prepare(
-        [source],
-        tmp_path / "out",
-        workers=2,
-        fast=FastTokenizer(wrong_ranks(tmp_path / "ranks", b" water", b" light")),
-    )
-    said = capsys.readouterr().out
+    # Batches of 20 and of 30 documents; 49, 99 and 149 are compared.
+    monkeypatch.setattr("data_tools.encoders.COMPARED_EVERY", 50)
+    monkeypatch.setattr("data_tools.encoders.BATCH_CHARACTERS", 300)
+    texts = ["nothing unusual"] * 100 + ["then water"] * 120
+    wrong = FastTokenizer(swapped_ranks(tmp_path / "ranks", b" water", b" light"))
+    prepare(write_texts(tmp_path, texts), tmp_path / "out", workers=2, fast=wrong)
+    output = capsys.readouterr().out
     assert (
-        "differ in document 149, which begins 'then water': tiktoken encodes from document 130 on; only samples of the 130 before it"
-        in said
-    )
-    assert "--no-fast" in said
+        "differ in document 149, which begins 'then water': tiktoken encodes from document 130 on; "
+        "only samples of the 130 documents before it were compared"
+    ) in output
+    assert "--no-fast" in output
     encode = load_tokenizer().encode
-    found = np.load(
-        tmp_path / "out" / read_manifest(tmp_path / "out")["splits"]["train"]["shards"][0]["file"]
-    )
-    expected = [
-        token for n, text in enumerate(texts) if n % 100 for token in (END_OF_TEXT, *encode(text))
-    ]
+    (shard,) = read_manifest(tmp_path / "out")["splits"]["train"]["shards"]
+    found = np.load(tmp_path / "out" / shard["file"])
+    train = [text for n, text in enumerate(texts) if n % 100]
+    expected = [token for text in train for token in (END_OF_TEXT, *encode(text))]
     assert len(found) == len(expected) and found[-200:].tolist() == expected[-200:]
-    assert (
-        found.tolist() != expected
-    )  # what lay between two samples is as wrong as the line says it may be
+    # Documents between two samples may be wrong, as the line says.
+    assert found.tolist() != expected
 
 
-def test_a_comparison_looks_at_the_numbered_texts_only():
+def test_only_the_given_documents_are_compared():
     numbered = [(10, "one"), (11, ""), (12, "two words")]
     lengths, ids = FAST.encode([text for _, text in numbered])
     expect_equal(numbered, lengths, ids, {10, 11, 12})
@@ -195,46 +147,49 @@ def test_a_comparison_looks_at_the_numbered_texts_only():
 
 
 @pytest.mark.parametrize(
-    ("module", "says"),
+    ("module", "message"),
     [
         (
             "raise ImportError('no such thing')",
             "gigatoken is not installed (`pip install gigatoken`",
         ),
         ("class Tokenizer: pass", "warning: gigatoken failed (AttributeError"),
-        ("raise SystemExit('its own idea of an end')", "warning: gigatoken failed (SystemExit"),
+        ("raise SystemExit('exits on import')", "warning: gigatoken failed (SystemExit"),
     ],
 )
-def test_without_a_working_gigatoken_one_line_says_why_and_the_bytes_are_the_same(
-    tmp_path: Path, module: str, says: str
+def test_a_failing_gigatoken_is_reported_in_one_line_and_changes_no_id(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    module: str,
+    message: str,
 ):
-    source = write_texts(tmp_path, ["some light", "more water"] * 20)
-    prepare([source], tmp_path / "plain", workers=1)
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "gigatoken.py").write_text(module)
-    command = [
-        sys.executable,
-        "-m",
-        "data_tools.fineweb",
-        "--source",
-        source,
-        "--out",
-        tmp_path / "out",
-        "--workers",
-        "1",
-    ]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(tmp_path / "path"), os.environ.get("PYTHONPATH", "")])
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert [line.startswith(says) for line in done.stdout.splitlines() if "gigatoken" in line] == [
-        True
-    ] and not done.stderr
-    assert shards(tmp_path / "out") == shards(tmp_path / "plain")
-    assert (
-        "gigatoken"
-        not in subprocess.run(
-            [*command, "--no-fast"], env=environment, capture_output=True, text=True, timeout=60
-        ).stdout
-    )
+    (tmp_path / "gigatoken.py").write_text(module)
+    monkeypatch.delitem(sys.modules, "gigatoken", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    texts = ["some light", "more water"] * 20
+    (encoded,) = encode_all(make_batches(enumerate(texts)), workers=1, fast=FastTokenizer())
+    encode = load_tokenizer().encode
+    expected = [token for text in texts for token in (END_OF_TEXT, *encode(text))]
+    assert encoded.tokens.tolist() == expected
+    captured = capsys.readouterr()
+    (line,) = captured.out.splitlines()
+    assert line.startswith(message) and not captured.err
+
+
+def test_the_command_uses_gigatoken_unless_told_otherwise(tmp_path: Path):
+    (tmp_path / "gigatoken.py").write_text("raise ImportError")
+    recipe = write_texts(tmp_path, ["some light", "more water"])
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+    for option, is_used in (([], True), (["--no-fast"], False)):
+        out = tmp_path / f"out{is_used}"
+        arguments = ["--source", *recipe.sources, "--out", str(out), "--workers", "1", *option]
+        done = subprocess.run(
+            [sys.executable, "-m", "data_tools.fineweb", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        assert ("gigatoken is not installed" in done.stdout) == is_used

@@ -1,4 +1,4 @@
-"""The offline corpus: sources read but never run, the same text every time, and questions whose functions are in one split only."""
+"""The offline data: sources are only read, always the same; no function is in both splits."""
 
 import json
 import os
@@ -6,58 +6,65 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from data_tools.docstrings import imported_documents, parsed_documents
 from data_tools.python_docs import (
     DOCUMENTS,
     QUESTIONS,
     first_sentence,
-    imported_documents,
-    parsed_documents,
     questions,
+    write_questions,
 )
+from minigpt_jax.errors import InputError
+from minigpt_jax.sources import split_rows
 from minigpt_jax.token_stream import MANIFEST, open_stream
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, END_OF_TEXT, TEXT_VOCAB, load_tokenizer
+from tests.data_tools.preparations import contents
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = load_tokenizer()
+CONTEXT = 128
+
+SOURCE = '''"""A tool.
+
+    With an indent.
+    """
+open("was_run", "w")
+def use(it, *, well=1):
+    """Use it."""
+def silent(): pass
+class Box:
+    """A box."""
+    async def open(self):
+        """Look inside."""
+'''
 
 
-def python_docs(*arguments: object, hash_seed: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "data_tools.python_docs", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONHASHSEED": str(hash_seed)},
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
-
-
-def test_sources_are_read_and_not_run(tmp_path):
+def test_sources_are_read_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "tool.py"
-    path.write_text(
-        f'''"""A tool.\n\n    With an indent.\n    """\nopen({str(tmp_path / "was_run")!r}, "w")\ndef use(it, *, well=1):\n    """Use it."""\n'''
-        '''def silent(): pass\nclass Box:\n    """A box."""\n    async def open(self):\n        """Look inside."""\n'''
-    )
+    path.write_text(SOURCE)
     assert parsed_documents("pack.tool", path) == [
         ("Module pack.tool", "A tool.\n\nWith an indent."),
         ("pack.tool.use(it, well)", "Use it."),
         ("Class pack.tool.Box", "A box."),
         ("Box.open(self)", "Look inside."),
     ]
-    assert not (tmp_path / "was_run").exists()
-    for broken in (b"def (:", b"\x00", b"\xff\xfe", b"# coding: klingon\n"):
-        path.write_bytes(broken)
-        assert parsed_documents("pack.tool", path) == []
+    assert [file.name for file in tmp_path.iterdir()] == ["tool.py"]
 
 
-def test_modules_written_in_c_are_asked():
-    assert (
-        dict(imported_documents("math"))["math.cos()"]
-        == "Return the cosine of x (measured in radians)."
-    )
+@pytest.mark.parametrize("content", [b"def (:", b"\x00", b"\xff\xfe", b"# coding: klingon\n"])
+def test_a_source_that_cannot_be_parsed_is_left_out(tmp_path: Path, content: bytes):
+    path = tmp_path / "tool.py"
+    path.write_bytes(content)
+    assert parsed_documents("pack.tool", path) == []
+
+
+def test_modules_written_in_c_are_imported():
+    documents = dict(imported_documents("math"))
+    assert documents["math.cos()"] == "Return the cosine of x (measured in radians)."
     assert imported_documents("no_such_module") == []
 
 
@@ -79,85 +86,103 @@ def test_modules_written_in_c_are_asked():
         ("", None),
     ],
 )
-def test_first_sentence(docstring, sentence):
+def test_first_sentence(docstring: str, sentence: str | None):
     assert first_sentence(docstring) == sentence
 
 
 def test_a_function_is_in_one_split_and_its_answer_is_short():
     pairs = questions(TOKENIZER)
-    answers = {split: {pair["completion"] for pair in pairs[split]} for split in pairs}
-    assert not answers["train"] & answers["val"]
-    assert len(answers["train"]) > 300 and 20 < len(answers["val"]) < len(answers["train"]) / 5
-    assert all(
-        len(TOKENIZER.encode(answer)) < 50 and answer.endswith(".")
-        for answer in answers["train"] | answers["val"]
-    )
-    everything = {pair["prompt"]: pair["completion"] for pair in pairs["train"] + pairs["val"]}
-    assert everything["What does os.path.join do?"].startswith(
-        "Join two or more pathname components"
-    )
-    assert everything["Explain len."] == "Return the number of items in a container."
-    assert (
-        len({pair["completion"] for pair in pairs["train"][:50]}) == 50
-    )  # what a demo asks first are different things
+    train, val = ({pair["completion"] for pair in pairs[split]} for split in ("train", "val"))
+    assert not train & val
+    assert len(train) > 300 and 20 < len(val) < len(train) / 5
+    assert all(len(TOKENIZER.encode(text)) < 50 and text.endswith(".") for text in train | val)
+    answers = {pair["prompt"]: pair["completion"] for pair in pairs["train"] + pairs["val"]}
+    join = answers["What does os.path.join do?"]
+    assert join.startswith("Join two or more pathname components")
+    assert answers["Explain len."] == "Return the number of items in a container."
+    # The first questions are about different functions.
+    assert len({pair["completion"] for pair in pairs["train"][:50]}) == 50
 
 
-def test_the_command_writes_both_folders_and_always_the_same(tmp_path):
-    for number in (1, 2):
-        arguments = [
-            "--out",
-            tmp_path / f"text{number}",
-            "--megabytes",
-            0.2,
-            "--chat-out",
-            tmp_path / f"chat{number}",
-            "--context",
-            128,
-        ]
-        done = python_docs(*arguments, hash_seed=number)
-        assert done.returncode == 0, done.stderr
-    for kind in ("text", "chat"):
-        first, second = (
-            {p.name: p.read_bytes() for p in (tmp_path / f"{kind}{number}").iterdir()}
-            for number in (1, 2)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> list[Path]:
+    """Two folders, written by two processes with different hashes of strings."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
+    processes = []
+    for seed, folder in enumerate(folders, 1):
+        arguments = ["--out", folder / "text", "--megabytes", 0.2]
+        arguments += ["--chat-out", folder / "chat", "--context", CONTEXT]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "data_tools.python_docs", *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": str(seed)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        assert first == second and MANIFEST in first
-    text = open_stream(
-        tmp_path / "text1", "train", tokenizer=TOKENIZER.hash, vocab_size=TEXT_VOCAB, context=128
-    )
-    open_stream(
-        tmp_path / "text1", "val", tokenizer=TOKENIZER.hash, vocab_size=TEXT_VOCAB, context=128
-    )
-    documents = [
-        json.loads(line)["text"]
-        for line in (tmp_path / "text1" / DOCUMENTS).read_text().splitlines()
-    ]
-    said = [document.partition("\n\n")[2] for document in documents]
-    assert len(said) > 100 and len(said) == len(set(said))
-    expected = [
-        token
-        for number, document in enumerate(documents)
-        if number % 20
-        for token in [END_OF_TEXT, *TOKENIZER.encode(document)]
-    ]
-    assert text.read(0, text.length).tolist() == expected
-    pairs = json.loads((tmp_path / "chat1" / QUESTIONS).read_text())
-    for split in ("train", "val"):
-        chat = open_stream(
-            tmp_path / "chat1", split, tokenizer=TOKENIZER.hash, vocab_size=CHAT_VOCAB, context=128
-        )
-        tokens, mask = chat.read(0, chat.length), chat.read_mask(0, chat.length)
-        assert int(((tokens == END) & (mask == 1)).sum()) == len(pairs[split])
+        processes.append(process)
+    for process in processes:
+        _, stderr = process.communicate(timeout=180)
+        assert process.returncode == 0, stderr
+    return folders
 
 
-def test_the_command_again_does_nothing_and_elsewhere_refuses(tmp_path):
-    assert python_docs("--chat-out", tmp_path / "chat").returncode == 0
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "chat").iterdir()}
-    again = python_docs("--chat-out", tmp_path / "chat")
-    assert again.returncode == 0 and "done before" in again.stdout
-    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "chat").iterdir()} == before
-    manifest = tmp_path / "chat" / MANIFEST
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_the_command_always_writes_the_same(written: list[Path], kind: str):
+    first, second = (contents(folder / kind) for folder in written)
+    assert first == second and MANIFEST in first
+
+
+def test_the_text_is_documents_without_repetition(written: list[Path]):
+    folder = written[0] / "text"
+    stream, _ = (
+        open_stream(folder, split, tokenizer=TOKENIZER.hash, vocab_size=TEXT_VOCAB, context=CONTEXT)
+        for split in ("train", "val")
+    )
+    documents = [json.loads(line)["text"] for line in (folder / DOCUMENTS).open()]
+    texts = [document.partition("\n\n")[2] for document in documents]
+    assert len(texts) > 100 and len(texts) == len(set(texts))
+    train = [document for number, document in enumerate(documents) if number % 20]
+    expected = [token for document in train for token in (END_OF_TEXT, *TOKENIZER.encode(document))]
+    assert stream.read(0, stream.length).tolist() == expected
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_conversations_are_the_questions(written: list[Path], split: str):
+    folder = written[0] / "chat"
+    pairs = json.loads((folder / QUESTIONS).read_text())[split]
+    chat = open_stream(
+        folder, split, tokenizer=TOKENIZER.hash, vocab_size=CHAT_VOCAB, context=CONTEXT
+    )
+    tokens = chat.read(0, chat.length)
+    mask = chat.read_mask(0, chat.length)
+    assert np.count_nonzero((tokens == END) & (mask == 1)) == len(pairs)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_evaluation_can_read_the_questions(written: list[Path], split: str):
+    path = written[0] / "chat" / QUESTIONS
+    rows = split_rows(str(path), split=split, columns=("prompt", "completion"))
+    assert [row for _, row in rows] == json.loads(path.read_text())[split]
+
+
+def test_a_finished_folder_is_not_changed_and_other_data_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    chat = tmp_path / "chat"
+    write_questions(chat, CONTEXT)
+    before = {path.name: path.stat().st_mtime_ns for path in chat.iterdir()}
+    capsys.readouterr()
+    write_questions(chat, CONTEXT)
+    assert "done before" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in chat.iterdir()} == before
+    manifest = chat / MANIFEST
     manifest.write_text(manifest.read_text().replace("questions about", "something about"))
-    refused = python_docs("--chat-out", tmp_path / "chat")
-    assert refused.returncode == 2 and "holds prepared data" in refused.stderr
-    assert python_docs().returncode == 2
+    with pytest.raises(InputError, match="holds prepared data"):
+        write_questions(chat, CONTEXT)
+
+
+def test_the_command_asks_for_a_folder():
+    command = [sys.executable, "-m", "data_tools.python_docs"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.startswith("error: nothing to do")

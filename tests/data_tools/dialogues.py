@@ -1,0 +1,32 @@
+"""Rows of conversations, and their mask computed in another way than by the template."""
+
+import random
+
+from minigpt_jax.tokenizer import ASSISTANT, END
+
+CONTEXT = 64
+
+
+def random_rows(count: int) -> list[dict]:
+    """Pairs of many lengths, every fourth row a dialogue; a text begins with the row's number."""
+    draw = random.Random(0)
+    rows = []
+    for number in range(count):
+        texts = [f"{number} " + "word " * draw.randrange(1, 12) for _ in range(4)]
+        if number % 4:
+            rows.append({"prompt": texts[0], "completion": texts[1]})
+        else:
+            roles = ("user", "assistant", "user", "assistant")
+            turns = zip(roles, texts, strict=True)
+            rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+    return rows
+
+
+def expected_mask(tokens: list[int]) -> list[int]:
+    """1 for every token behind <|assistant|>, up to and with the <|end|> that follows."""
+    mask = []
+    is_answer = False
+    for token in tokens:
+        mask.append(int(is_answer))
+        is_answer = token == ASSISTANT or (is_answer and token != END)
+    return mask
