@@ -24,7 +24,7 @@ from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.data import Batches, row_count
 from minigpt_jax.errors import EvaluationStopped, InputError, RunError, exit_on_error
 from minigpt_jax.evals.evaluator import EvalSettings, Evaluator
-from minigpt_jax.micro_batch import accumulation_on_mesh
+from minigpt_jax.micro_batch import num_micro_batches
 from minigpt_jax.model import GPT, GPTConfig, resolve_compute_dtype
 from minigpt_jax.resume import (
     Done,
@@ -69,7 +69,7 @@ def train(checked: Preflight) -> None:
     dimensions = {"embed": model_config.embed, "heads": model_config.heads}
     dimensions |= {"mlp": model_config.mlp, "vocab": model_config.padded_vocab}
     check_divides(mesh, dimensions)
-    accumulation = accumulation_on_mesh(
+    accumulation = num_micro_batches(
         model_config,
         mesh,
         c.compute,

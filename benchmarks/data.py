@@ -62,7 +62,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         with hidden_output():
-            prepare(Recipe(options.sources), out, workers=options.workers, fast=FastTokenizer())
+            prepare(
+                Recipe(options.sources),
+                out,
+                workers=options.workers,
+                fast_tokenizer=FastTokenizer(),
+            )
         stream = open_stream(
             out,
             "train",
@@ -124,7 +129,7 @@ def data_tool(sources: Sequence[str], workers: int, *, fast: bool) -> float:
     tokenizer = FastTokenizer() if fast else None
     with tempfile.TemporaryDirectory() as folder, hidden_output() as output:
         out = Path(folder) / "out"
-        work = partial(prepare, Recipe(sources), out, workers=workers, fast=tokenizer)
+        work = partial(prepare, Recipe(sources), out, workers=workers, fast_tokenizer=tokenizer)
         seconds = seconds_of(work)
         if fast and "tiktoken encodes from" in output.getvalue():
             raise SystemExit(output.getvalue())

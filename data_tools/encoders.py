@@ -70,19 +70,20 @@ def make_batches(numbered: Iterable[tuple[int, str]]) -> Iterator[Batch]:
 
 
 def encode_all(
-    batches: Iterator[Batch], workers: int, fast: FastTokenizer | None
+    batches: Iterator[Batch], workers: int, fast_tokenizer: FastTokenizer | None
 ) -> Generator[Encoded]:
-    """The encoded batches in order, by `workers` threads with `fast` or processes with tiktoken.
+    """The encoded batches in order.
 
-    Prints one line when tiktoken has to replace `fast`. Raises BrokenProcessPool when a process was
+    `workers` threads encode with `fast_tokenizer`, or as many processes with tiktoken. Prints one
+    line when tiktoken has to replace `fast_tokenizer`. Raises BrokenProcessPool when a process was
     killed.
     """
     pending = _Pending(QUEUED_BATCHES * workers)
-    if fast is not None and (first := next(batches, None)):
+    if fast_tokenizer is not None and (first := next(batches, None)):
         start = first[0][0]
         try:
             with _shut_down(ThreadPoolExecutor(workers)) as pool:
-                encode = partial(_encode_fast, fast, start)
+                encode = partial(_encode_fast, fast_tokenizer, start)
                 yield from pending.results(pool, encode, chain([first], batches))
         except Unusable as reason:
             print(_explain_change(reason, start, pending.first_number()), flush=True)
@@ -167,11 +168,11 @@ def _encode(batch: Batch) -> Encoded:
     return _with_separators(batch, lengths, np.concatenate(parts), started)
 
 
-def _encode_fast(fast: FastTokenizer, start: int, batch: Batch) -> Encoded:
+def _encode_fast(fast_tokenizer: FastTokenizer, start: int, batch: Batch) -> Encoded:
     """As `_encode`, in a run that began with document `start`. Raises Unusable."""
-    fast.load()
+    fast_tokenizer.load()
     started = time.perf_counter()
-    lengths, ids = fast.encode([text for _, text in batch])
+    lengths, ids = fast_tokenizer.encode([text for _, text in batch])
     encoded = _with_separators(batch, lengths, ids, started)
     compared = {number for number, _ in batch if _is_compared(number, start)}
     expect_equal(batch, lengths, ids, compared)

@@ -1,12 +1,13 @@
-"""Turn documents into token shards at the speed of all cores, so that training reads only tokens.
+"""Turn documents into token shards on all CPU cores, so that training reads only tokens.
 
     python -m data_tools.fineweb --source my_texts/ --out data/mine
 
-Every document becomes `<|endoftext|>` and its tokens. Document n, counted over the usable documents
-of all sources in order, is for validation when n is a multiple of --val-every, else for training.
-So neither the number of workers nor a restart changes the split of a document. Nor does the
-tokenizer change a byte: gigatoken is used where it is installed, and compared with tiktoken, which
-is used otherwise. A run that was killed continues with the same command.
+Every document becomes `<|endoftext|>` and its tokens. The usable documents of all sources are
+numbered from 0, in order. Document n is for validation if n is a multiple of --val-every, else for
+training, so neither the number of workers nor a restart changes the split of a document.
+
+gigatoken encodes where it is installed, else tiktoken. Both give the same tokens: samples of
+gigatoken's are compared with tiktoken's. A run that was killed continues with the same command.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from data_tools.encoders import Encoded, cores, encode_all, make_batches
 from data_tools.fast_tokenizer import FastTokenizer
 from data_tools.progress_bar import ProgressBar
 from data_tools.resumable_shards import (
-    CONTINUE,
-    PROGRESS,
+    CONTINUE_MESSAGE,
+    PROGRESS_FILE,
     SPLITS,
     ResumableShards,
     expect_same_source,
@@ -38,6 +39,7 @@ from minigpt_jax.sources import BadRow, documents, identity, local_files, text_b
 from minigpt_jax.token_stream import MANIFEST, Shard, read_manifest
 from minigpt_jax.tokenizer import load_tokenizer
 
+# Shards hold uint16.
 BYTES_PER_TOKEN = 2
 
 
@@ -45,8 +47,8 @@ BYTES_PER_TOKEN = 2
 class Recipe:
     """Everything that decides the bytes of the shards.
 
-    `name` and `column` choose configuration and text field of the sources, of which the first
-    `limit` documents are used (all by default). One document in `val_every` is for validation.
+    `name` is the configuration and `column` the text field of the sources. Every `val_every`th
+    document is for validation. Only the first `limit` documents are used; None: all.
     """
 
     sources: Sequence[str]
@@ -69,35 +71,50 @@ class Recipe:
             parts.append(f"the first {self.limit} documents")
         return "; ".join(parts)
 
-    def documents(self) -> Iterator[str | BadRow]:
-        """All texts of all sources, and the rows that hold none. Raises InputError and RunError."""
+    def read_documents(self) -> Iterator[str | BadRow]:
+        """The text of every row of all sources, or a BadRow. Raises InputError and RunError."""
         return chain.from_iterable(
             documents(source, name=self.name, column=self.column) for source in self.sources
         )
 
-    def text_bytes(self) -> int | None:
+    def estimate_bytes(self) -> int | None:
         """About how many bytes of text there are, None if unknown."""
         if self.limit:
             return None
         sizes = [text_bytes(source, name=self.name, column=self.column) for source in self.sources]
-        return None if None in sizes else sum(filter(None, sizes))
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
+
+@dataclass
+class RowCounts:
+    """Rows read so far: usable documents, and skipped rows by reason."""
+
+    documents: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 def prepare(
-    recipe: Recipe, out: Path, *, workers: int | None = None, fast: FastTokenizer | None = None
+    recipe: Recipe,
+    out: Path,
+    *,
+    workers: int | None = None,
+    fast_tokenizer: FastTokenizer | None = None,
 ) -> None:
-    """Write the shards and the manifest of `recipe` to `out`, or what is missing of them.
+    """Write the shards and the manifest of `recipe` to `out`, or those that are missing.
 
-    Prints an estimate and a summary. `fast` encodes as long as it agrees with tiktoken; None is
-    tiktoken from the start. Raises InputError for a source that cannot be read or a folder that
-    holds something else, RunError for a full disk or a killed worker.
+    Prints an estimate and a summary. `fast_tokenizer` encodes while it gives the same ids as
+    tiktoken; with None, tiktoken encodes everything. Raises InputError for a source that cannot be
+    read, that contains `out` or that has too few documents, and for a folder with other data.
+    Raises RunError for a full disk, a killed worker or a failed connection to the Hub.
     """
     workers = workers or cores()
     _expect_outside_sources(out, recipe.sources)
     description = recipe.describe()
     if (out / MANIFEST).exists():
         expect_same_source(out, read_manifest(out).get("source"), description)
-        (out / PROGRESS).unlink(missing_ok=True)
+        # It is left behind by a process that was killed right after it wrote the manifest.
+        (out / PROGRESS_FILE).unlink(missing_ok=True)
         print(
             f"{out}: done before, from the same text; "
             f"to check its files: python -m data_tools.verify {out}"
@@ -110,46 +127,50 @@ def prepare(
         found = f"{shards.tokens_found:,} tokens in complete shards"
         print(f"{out}: continuing after {found}", flush=True)
     started = time.monotonic()
-    counts = Counter[str]()
+    counts = RowCounts()
     batches = make_batches(_missing_documents(recipe, shards, counts))
     try:
-        with closing(encode_all(batches, workers, fast)) as encoded:
+        # Closing the generator ends the workers, also when writing fails.
+        with closing(encode_all(batches, workers, fast_tokenizer)) as encoded:
             _append_all(encoded, shards, recipe, workers, out)
     except BrokenProcessPool:
-        raise RunError(f"{out}: a worker process was killed (out of memory?): {CONTINUE}") from None
+        raise RunError(
+            f"{out}: a worker process was killed (out of memory?): {CONTINUE_MESSAGE}"
+        ) from None
     except KeyboardInterrupt:
-        print(f"\n{out}: {CONTINUE}", file=sys.stderr)
+        print(f"\n{out}: {CONTINUE_MESSAGE}", file=sys.stderr)
         raise
-    documents = _count_splits(recipe, counts.pop("documents", 0), counts)
-    written = shards.finish(documents)
+    documents_per_split = _count_splits(recipe, counts)
+    written = shards.finish(documents_per_split)
     seconds = time.monotonic() - started
     speed = (_count_tokens(written) - shards.tokens_found) / seconds
-    _print_summary(written, documents, counts)
+    _print_summary(written, documents_per_split, counts.skipped)
     _print_line("time", f"{seconds:.1f} s, {speed:,.0f} tokens/s")
     _print_line("written to", out)
 
 
 def _expect_outside_sources(out: Path, sources: Sequence[str]) -> None:
+    # The folder's own .json files would become documents of the next run.
     for source in sources:
         if local_files(source) and out.resolve().is_relative_to(Path(source).resolve()):
             raise InputError(f"--out {out} lies within --source {source}: choose another folder")
 
 
 def _missing_documents(
-    recipe: Recipe, shards: ResumableShards, counts: Counter[str]
+    recipe: Recipe, shards: ResumableShards, counts: RowCounts
 ) -> Iterator[tuple[int, str]]:
     """(number, text) of every document that complete shards do not hold.
 
-    `counts` receives the number of all "documents", and of the bad rows by reason.
+    Adds every row that it reads to `counts`.
     """
-    for text in recipe.documents():
+    for text in recipe.read_documents():
         if isinstance(text, BadRow):
-            counts[text.reason] += 1
+            counts.skipped[text.reason] += 1
             continue
-        number = counts["documents"]
+        number = counts.documents
         if number == recipe.limit:
             return
-        counts["documents"] += 1
+        counts.documents += 1
         if shards.is_missing(number):
             yield number, text
 
@@ -161,28 +182,34 @@ def _append_all(
     first = next(batches, None)
     if first is None:
         return
-    total = _print_estimate(first, recipe.text_bytes(), workers, out)
-    with ProgressBar("tok", total=total, initial=shards.tokens_found) as bar:
+    found = shards.tokens_found
+    missing = _print_estimate(first, recipe.estimate_bytes(), found, workers, out)
+    total = None if missing is None else found + missing
+    with ProgressBar("tok", total=total, initial=found) as bar:
         for encoded in chain([first], batches):
             shards.append(encoded)
             bar.advance(len(encoded.tokens))
 
 
-def _print_estimate(first: Encoded, size: int | None, workers: int, out: Path) -> int | None:
-    """Print what `size` bytes of text will cost, judged by the first batch.
+def _print_estimate(
+    first: Encoded, size: int | None, tokens_found: int, workers: int, out: Path
+) -> int | None:
+    """Print the time and disk space for `size` bytes of text, estimated from the first batch.
 
-    Returns the number of tokens to expect, None if it is unknown.
+    `tokens_found` tokens are in complete shards already. Returns the number of tokens still to
+    write, None if it is unknown.
     """
     speed = len(first.tokens) / first.seconds * min(workers, cores())
     free = shutil.disk_usage(out).free
     rate = f"{speed / 1e6:.2f}M tokens/s with {workers} workers, {free / 1e9:.1f} GB of disk free"
     if size is None:
         print(
-            f"estimate: unknown size, {BYTES_PER_TOKEN} bytes of disk a token; {rate}", flush=True
+            f"estimate: unknown size, {BYTES_PER_TOKEN} bytes of disk per token; {rate}", flush=True
         )
         return None
-    text_bytes = load_tokenizer().byte_lengths()[first.tokens].sum()
-    tokens = int(size * len(first.tokens) / max(1, text_bytes))
+    first_bytes = load_tokenizer().byte_lengths()[first.tokens].sum()
+    all_tokens = int(size * len(first.tokens) / max(1, first_bytes))
+    tokens = max(0, all_tokens - tokens_found)
     needed = tokens * BYTES_PER_TOKEN
     print(
         f"estimate: {tokens / 1e6:.1f}M tokens, {needed / 1e6:.1f} MB of disk, "
@@ -190,18 +217,20 @@ def _print_estimate(first: Encoded, size: int | None, workers: int, out: Path) -
         flush=True,
     )
     if needed > free:
-        print(f"warning: {out} has too little space for that", file=sys.stderr)
+        print(f"warning: {out} has too little free space for that", file=sys.stderr)
     return tokens
 
 
-def _count_splits(recipe: Recipe, total: int, skipped: Counter[str]) -> dict[str, int]:
+def _count_splits(recipe: Recipe, counts: RowCounts) -> dict[str, int]:
     """The number of documents of each split. Raises InputError where there are too few."""
+    total = counts.documents
     if total < len(SPLITS):
         raise InputError(
             f"{', '.join(recipe.sources)}: {total} usable documents in column {recipe.column!r} "
-            f"(skipped: {_list_counts(skipped)}), expected at least one for each split; "
+            f"(skipped: {_list_counts(counts.skipped)}), expected at least one for each split; "
             "a text file is one document"
         )
+    # Rounded up, because document 0 is for validation.
     held_out = math.ceil(total / recipe.val_every)
     return {"train": total - held_out, "val": held_out}
 
@@ -215,17 +244,17 @@ def _count_tokens(shards: dict[str, list[Shard]]) -> int:
 
 
 def _print_summary(
-    shards: dict[str, list[Shard]], documents: dict[str, int], skipped: Counter[str]
+    shards: dict[str, list[Shard]], documents_per_split: dict[str, int], skipped: Counter[str]
 ) -> None:
-    separators = sum(documents.values())
+    separators = sum(documents_per_split.values())
     _print_line("documents", f"{separators:,}")
     _print_line("skipped", _list_counts(skipped))
     _print_line("text tokens", f"{_count_tokens(shards) - separators:,}")
     _print_line("separators", f"{separators:,}")
-    for split, own in shards.items():
-        tokens = sum(shard.tokens for shard in own)
-        count = documents[split]
-        _print_line(split, f"{tokens:,} tokens of {count:,} documents in {len(own)} shards")
+    for split, split_shards in shards.items():
+        tokens = sum(shard.tokens for shard in split_shards)
+        documents = f"{documents_per_split[split]:,} documents"
+        _print_line(split, f"{tokens:,} tokens of {documents} in {len(split_shards)} shards")
 
 
 def _print_line(label: str, value: object) -> None:
@@ -233,12 +262,13 @@ def _print_line(label: str, value: object) -> None:
 
 
 def _at_least(smallest: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
+    # argparse shows the name of this function: "invalid integer value".
+    def integer(text: str) -> int:
         if (number := int(text)) < smallest:
             raise argparse.ArgumentTypeError(f"{number}, expected at least {smallest}")
         return number
 
-    return parse
+    return integer
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -251,9 +281,9 @@ def _parser() -> argparse.ArgumentParser:
         dest="sources",
         action="append",
         required=True,
-        help="hub data set (owner/name or owner/name@revision), file or folder; may be repeated",
+        help="Hugging Face Hub data set (owner/name or owner/name@revision), file or folder; may be repeated",
     )
-    add("--name", help="configuration of the hub data set, e.g. sample-10BT")
+    add("--name", help="configuration of the Hub data set, e.g. sample-10BT")
     add("--out", type=Path, required=True, help="folder for the shards")
     add(
         "--text-column",
@@ -265,13 +295,14 @@ def _parser() -> argparse.ArgumentParser:
         "--val-every",
         type=_at_least(2),
         default=100,
-        help="one document in so many is for validation (default: 100)",
+        metavar="N",
+        help="every Nth document is for validation (default: 100)",
     )
     add(
         "--shard-tokens",
         type=_at_least(1),
         default=SHARD_TOKENS,
-        help=f"tokens a shard (default: {SHARD_TOKENS})",
+        help=f"tokens per shard (default: {SHARD_TOKENS})",
     )
     add(
         "--workers",
@@ -283,7 +314,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="encode with tiktoken even where gigatoken is installed: the same ids, slower",
     )
-    add("--limit", type=_at_least(1), help="stop after so many documents")
+    add(
+        "--limit",
+        type=_at_least(1),
+        metavar="N",
+        help="use only the first N documents (default: all)",
+    )
     return parser
 
 
@@ -292,8 +328,8 @@ def main() -> None:
     options = vars(_parser().parse_args())
     out = options.pop("out")
     workers = options.pop("workers")
-    fast = None if options.pop("no_fast") else FastTokenizer()
-    prepare(Recipe(**options), out, workers=workers, fast=fast)
+    fast_tokenizer = None if options.pop("no_fast") else FastTokenizer()
+    prepare(Recipe(**options), out, workers=workers, fast_tokenizer=fast_tokenizer)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.token_stream import Shard
 from minigpt_jax.tokenizer import TEXT_VOCAB, load_tokenizer
 
-PROGRESS = "progress.json"
+PROGRESS_FILE = "progress.json"
 SPLITS = ("train", "val")
-CONTINUE = "complete shards are kept, and the same command continues after them"
+CONTINUE_MESSAGE = "complete shards are kept, and the same command continues after them"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ResumableShards:
                 source=self._source,
             )
             failpoint("after_manifest")
-            (self._out / PROGRESS).unlink()
+            (self._out / PROGRESS_FILE).unlink()
         return shards
 
     def _append_to_split(self, encoded: Encoded, first: int, last: int) -> None:
@@ -127,7 +127,7 @@ class ResumableShards:
 
     def _save(self) -> None:
         splits = {split: asdict(progress) for split, progress in self._progress.items()}
-        write_json(self._out / PROGRESS, {"source": self._source, "splits": splits})
+        write_json(self._out / PROGRESS_FILE, {"source": self._source, "splits": splits})
 
 
 def expect_same_source(out: Path, found: str | None, source: str) -> None:
@@ -147,12 +147,12 @@ def _disk_errors_explained(out: Path) -> Iterator[None]:
     except OSError as error:
         # numpy reports an incomplete write without an error number.
         reason = error.strerror or f"disk full? ({error})"
-        raise RunError(f"{out}: {reason}: free some space; {CONTINUE}") from None
+        raise RunError(f"{out}: {reason}: free some space; {CONTINUE_MESSAGE}") from None
 
 
 def _load(out: Path, source: str) -> dict[str, SplitProgress]:
     """The progress of an earlier process, with its shards checked."""
-    path = out / PROGRESS
+    path = out / PROGRESS_FILE
     if not path.exists():
         if any(out.glob("*.npy")):
             raise InputError(

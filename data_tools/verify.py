@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.progress_bar import ProgressBar
-from data_tools.resumable_shards import PROGRESS
+from data_tools.resumable_shards import PROGRESS_FILE
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.runtime.files import sha256
 from minigpt_jax.shard_writer import write_manifest
@@ -137,7 +137,7 @@ def main() -> None:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     has_manifest = (folder / MANIFEST).exists()
-    if (folder / PROGRESS).exists() and not has_manifest:
+    if (folder / PROGRESS_FILE).exists() and not has_manifest:
         raise InputError(
             f"{folder}: its preparation was interrupted: run the command that began it again"
         )

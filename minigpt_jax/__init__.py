@@ -2,10 +2,10 @@
 
 Read train.py first: it shows the order of things. Then read what it calls, in this order:
 
-    text to batches    tokenizer, chat, token_stream, data
-    batches to weights model, attention, loss, optim, step, sharding
-    weights to disk    checkpoint
-    weights to text    sampling, decoding, text_stream, generate
+    text to batches     tokenizer, chat, token_stream, data
+    batches to weights  model, attention, loss, optim, step, sharding
+    weights to disk     checkpoint
+    weights to text     sampling, decoding, text_stream, generate
 """
 
 from pathlib import Path
@@ -23,6 +23,6 @@ def load_run(path: str | Path) -> "LoadedRun":
     The weights are on the first device. Raises InputError where there is no usable checkpoint.
     """
     # Imported here, so that the data tools, which need no JAX, start without it.
-    from minigpt_jax.loaded_run import load_run
+    from minigpt_jax import loaded_run
 
-    return load_run(Path(path))
+    return loaded_run.load_run(Path(path))

@@ -16,14 +16,17 @@ _MARKERS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 
 
 class Message(TypedDict):
-    """One turn: role "system" (first only), "user" or "assistant"."""
+    """A message with the role "user" or "assistant", or "system" for the first one."""
 
     role: str
     content: str
 
 
 class BadConversation(InputError):
-    """Messages that do not fit the template. `reason`: a constant phrase, to count by."""
+    """Messages that do not fit the template.
+
+    `reason` is fixed text without details, so that callers can count errors by reason.
+    """
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -38,6 +41,7 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int]
     _check(messages)
     tokens, mask = [END_OF_TEXT], [0]
     for message in messages:
+        # A text such as "<|end|>" is encoded as plain text: no message can add a special token.
         content = tokenizer.encode(message["content"])
         weight = int(message["role"] == "assistant")
         tokens += [_MARKERS[message["role"]], *content, END]
@@ -46,9 +50,10 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int]
 
 
 def prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-    """Ids that the answer continues: a prefix of `render` of the conversation with its answer.
+    """Token ids up to and including `<|assistant|>`, where generation starts.
 
-    Raises BadConversation unless the last message is the user's.
+    They are a prefix of `render` of the conversation with its answer. Raises BadConversation as
+    `render` does, and unless the last message is the user's.
     """
     if not messages or messages[-1]["role"] != "user":
         raise BadConversation("role order", "the last message before an answer must be the user's")
@@ -68,5 +73,5 @@ def _check(messages: Sequence[Message]) -> None:
         raise BadConversation(
             "role order",
             f"found {' '.join(roles) or 'nothing'}, "
-            "expected an optional system, then user and assistant in turn",
+            "expected an optional system message, then user and assistant in turn",
         )

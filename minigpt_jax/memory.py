@@ -99,7 +99,7 @@ def largest_micro_batch(rows: int, device_bytes: float, bytes_of: Callable[[int]
     return 0
 
 
-def accumulation_steps(
+def choose_accumulation_steps(
     batch: int,
     data_parallel_size: int,
     *,

@@ -1,17 +1,17 @@
-"""How many micro-batches the global batch is cut into on the devices that are here."""
+"""Choose into how many micro-batches the global batch is cut on the available devices."""
 
 from typing import Any
 
 import jax
 
 from minigpt_jax.attention import attention_kernel
-from minigpt_jax.memory import StepSettings, accumulation_steps, host_bytes, step_memory
+from minigpt_jax.memory import StepSettings, choose_accumulation_steps, host_bytes, step_memory
 from minigpt_jax.model import GPTConfig
 from minigpt_jax.runtime.distributed import min_over_processes
 from minigpt_jax.sharding import data_parallel_size
 
 
-def accumulation_on_mesh(
+def num_micro_batches(
     model_config: GPTConfig,
     mesh: jax.sharding.Mesh,
     compute: Any,
@@ -40,12 +40,14 @@ def accumulation_on_mesh(
         steps = batch // replicas // rows
         return step_memory(model_config, settings, rows=rows, accumulation_steps=steps).total
 
+    # A CPU reports no limit, and its devices share the memory of the host.
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     device_bytes = limit or host_bytes() / jax.local_device_count()
-    return accumulation_steps(
+    return choose_accumulation_steps(
         batch,
         replicas,
         micro_batch=micro_batch,
+        # The minimum, because all processes must choose the same number.
         device_bytes=min_over_processes(device_bytes),
         bytes_of=bytes_of,
     )

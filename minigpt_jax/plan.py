@@ -23,7 +23,7 @@ from minigpt_jax.hardware import ACCELERATORS, MIN_COMPUTE_CAPABILITY
 from minigpt_jax.memory import (
     Memory,
     StepSettings,
-    accumulation_steps,
+    choose_accumulation_steps,
     format_bytes,
     host_bytes,
     largest_micro_batch,
@@ -87,7 +87,7 @@ def plan(c, device: str, devices: int) -> str:
         return step_memory(config, own, rows=size, accumulation_steps=rows // size)
 
     # Rows that cannot be divided evenly are refused, as in train.py. What does not fit is shown.
-    accumulation_steps(
+    choose_accumulation_steps(
         c.data.batch,
         data_parallel_size,
         micro_batch=c.data.micro_batch,

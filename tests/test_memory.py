@@ -13,7 +13,7 @@ from minigpt_jax.errors import InputError
 from minigpt_jax.memory import (
     MARGIN,
     StepSettings,
-    accumulation_steps,
+    choose_accumulation_steps,
     largest_micro_batch,
     step_memory,
 )
@@ -30,7 +30,7 @@ MEDIUM = GPTConfig(layers=24, heads=16, embed=1024)
 
 def steps_for(batch: int, devices: int, micro_batch: int = 0, row_bytes: float = GIB) -> int:
     """Number of micro-batches if each row needs `row_bytes`."""
-    return accumulation_steps(
+    return choose_accumulation_steps(
         batch,
         devices,
         micro_batch=micro_batch,

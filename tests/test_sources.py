@@ -183,7 +183,7 @@ def test_the_hub_reader_takes_the_only_split_but_never_one_of_several(tmp_path: 
 def test_without_the_hub_the_message_asks_for_a_local_copy(hub_offline, read):
     with pytest.raises(
         InputError,
-        match=r"nobody/nothing: no such file or folder, and no data set from the hub \(.*"
+        match=r"nobody/nothing: no such file or folder, and could not be read from the Hub \(.*"
         r"name a local copy.*\.parquet, \.jsonl.*HF_TOKEN",
     ) as refused:
         list(read("nobody/nothing"))

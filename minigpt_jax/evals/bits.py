@@ -1,4 +1,7 @@
-"""Loss per token and bits per byte of a token stream, for training and for a command."""
+"""Loss per token and bits per byte of a token stream.
+
+train.py measures them during training, `python -m minigpt_jax.evals bits` for a finished run.
+"""
 
 import math
 from collections.abc import Callable
@@ -14,10 +17,13 @@ from minigpt_jax.tokenizer import load_tokenizer
 
 
 class Measure(NamedTuple):
-    """Means over the tokens that have weight. `loss` is in nats per token."""
+    """Loss of a model on the tokens whose loss weight is not 0."""
 
+    # Mean, in nats per token.
     loss: float
+    # Sum of the loss in bits, divided by the bytes of text of these tokens.
     bits_per_byte: float
+    # Number of these tokens.
     tokens: int
 
 
@@ -39,16 +45,19 @@ def measure(
     """
     lengths = load_tokenizer().byte_lengths()
     total_loss = total_weight = total_bytes = 0.0
-    for numbers, arrays in data.fixed_batches(
+    for row_numbers, arrays in data.fixed_batches(
         stream, rows=rows, batch=batch, context=context, sharding=batch_sharding(mesh)
     ):
         if stop_requested():
             raise EvaluationStopped
-        loss, weight = jax.device_get(eval_step(params, arrays))
-        tokens, mask = data.read_rows(stream, numbers, context)
-        total_loss += float(loss)
-        total_weight += float(weight)
+        loss_sum, weight_sum = jax.device_get(eval_step(params, arrays))
+        # Read again, because `arrays` may be distributed over processes, and may have more rows.
+        tokens, mask = data.read_rows(stream, row_numbers, context)
+        total_loss += float(loss_sum)
+        total_weight += float(weight_sum)
+        # Targets are all tokens of a row but the first.
         total_bytes += float((lengths[tokens[:, 1:]] * mask).sum())
+    # If no token has weight, the results are 0 instead of a division by zero.
     return Measure(
         loss=total_loss / max(total_weight, 1),
         bits_per_byte=total_loss / math.log(2) / max(total_bytes, 1),

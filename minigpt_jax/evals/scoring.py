@@ -6,6 +6,8 @@ rows.
 Logits are computed only at positions that predict a token of a continuation, for CHUNK positions
 and VOCAB_SLICE rows of the embedding table at a time. The logits of such a tile stay in a
 processor's cache, and each slice of the table is read once for many positions.
+
+R: data-parallel replicas. N: targets of a replica, which are the tokens to predict, and padding.
 """
 
 import math
@@ -28,13 +30,14 @@ from minigpt_jax.sharding import RULES, batch_sharding, data_parallel_size, repl
 
 # Positions and rows of the embedding table whose logits are computed together: 3 MB in f32.
 CHUNK = 256
+# A sixteenth of the padded GPT-2 vocabulary of 50304.
 VOCAB_SLICE = 3144
 
 
 class Score(NamedTuple):
     """Score of one continuation: the sum of its tokens' log probabilities, in nats.
 
-    `greedy` is true if each of its `tokens` tokens is the most likely one.
+    `greedy` is true if each of its `tokens` tokens is the most likely one, or one of several.
     """
 
     logprob: float
@@ -58,22 +61,25 @@ def score(
 ) -> list[list[Score]]:
     """The score of every continuation of every group; all processes call it with the same groups.
 
-    A context is truncated from the left where a continuation would not fit behind it. `batch` is
-    the number of rows per device. Raises EvaluationStopped after `stop_requested` returned true,
+    The start of a context is dropped if context and continuation together are too long. `batch` is
+    the number of rows per replica. Raises EvaluationStopped after `stop_requested` returned true,
     and InputError for a continuation longer than the model's context or an empty one.
     """
+    # "xla" is the attention that runs on every device and mesh, and in every dtype.
     model = GPT(run.config, dtype=dtype or resolve_compute_dtype(), attention="xla")
     scores = [[Score(0.0, 0, False)] * len(continuations) for _, continuations in groups]
     rows = pack_rows(groups, run.config.context)
     batches = packed_batches(rows, batch=batch, replicas=data_parallel_size(mesh), chunk=CHUNK)
-    for split, packed in batches:
+    for rows_per_replica, packed in batches:
         if stop_requested():
             raise EvaluationStopped
-        # Most batches are not full: chunks of padding are left out.
-        longest = max(sum(row.num_targets for row in rows) for rows in split)
-        logprobs, greedy = _compute(model, mesh, run.params, packed, longest)
-        for replica, own in enumerate(split):
-            _store_scores(scores, own, logprobs[replica], greedy[replica])
+        # N is for a full batch, and most are not full: chunks that are only padding are left out.
+        num_targets = max(
+            sum(row.num_targets for row in replica_rows) for replica_rows in rows_per_replica
+        )
+        logprobs, greedy = _compute(model, mesh, run.params, packed, num_targets)
+        for replica, replica_rows in enumerate(rows_per_replica):
+            _store_scores(scores, replica_rows, logprobs[replica], greedy[replica])
     return scores
 
 
@@ -106,6 +112,7 @@ def _store_scores(scores, rows: Sequence[PackedRow], logprobs, greedy) -> None:
             scores[row.group][number] = Score(total, len(continuation), all_greedy)
 
 
+# `num_chunks` is not static, so that a batch with fewer targets needs no compilation of its own.
 @partial(jax.jit, static_argnames=("model", "mesh", "chunk"))
 def _target_logprobs(
     model: GPT, mesh: jax.sharding.Mesh, params, batch: PackedBatch, *, chunk: int, num_chunks
@@ -114,6 +121,7 @@ def _target_logprobs(
 
     Only the first `num_chunks` * `chunk` of the N are computed; the others are padding.
     """
+    # The leading axis of 1 micro-batch is removed.
     tokens, positions, segments, targets, hidden_index = (a[0] for a in batch)
     hidden: jax.Array = model.apply({"params": params}, tokens, positions, segments)[0]  # pyright: ignore[reportAssignmentType]
     hidden = hidden.reshape(len(targets), -1, model.config.embed)
@@ -143,8 +151,9 @@ def _target_logprobs(
 def _chunk_logprobs(
     hidden: jax.Array, table: jax.Array, targets: jax.Array, vocab_size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The same for `hidden` [R, chunk, D] and `targets` [R, chunk].
+    """[R, chunk] log probabilities of `targets` [R, chunk], and whether each is the most likely.
 
+    `hidden` [R, chunk, D] are the model's outputs at the positions that predict the targets.
     The softmax is computed online over slices of `table` [V, D] (Milakov and Gimelshein 2018).
     """
     # The largest slice that divides the table.
@@ -152,11 +161,12 @@ def _chunk_logprobs(
 
     def add_slice(carry, vocab_slice):
         running_max, running_sum, target_logits = carry
-        rows, first_id = vocab_slice
-        logits = loss.logits(hidden, rows, vocab_size - first_id)
+        table_rows, first_id = vocab_slice
+        logits = loss.logits(hidden, table_rows, vocab_size - first_id)
         new_max = jnp.maximum(running_max, logits.max(-1))
         running_sum = running_sum * jnp.exp(running_max - new_max)
         running_sum += jnp.exp(logits - new_max[..., None]).sum(-1)
+        # Targets outside of this slice take a clipped index, and `where` ignores their result.
         index = targets - first_id
         clipped = jnp.clip(index, 0, size - 1)[..., None]
         found = jnp.take_along_axis(logits, clipped, axis=-1)[..., 0]

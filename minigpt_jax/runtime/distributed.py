@@ -15,7 +15,7 @@ from minigpt_jax.errors import InputError
 
 T = TypeVar("T")
 
-# After so long the other processes notice that one has died. JAX's own default is 100 s.
+# Seconds until the other processes detect that one has failed. JAX's default is 100.
 HEARTBEAT_SECONDS = 10
 
 
@@ -31,7 +31,8 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> None:
         missing = [name for name in names if not environment.get(name, "").isdigit()]
         if missing:
             raise InputError(
-                f"JAX_COORDINATOR_ADDRESS is set, so {' and '.join(missing)} must be a number too"
+                "JAX_COORDINATOR_ADDRESS is set, but these are missing or not numbers: "
+                f"{', '.join(missing)}. Set them too"
             )
         count, index = (int(environment[name]) for name in names)
         jax.distributed.initialize(
@@ -52,13 +53,17 @@ def join_processes(environment: Mapping[str, str] = os.environ) -> None:
 
 def _several_processes(environment: Mapping[str, str]) -> bool:
     """Whether srun, mpirun or an indexed Kubernetes job started several processes."""
+    # Of the job step, not of the job: SLURM_NTASKS also counts tasks that srun has not started.
     slurm = environment.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_PROCID" in environment else "1"
     sizes = (slurm, environment.get("OMPI_COMM_WORLD_SIZE", "1"))
     if any(size.isdigit() and int(size) > 1 for size in sizes):
         return True
-    pod = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
-    # JAX asks the cluster through this package for the number of pods; without it a pod is alone.
-    return pod and find_spec("kubernetes") is not None
+    in_indexed_job = (
+        "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
+    )
+    # JAX needs this package to ask the cluster for the number of pods. Without it, the process
+    # runs alone.
+    return in_indexed_job and find_spec("kubernetes") is not None
 
 
 def is_main_process() -> bool:
@@ -67,15 +72,16 @@ def is_main_process() -> bool:
 
 
 def broadcast_from_main(value: T) -> T:
-    """The `value` of the main process (anything that JSON can hold) on all processes.
+    """The `value` of the main process on all processes. All of them must call it.
 
-    For what is read from a shared disk, where another host may see a file later. Tuples come back
-    as lists.
+    For values that depend on a shared disk, where another host may see a file later. JSON must be
+    able to hold `value`; tuples come back as lists.
     """
     if jax.process_count() == 1:
         return value
     encoded = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
+    # All processes must pass the same shape, and only the main process's content counts.
     received = multihost_utils.broadcast_one_to_all(np.resize(encoded, size))
     return json.loads(np.asarray(received).tobytes())
 
@@ -91,6 +97,7 @@ def min_over_processes(value: float) -> float:
     """The smallest `value` of all processes. All of them must call it."""
     if jax.process_count() == 1:
         return value
+    # Without jax_enable_x64 the values are rounded to float32, alike on all processes.
     return float(np.min(multihost_utils.process_allgather(np.float64(value))))
 
 
@@ -103,7 +110,8 @@ def barrier(name: str) -> None:
 def should_stop(stop_requested: Callable[[], bool], step: int) -> bool:
     """Whether the run stops after `step`: the same answer on all processes.
 
-    A single process calls `stop_requested`. Several use JAX's agreement on a common step.
+    All of them must call it after every step. A single process calls `stop_requested`. Several use
+    JAX's agreement on a common step.
     """
     if jax.process_count() == 1:
         return stop_requested()
@@ -111,4 +119,5 @@ def should_stop(stop_requested: Callable[[], bool], step: int) -> bool:
         # JAX reacts to SIGTERM only. The request may have been a Ctrl-C, or a SIGTERM that came
         # before JAX installed its handler.
         signal.raise_signal(signal.SIGTERM)
+    # True at the step after the last one that any process had reached when the request arrived.
     return multihost_utils.reached_preemption_sync_point(step)

@@ -1,7 +1,7 @@
-"""Turn SIGTERM and Ctrl-C into "finish the step, save, print how to continue".
+"""Set a flag at SIGTERM or Ctrl-C, so that a run can finish its step and save before it ends.
 
-A second signal ends the process immediately. Imports no JAX, because train.py installs the
-handlers before anything slow: a machine may be taken away while the program is still loading.
+A second signal ends the process immediately. This module imports no JAX, because train.py installs
+the handlers before any slow import: a machine may be preempted while the program is still loading.
 """
 
 import os
@@ -14,15 +14,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupt:
-    """`requested` is True from the first signal on.
+    """`requested` becomes True at the first signal.
 
-    A thread reads the signals, because Python runs its own handlers only after the current C call
-    has returned, and a compilation is one.
+    A thread reads the signals, because Python runs signal handlers only between bytecodes of the
+    main thread, so not during a long compilation.
     """
 
     def __init__(self):
         self.requested = False
         reader, writer = os.pipe()
+        # Required by set_wakeup_fd.
         os.set_blocking(writer, False)
         # For every signal Python writes its number into the pipe.
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -39,7 +40,8 @@ class Interrupt:
 
     def _handle(self, number: int) -> None:
         if self.requested:
-            self._print(b"\nstopped immediately; the last checkpoint is complete\n")
+            self._print(b"\nstopped immediately; the last checkpoint, if any, is complete\n")
+            # sys.exit would end only this thread.
             os._exit(128 + number)
         self.requested = True
         self._print(b"\nfinishing this step, then saving (once more: stop immediately)\n")

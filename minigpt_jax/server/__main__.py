@@ -1,20 +1,22 @@
 """Serve a trained model: python -m minigpt_jax.server
 
-Takes the newest run and serves a chat page and an OpenAI-compatible API at http://127.0.0.1:8000.
+Serves a chat page and an OpenAI-compatible API for the newest run at http://127.0.0.1:8000 by
+default; --run, --host and --port change it.
 """
 
 from pathlib import Path
 
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.runs import newest_run
-from minigpt_jax.server.command import listen, parse
+from minigpt_jax.server.command import open_listener, parse_options
 
 
 def main() -> int:
     """Serve until a signal comes."""
-    options = parse()
+    options = parse_options()
     folder = Path(options.run) if options.run else newest_run(Path(options.runs))
-    with listen(options.host, options.port) as listener:
+    # Before the model is loaded, so that a port in use is reported immediately.
+    with open_listener(options.host, options.port) as listener:
         # Imported here so that --help and errors in the flags do not wait for JAX.
         try:
             from minigpt_jax.server.serve import serve_run

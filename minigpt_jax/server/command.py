@@ -11,7 +11,7 @@ from minigpt_jax.server.addresses import is_loopback
 _RANGES = {"port": (0, 65535), "slots": (1, 1024), "queue": (1, 10**6), "grace": (0, 10**6)}
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags in `arguments` (default: the command line).
 
     Raises InputError for values that are out of range or would be unsafe.
@@ -82,7 +82,7 @@ def _api_key(flag: str | None) -> str | None:
     return key.strip()
 
 
-def listen(host: str, port: int) -> socket.socket:
+def open_listener(host: str, port: int) -> socket.socket:
     """A listening socket at `host` and `port`. Raises InputError where that is not possible."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

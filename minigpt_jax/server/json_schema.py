@@ -1,8 +1,8 @@
-"""A validator for the few words of JSON Schema that schema.py uses, with messages for a person."""
+"""Check JSON against the few keywords of JSON Schema that schema.py uses, with clear messages."""
 
 import json
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from minigpt_jax.server.api_error import ApiError
 
@@ -41,8 +41,8 @@ def parse_object(body: bytes, schema: dict) -> dict:
     return {name: item for name, item in value.items() if item is not None}
 
 
-def _reject_constant(name: str) -> None:
-    """NaN and Infinity, which Python reads, are not JSON."""
+def _reject_constant(name: str) -> NoReturn:
+    """Raises ValueError: Python reads NaN and Infinity, but they are not JSON."""
     raise ValueError(name)
 
 
@@ -59,11 +59,9 @@ def _violations(value: object, schema: dict, path: str) -> Iterator[Violation]:
         yield from _any_of_violations(value, schema["anyOf"], path)
     elif "enum" in schema:
         if not any(_equal(value, allowed) for allowed in schema["enum"]):
-            allowed = " or ".join(json.dumps(value) for value in schema["enum"])
-            yield Violation(path, f"{_shown(value)} is not supported, expected {allowed}")
+            yield Violation(path, f"{_shown(value)} is not supported, expected {_expected(schema)}")
     elif not _has_type(value, schema["type"]):
-        expected = _with_article(schema["type"])
-        yield Violation(path, f"found {_shown(value)}, expected {expected}")
+        yield Violation(path, f"found {_shown(value)}, expected {_expected(schema)}")
     elif isinstance(value, dict):
         yield from _object_violations(value, schema, path)
     elif isinstance(value, list):
@@ -77,7 +75,10 @@ def _violations(value: object, schema: dict, path: str) -> Iterator[Violation]:
 
 
 def _any_of_violations(value: object, choices: list[dict], path: str) -> Iterator[Violation]:
-    """The violation of the closest choice: of those of the right type, the one found deepest."""
+    """At most one violation: none if a choice allows `value`.
+
+    Of the choices of the right type, it is the violation that lies deepest inside `value`.
+    """
     right_type = []
     for choice in choices:
         violation = next(_violations(value, choice, path), None)
@@ -85,8 +86,8 @@ def _any_of_violations(value: object, choices: list[dict], path: str) -> Iterato
             return
         if _has_type(value, choice.get("type", "")):
             right_type.append(violation)
-    types = [_with_article(choice["type"]) for choice in choices if choice.get("type") != "null"]
-    wrong_type = Violation(path, f"found {_shown(value)}, expected {' or '.join(types)}")
+    expected = " or ".join(_expected(choice) for choice in choices if choice.get("type") != "null")
+    wrong_type = Violation(path, f"found {_shown(value)}, expected {expected}")
     yield max(right_type, key=lambda violation: len(violation.path), default=wrong_type)
 
 
@@ -95,6 +96,7 @@ def _object_violations(value: dict, schema: dict, path: str) -> Iterator[Violati
     for name in schema.get("required", ()):
         if name not in value:
             yield Violation(prefix + name, "is required")
+    # Other fields are ignored: clients send fields of OpenAI's API that change no answer.
     for name, part in schema["properties"].items():
         if name in value:
             yield from _violations(value[name], part, prefix + name)
@@ -106,24 +108,42 @@ def _length_violations(length: int, schema: dict, kind: str, path: str) -> Itera
     high = schema.get(f"max{kind}")
     if length < low or (high is not None and length > high):
         unit = "items" if kind == "Items" else "characters"
-        expected = f"{low} to {'any number' if high is None else high}"
+        expected = f"at least {low}" if high is None else f"{low} to {high}"
         yield Violation(path, f"has {length} {unit}, expected {expected}")
 
 
 def _range_violations(value: int | float, schema: dict, path: str) -> Iterator[Violation]:
-    low = schema.get("minimum", value)
-    high = schema.get("maximum", value)
-    excluded = schema.get("exclusiveMinimum")
-    # Negated so that NaN, which compares with nothing, is a violation too.
-    if not low <= value <= high or value == excluded:
-        above = "" if excluded is None else "above "
-        expected = f"{_with_article(schema['type'])} from {above}{low} to {high}"
+    is_allowed = schema.get("minimum", value) <= value <= schema.get("maximum", value)
+    if "exclusiveMinimum" in schema:
+        is_allowed = is_allowed and value > schema["exclusiveMinimum"]
+    # NaN is a violation too: every comparison with it is false.
+    if not is_allowed:
+        expected = f"{_expected(schema)} {_range_text(schema)}"
         yield Violation(path, f"{_shown(value)} is out of range, expected {expected}")
 
 
-def _has_type(value: object, type: str) -> bool:
+def _range_text(schema: dict) -> str:
+    """The bounds of a number, such as "from 0 to 2", "above 0 and at most 1", "of at least 0"."""
+    low = schema.get("minimum")
+    high = schema.get("maximum")
+    above = schema.get("exclusiveMinimum")
+    if above is not None:
+        return f"above {above}" if high is None else f"above {above} and at most {high}"
+    if low is None:
+        return f"of at most {high}"
+    return f"of at least {low}" if high is None else f"from {low} to {high}"
+
+
+def _expected(schema: dict) -> str:
+    """The values of an enum or the type, in words."""
+    if "enum" in schema:
+        return " or ".join(json.dumps(value) for value in schema["enum"])
+    return _with_article(schema["type"])
+
+
+def _has_type(value: object, type_name: str) -> bool:
     found = _TYPE_NAMES[value.__class__]
-    return found == type or (found == "integer" and type == "number")
+    return found == type_name or (found == "integer" and type_name == "number")
 
 
 def _equal(value: object, allowed: object) -> bool:
@@ -142,7 +162,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 
-def _with_article(type: str) -> str:
-    if type == "null":
-        return type
-    return f"an {type}" if type[0] in "aio" else f"a {type}"
+def _with_article(type_name: str) -> str:
+    if type_name == "null":
+        return type_name
+    return f"an {type_name}" if type_name[0] in "aio" else f"a {type_name}"

@@ -1,8 +1,8 @@
-"""Read rows of local files and hub data sets, so that no tool and no evaluation knows a format.
+"""Read rows of local files and Hub data sets, so that no tool and no evaluation knows a format.
 
-A source is a local file, a folder of files, or the id of a hub data set (`owner/name` or
-`owner/name@revision`). The same source always gives the same rows in the same order: files by name,
-rows in file order. There are two ways to read it:
+A source is a local file, a folder of files, or the id of a data set on the Hugging Face Hub
+(`owner/name` or `owner/name@revision`). The same source always gives the same rows in the same
+order: files by name, rows in file order. There are two ways to read it:
 
 - `rows` and `documents` stream any amount of data. A row that cannot be used becomes a BadRow,
   which the caller counts. A source that cannot be read raises InputError.
@@ -33,7 +33,7 @@ from minigpt_jax.sources.local import (
 
 __all__ = ["BadRow", "documents", "identity", "local_files", "rows", "split_rows", "text_bytes"]
 
-# Files of a hub data set whose footers are read to estimate the size of all.
+# Files of a Hub data set whose footers are read to estimate the size of all.
 _SAMPLED_FILES = 4
 
 
@@ -64,10 +64,10 @@ def rows(
 ) -> Iterator[dict[str, Any] | BadRow]:
     """Every row of `source` in order. A text file is one row with the field "text".
 
-    `name` is the configuration of a hub data set, of which the split "train" is read, or the only
+    `name` is the configuration of a Hub data set, of which the split "train" is read, or the only
     split. `columns` are the fields to read, for formats that can leave the others out. Raises
     InputError for a source that is missing, damaged or (in formats with a schema) without these
-    columns, and RunError when the hub stops answering.
+    columns, and RunError when the connection to the Hub fails.
     """
     files = local_files(source)
     if files is None:
@@ -103,7 +103,7 @@ def _rows_of_split(source: str, split: str) -> Iterator[tuple[str, Any]]:
     if files is not None:
         return file_rows([f for f in files if is_split(f.name, split)] or files, split=split)
     if "/" not in source:
-        # Not on the hub either: a mistyped file name should not wait for the network.
+        # Not on the Hub either: a mistyped file name should not wait for the network.
         raise no_such_source(source)
     return hub.downloaded_rows(source, split)
 
@@ -111,7 +111,7 @@ def _rows_of_split(source: str, split: str) -> Iterator[tuple[str, Any]]:
 def identity(source: str, *, name: str | None = None) -> str:
     """One line that changes with the rows of `source`.
 
-    It holds names and sizes of local files, or the hash of a hub data set.
+    It holds names and sizes of local files, or the hash of a Hub data set.
     """
     files = local_files(source)
     if files is None:

@@ -1,11 +1,20 @@
-"""Read the rows of hub data sets: streamed for training text, downloaded for evaluations."""
+"""Read the rows of data sets on the Hugging Face Hub.
+
+Training text is streamed; the questions of evaluations are downloaded.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from minigpt_jax.errors import InputError, RunError, first_line
-from minigpt_jax.sources.local import BATCH_ROWS, SUFFIXES, is_split, numbered, present_columns
+from minigpt_jax.sources.local import (
+    BATCH_ROWS,
+    SUFFIXES,
+    columns_to_read,
+    is_split,
+    with_row_names,
+)
 
 
 def streamed_rows(
@@ -14,18 +23,18 @@ def streamed_rows(
     """The rows of the split "train", or of the only split, without a copy on the disk.
 
     `name` is the configuration of the data set. Raises InputError for a data set that is missing,
-    damaged or without `columns`, and RunError when the hub stops answering.
+    damaged or without `columns`, and RunError when the connection to the Hub fails.
     """
     splits = _builder(source, name).as_streaming_dataset()
     stream = splits[_training_split(splits, source)].with_format("arrow")
     try:
         for table in stream.iter(BATCH_ROWS):
             yield from table.select(
-                present_columns(columns, table.column_names, source)
+                columns_to_read(columns, table.column_names, source)
             ).to_pylist()
     except OSError as error:
         raise RunError(
-            f"{source}: the hub stopped answering ({first_line(error)}): "
+            f"{source}: the connection to the Hub failed ({first_line(error)}): "
             "run the same command again to continue"
         ) from None
     except ValueError as error:
@@ -33,32 +42,35 @@ def streamed_rows(
 
 
 def downloaded_rows(source: str, split: str) -> Iterator[tuple[str, Any]]:
-    """(where, row) for every row of `split`, from the hub's cache on the disk if it is there.
+    """(where, row) for every row of `split`. Later calls read the cache of `datasets` on the disk.
 
     Raises InputError.
     """
+    # Imported here and below, because it takes seconds and local sources do not need it.
     from datasets import get_dataset_split_names, load_dataset
 
     repository, revision = _parse(source)
     try:
         names = get_dataset_split_names(repository, revision=revision)
+        # The Hub may call "val" "validation". An unknown name is reported by load_dataset.
         found = next((name for name in names if is_split(name, split)), split)
-        yield from numbered(source, load_dataset(repository, split=found, revision=revision))
+        yield from with_row_names(source, load_dataset(repository, split=found, revision=revision))
     except (OSError, ValueError, RuntimeError) as error:
         raise _not_found(source, error) from None
 
 
 def content_hash(source: str, name: str | None) -> str:
-    """The hash of a data set's files and configuration. Raises InputError."""
+    """The hash that `datasets` gives a data set: on the Hub, its commit. Raises InputError."""
     return _builder(source, name).hash
 
 
 def training_files(source: str, name: str | None) -> list[str]:
-    """Addresses of the files that `streamed_rows` reads, [] if unknown. Raises InputError."""
+    """URLs of the files that `streamed_rows` reads, [] if unknown. Raises InputError."""
     files = _builder(source, name).config.data_files
     return [str(path) for path in files[_training_split(files, source)]] if files else []
 
 
+# Each call asks the Hub, and three functions need the result.
 @cache
 def _builder(source: str, name: str | None) -> Any:
     from datasets import load_dataset_builder
@@ -86,7 +98,7 @@ def _training_split(splits: Mapping[str, Any], source: str) -> str:
 
 def _not_found(source: str, error: Exception) -> InputError:
     return InputError(
-        f"{source}: no such file or folder, and no data set from the hub ({first_line(error)}). "
-        f"Without the hub, name a local copy: a file that ends in {', '.join(SUFFIXES)}, "
-        "or a folder of such files. A data set with restricted access needs HF_TOKEN"
+        f"{source}: no such file or folder, and could not be read from the Hub "
+        f"({first_line(error)}). Without the Hub, name a local copy: a file that ends in "
+        f"{', '.join(SUFFIXES)}, or a folder of such files. A data set with restricted access needs HF_TOKEN"
     )

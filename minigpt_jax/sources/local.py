@@ -71,12 +71,12 @@ def file_rows(
             ) from None
 
 
-def numbered(source: object, found: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+def with_row_names(source: object, found: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     """(where, row) for the rows of a source without lines."""
     return ((f"{source} row {number}", row) for number, row in enumerate(found, 1))
 
 
-def present_columns(
+def columns_to_read(
     columns: Sequence[str] | None, found: list[str], where: str | Path
 ) -> list[str]:
     """Those of `columns` that were found, or all. Raises InputError where none was found."""
@@ -94,9 +94,9 @@ def is_split(name: str, split: str) -> bool:
 
 
 def no_such_source(source: str) -> InputError:
-    """The error for a source that exists neither here nor on the hub."""
+    """The error for a source that exists neither here nor on the Hub."""
     return InputError(
-        f"{source}: no such file or folder, and not the id of a hub data set (owner/name)"
+        f"{source}: no such file or folder, and not the id of a Hub data set (owner/name)"
     )
 
 
@@ -116,15 +116,15 @@ def _rows_of_file(
 ) -> Iterator[tuple[str, Any]]:
     kind = path.name.removesuffix(".gz")
     if kind.endswith(".parquet"):
-        yield from numbered(path, _parquet_rows(path, columns))
+        yield from with_row_names(path, _parquet_rows(path, columns))
         return
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         if kind.endswith(".txt"):
             yield str(path), _text_row(file.read(), path)
         elif kind.endswith(".json") and file.peek(64).lstrip(_BLANK).startswith(b"["):
-            yield from numbered(path, json.load(file))
+            yield from with_row_names(path, json.load(file))
         elif kind.endswith(".json") and split is not None:
-            yield from numbered(path, _list_of_split(json.load(file), split, path))
+            yield from with_row_names(path, _list_of_split(json.load(file), split, path))
         else:
             yield from _json_lines(file, path)
 
@@ -133,7 +133,7 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[dict[st
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
-        present = present_columns(columns, file.schema_arrow.names, path)
+        present = columns_to_read(columns, file.schema_arrow.names, path)
         for batch in file.iter_batches(BATCH_ROWS, columns=present):
             yield from batch.to_pylist()
 

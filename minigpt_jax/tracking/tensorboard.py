@@ -10,25 +10,29 @@ from tensorboardX.summary import scalar
 
 
 class TensorBoardWriter:
-    """Curves for TensorBoard in `folder`.
+    """Writes curves for TensorBoard to `folder`, from step `start` on.
 
-    TensorBoard hides the points that an earlier process wrote from step `start` on.
+    Earlier processes may have written points there. TensorBoard hides those from `start` on.
     """
 
-    # tensorboardX's SummaryWriter has a thread and a queue: on a full disk the thread dies, and the
-    # queue blocks for ever.
     def __init__(self, folder: Path, start: int):
         folder.mkdir(exist_ok=True)
+        # Not SummaryWriter, which has a thread and a queue: on a full disk the thread dies, and the
+        # queue blocks for ever.
         self._file = EventsWriter(str(folder / "events"))
         session = SessionLog(status=SessionLog.START)
         self._file.write_event(Event(wall_time=time.time(), step=start, session_log=session))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Add a point to each curve; TensorBoard cannot draw values that are not finite."""
+        """Add a point to each curve.
+
+        Values that are not finite are skipped: TensorBoard cannot draw them.
+        """
         for name, value in values.items():
             if math.isfinite(value):
                 event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
                 self._file.write_event(event)
+        # So that TensorBoard shows the point now, and a full disk is noticed here.
         self._file.flush()
 
     def close(self) -> None:

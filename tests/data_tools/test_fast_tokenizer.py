@@ -89,7 +89,7 @@ def test_shards_are_the_same_bytes_with_both_tokenizers(
     # Threads that share one gigatoken, and replace it now and then.
     monkeypatch.setattr("data_tools.encoders.BATCH_CHARACTERS", 500)
     monkeypatch.setattr("data_tools.fast_tokenizer.RELOAD_CHARACTERS", 20_000)
-    prepare(recipe, tmp_path / "fast", workers=4, fast=FastTokenizer())
+    prepare(recipe, tmp_path / "fast", workers=4, fast_tokenizer=FastTokenizer())
     assert "tiktoken encodes from" not in capsys.readouterr().out
     assert len(contents(tmp_path / "plain")) > 20
     assert contents(tmp_path / "fast") == contents(tmp_path / "plain")
@@ -102,7 +102,7 @@ def test_wrong_ids_are_found_in_the_first_documents_and_change_no_byte(
     wrong = FastTokenizer(swapped_ranks(tmp_path / "ranks", b" water", b" light"))
     prepare(recipe, tmp_path / "plain", workers=1)
     capsys.readouterr()
-    prepare(recipe, tmp_path / "wrong", workers=1, fast=wrong)
+    prepare(recipe, tmp_path / "wrong", workers=1, fast_tokenizer=wrong)
     lines = [line for line in capsys.readouterr().out.splitlines() if "tiktoken" in line]
     assert lines == [
         "warning: gigatoken and tiktoken differ in document 7, which begins 'then water': "
@@ -119,7 +119,7 @@ def test_samples_are_compared_until_the_last_document(
     monkeypatch.setattr("data_tools.encoders.BATCH_CHARACTERS", 300)
     texts = ["nothing unusual"] * 100 + ["then water"] * 120
     wrong = FastTokenizer(swapped_ranks(tmp_path / "ranks", b" water", b" light"))
-    prepare(write_texts(tmp_path, texts), tmp_path / "out", workers=2, fast=wrong)
+    prepare(write_texts(tmp_path, texts), tmp_path / "out", workers=2, fast_tokenizer=wrong)
     output = capsys.readouterr().out
     assert (
         "differ in document 149, which begins 'then water': tiktoken encodes from document 130 on; "
@@ -168,7 +168,9 @@ def test_a_failing_gigatoken_is_reported_in_one_line_and_changes_no_id(
     monkeypatch.delitem(sys.modules, "gigatoken", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     texts = ["some light", "more water"] * 20
-    (encoded,) = encode_all(make_batches(enumerate(texts)), workers=1, fast=FastTokenizer())
+    (encoded,) = encode_all(
+        make_batches(enumerate(texts)), workers=1, fast_tokenizer=FastTokenizer()
+    )
     encode = load_tokenizer().encode
     expected = [token for text in texts for token in (END_OF_TEXT, *encode(text))]
     assert encoded.tokens.tolist() == expected

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.fineweb import Recipe, prepare
+from data_tools.fineweb import Recipe, main, prepare
 from minigpt_jax.errors import InputError
 from minigpt_jax.token_stream import read_manifest
 from minigpt_jax.tokenizer import END_OF_TEXT, load_tokenizer
@@ -95,6 +95,20 @@ def test_input_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path):
     (tmp_path / "foreign").mkdir()
     np.save(tmp_path / "foreign" / "train_000000.npy", np.zeros(10, np.uint16))
     refuse(single, tmp_path / "foreign", r"unknown origin.*data_tools\.verify")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("a", "invalid integer value: 'a'"), ("0", "0, expected at least 1")],
+)
+def test_a_limit_that_is_no_positive_integer_is_refused(
+    value: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    command = ["fineweb", "--source", "x", "--out", "y", "--limit", value]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and f"--limit: {message}" in capsys.readouterr().err
 
 
 def test_workers_import_nothing_large():

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from data_tools.encoders import BATCH_CHARACTERS
 from data_tools.fast_tokenizer import FastTokenizer
-from data_tools.fineweb import prepare
+from data_tools.fineweb import BYTES_PER_TOKEN, prepare
 from minigpt_jax.errors import InputError, RunError
 from tests.data_tools.preparations import (
     SHARD_TOKENS,
@@ -105,7 +106,7 @@ def test_shards_do_not_depend_on_the_number_of_workers_and_files(
     for part, first in enumerate(range(0, len(lines), 120)):
         (folder / f"{part:02d}.jsonl").write_text("".join(lines[first : first + 120]))
     prepare(recipe(corpus), tmp_path / "two", workers=2)
-    prepare(recipe(folder), tmp_path / "parted", workers=3, fast=FAST)
+    prepare(recipe(folder), tmp_path / "parted", workers=3, fast_tokenizer=FAST)
     assert len(reference) > 15 and FIRST_SHARD_OF_SLOW_DOCUMENT not in reference
     assert contents(tmp_path / "two") == reference
     assert shards(contents(tmp_path / "parted")) == shards(reference)
@@ -131,7 +132,7 @@ def test_a_kill_at_a_named_point_changes_no_byte(
     complete = complete_shards(out)
     assert point != "before_progress@12" or len(complete) >= 11
     before = modification_times(out)
-    prepare(recipe(corpus), out, workers=1, fast=fast)
+    prepare(recipe(corpus), out, workers=1, fast_tokenizer=fast)
     assert contents(out) == reference
     after = modification_times(out)
     assert all(after[name] == before[name] for name in complete), "a complete shard was rewritten"
@@ -160,7 +161,7 @@ def test_kills_at_random_times_change_no_byte_and_leave_no_worker(
         if kills == KILLS:
             break
     assert kills == KILLS
-    prepare(recipe(corpus), out, workers=1, fast=FAST)
+    prepare(recipe(corpus), out, workers=1, fast_tokenizer=FAST)
     assert contents(out) == reference
 
 
@@ -192,7 +193,7 @@ def test_a_killed_worker_ends_the_run_and_the_same_command_continues(
     output = interrupt(slow_corpus, tmp_path / "out", kill_worker, code=1)
     assert "failed: " in output and "worker process was killed" in output
     assert "same command" in output
-    prepare(recipe(corpus), tmp_path / "out", workers=1, fast=FAST)
+    prepare(recipe(corpus), tmp_path / "out", workers=1, fast_tokenizer=FAST)
     assert contents(tmp_path / "out") == reference
 
 
@@ -205,7 +206,7 @@ def test_ctrl_c_stops_the_run_and_the_same_command_continues(
 
     output = interrupt(slow_corpus, tmp_path / "out", press_ctrl_c, code=130)
     assert "same command" in output
-    prepare(recipe(corpus), tmp_path / "out", workers=1, fast=FAST)
+    prepare(recipe(corpus), tmp_path / "out", workers=1, fast_tokenizer=FAST)
     assert contents(tmp_path / "out") == reference
 
 
@@ -215,11 +216,31 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_same_command_continues(
     out = tmp_path / "out"
     monkeypatch.setenv("MINIGPT_FAILPOINT", "before_progress@3:enospc")
     with pytest.raises(RunError, match=r"no space left.*same command"):
-        prepare(recipe(corpus), out, workers=1, fast=FAST)
+        prepare(recipe(corpus), out, workers=1, fast_tokenizer=FAST)
     assert not list(out.glob("*.tmp"))
     monkeypatch.delenv("MINIGPT_FAILPOINT")
-    prepare(recipe(corpus), out, workers=1, fast=FAST)
+    prepare(recipe(corpus), out, workers=1, fast_tokenizer=FAST)
     assert contents(out) == reference
+
+
+def test_the_estimate_leaves_out_complete_shards(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def estimated_megabytes() -> float:
+        found = re.search(r"([0-9.]+) MB of disk", capsys.readouterr().out)
+        assert found
+        return float(found[1])
+
+    monkeypatch.setenv("MINIGPT_FAILPOINT", "before_progress@12:enospc")
+    with pytest.raises(RunError):
+        prepare(recipe(corpus), tmp_path / "out", workers=1, fast_tokenizer=FAST)
+    monkeypatch.delenv("MINIGPT_FAILPOINT")
+    complete = len(complete_shards(tmp_path / "out")) * SHARD_TOKENS * BYTES_PER_TOKEN / 1e6
+    whole = estimated_megabytes()
+    prepare(recipe(corpus), tmp_path / "out", workers=1, fast_tokenizer=FAST)
+    assert complete > 1
+    # The first batches of the two runs are different, and so are the tokens per byte.
+    assert estimated_megabytes() == pytest.approx(whole - complete, abs=0.2)
 
 
 def test_a_file_that_cannot_grow_is_never_left_under_its_final_name(corpus: Path, tmp_path: Path):
@@ -251,7 +272,7 @@ def test_an_unfinished_folder_continues_only_with_the_same_text_and_unchanged_sh
     out = tmp_path / "out"
     monkeypatch.setenv("MINIGPT_FAILPOINT", "before_progress@9:enospc")
     with pytest.raises(RunError):
-        prepare(recipe(corpus), out, workers=1, fast=FAST)
+        prepare(recipe(corpus), out, workers=1, fast_tokenizer=FAST)
     monkeypatch.delenv("MINIGPT_FAILPOINT")
     other = write_jsonl(tmp_path / "texts.jsonl", [{"text": "other"}] * 5)
     with pytest.raises(InputError, match="another --out"):

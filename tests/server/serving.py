@@ -23,7 +23,7 @@ from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model import GPTConfig
 from minigpt_jax.server.app import App
-from minigpt_jax.server.command import listen
+from minigpt_jax.server.command import open_listener
 from minigpt_jax.server.connection import Deadlines, make_server
 from minigpt_jax.server.engine import Engine
 from minigpt_jax.server.guard import Guard
@@ -220,7 +220,7 @@ def in_process_server(
     app = App(engine, run, "tiny").routes()
     guard = Guard(app, host="127.0.0.1", key=key, allowed_hosts=allowed_hosts)
     server = make_server(guard, deadlines)
-    with listen("127.0.0.1", 0) as listener:
+    with open_listener("127.0.0.1", 0) as listener:
         serving = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
         serving.start()
         try:

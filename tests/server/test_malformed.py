@@ -209,9 +209,31 @@ TEXT_OR_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type
             "x.messages[0].content[0].text",
         ),
         (["a", 3], TEXT_OR_TEXTS, "x[1]"),
+        (3, {"anyOf": [{"enum": ["auto"]}, {"type": "null"}]}, "x"),
     ],
 )
 def test_errors_name_the_part_that_is_wrong(value, allowed, path):
     with pytest.raises(ApiError) as error:
         validate(value, allowed, "x")
     assert error.value.param == path and error.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "expected"),
+    [
+        (3, {"minimum": 0, "maximum": 2}, "a number from 0 to 2"),
+        (-1, {"minimum": 0}, "a number of at least 0"),
+        (3, {"maximum": 2}, "a number of at most 2"),
+        (0, {"exclusiveMinimum": 0}, "a number above 0"),
+        (-1, {"exclusiveMinimum": 0}, "a number above 0"),
+        (2, {"exclusiveMinimum": 0, "minimum": 0, "maximum": 1}, "a number above 0 and at most 1"),
+    ],
+)
+def test_a_number_out_of_range_gets_the_bounds(value, bounds, expected):
+    with pytest.raises(ApiError, match=f"{value} is out of range, expected {expected}$"):
+        validate(value, {"type": "number", **bounds})
+
+
+def test_a_list_that_is_too_short_gets_the_smallest_length():
+    with pytest.raises(ApiError, match="has 1 items, expected at least 2$"):
+        validate([0], {"type": "array", "minItems": 2, "items": {"type": "integer"}})
