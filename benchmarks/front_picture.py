@@ -98,7 +98,8 @@ def compose(page: np.ndarray, runs: Path, scheme: Scheme, out: Path) -> None:
             "ytick.color",
         )
     }
-    with plt.rc_context(style | {"font.size": 11}):
+    style["font.size"] = 11
+    with plt.rc_context(style):
         figure = plt.figure(figsize=(12.4, 6.4), dpi=100, facecolor=PAPER[scheme])
         left = figure.add_axes((0, 0, 0.5, 1))
         left.imshow(page)
