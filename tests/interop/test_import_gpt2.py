@@ -89,7 +89,7 @@ def test_an_imported_run_is_finetuned_and_exported_with_its_history(imported, co
     for fact in (
         "run `tuned`",
         "| steps | 2 of 4 x 64 tokens |",
-        "| data | corpus |",
+        "| data | tokens |",
         "| began with | gpt2 |",
         "| validation loss |",
     ):

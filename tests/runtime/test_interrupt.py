@@ -83,7 +83,9 @@ def test_the_second_signal_ends_a_running_c_call(first: signal.Signals, second: 
 
 def test_other_signals_are_ignored():
     # Without a handler the signal would end the process.
-    process = start("import signal; signal.signal(signal.SIGUSR1, lambda *_: None)" + SLEEP)
+    install = "import signal; signal.signal(signal.SIGUSR1, lambda *_: None)"
+    process = start(f"{install}\nprint('installed', flush=True)\n{SLEEP}")
+    assert process.stdout and process.stdout.readline() == "installed\n"
     process.send_signal(signal.SIGUSR1)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=0.3)
