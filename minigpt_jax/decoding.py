@@ -5,23 +5,46 @@ neither on the other rows of the batch nor on where blocks begin.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Int32
 
+from minigpt_jax.attention import KVCache
 from minigpt_jax.errors import InputError
 from minigpt_jax.loss import logits as vocabulary_logits
 from minigpt_jax.loss import mask_padded_vocab
-from minigpt_jax.model import GPT, Cache, GPTConfig, resolve_compute_dtype, unstack
+from minigpt_jax.model import GPT, Cache, GPTConfig, resolve_compute_dtype
 from minigpt_jax.quantize import int8_linear_interceptor, quantize_params
 from minigpt_jax.sampling import AnyArray, SamplingParams, argmax_by_groups, sample_logits
 
 # Tokens per dispatch: few enough to show text without a visible delay, and enough that the cost of
 # a dispatch does not matter.
 BLOCK = 16
+
+
+def empty_cache(
+    config: GPTConfig, batch: int, dtype: DTypeLike, length: int | None = None
+) -> Cache:
+    """A cache in host memory for `batch` rows of `length` (default: the context) tokens each."""
+    slots = config.context if length is None else length
+    shape = (batch, config.heads, slots, config.head_dim)
+    dtype = jnp.dtype(dtype)
+    return tuple(
+        KVCache(np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(config.layers)
+    )
+
+
+def unstack(params: dict) -> dict:
+    """The parameters that `GPT` takes together with a cache: "layer_0" and so on, not "layers"."""
+    stack = params["layers"]
+    count = len(jax.tree.leaves(stack)[0])
+    layers = {f"layer_{i}": jax.tree.map(lambda a, i=i: a[i], stack) for i in range(count)}
+    return {name: value for name, value in params.items() if name != "layers"} | layers
 
 
 def prepare_for_decoding(
@@ -194,7 +217,8 @@ def forward(
     `params` are those of `prepare_for_decoding`.
     """
     with nn.intercept_methods(int8_linear_interceptor):
-        return model.apply({"params": params}, tokens, positions, cache=cache)  # pyright: ignore[reportReturnType]
+        result: Any = model.apply({"params": params}, tokens, positions, cache=cache)
+    return result
 
 
 def next_logits(

@@ -9,9 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax.decoding import BLOCK, DecodeState, decode, prefill, prepare_for_decoding
+from minigpt_jax.decoding import (
+    BLOCK,
+    DecodeState,
+    decode,
+    empty_cache,
+    prefill,
+    prepare_for_decoding,
+)
 from minigpt_jax.errors import InputError
-from minigpt_jax.model import GPTConfig, empty_cache
+from minigpt_jax.model import GPTConfig
 from minigpt_jax.sampling import SamplingParams
 from minigpt_jax.text_stream import TextStream
 from minigpt_jax.tokenizer import END_OF_TEXT, STOP_TOKENS, Tokenizer

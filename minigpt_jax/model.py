@@ -77,7 +77,7 @@ class GPTConfig:
         return embeddings + self.layers * per_layer + 2 * self.embed
 
     @property
-    def flops_per_token(self) -> float:
+    def flops_per_token(self) -> int:
         """Of a forward and a backward pass (PaLM, appendix B).
 
         6 for each weight of a matrix (the tied embedding included), and 12 L D T for attention.
@@ -304,26 +304,6 @@ class GPT(nn.Module):
             x, layer_cache = block(x, layer_cache, positions, None)
             new_cache.append(layer_cache)
         return x, tuple(new_cache)
-
-
-def empty_cache(
-    config: GPTConfig, batch: int, dtype: DTypeLike, length: int | None = None
-) -> Cache:
-    """A cache in host memory for `batch` rows of `length` (default: the context) tokens each."""
-    slots = config.context if length is None else length
-    shape = (batch, config.heads, slots, config.head_dim)
-    dtype = jnp.dtype(dtype)
-    return tuple(
-        KVCache(np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(config.layers)
-    )
-
-
-def unstack(params: dict) -> dict:
-    """The parameters that `GPT` takes together with a cache: "layer_0" and so on, not "layers"."""
-    stack = params["layers"]
-    count = len(jax.tree.leaves(stack)[0])
-    layers = {f"layer_{i}": jax.tree.map(lambda a, i=i: a[i], stack) for i in range(count)}
-    return {name: value for name, value in params.items() if name != "layers"} | layers
 
 
 def grow_vocab(params: dict, old_size: int, config: GPTConfig) -> dict:

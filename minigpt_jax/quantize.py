@@ -63,7 +63,7 @@ def to_int8(kernel: Float[Array, "..."], inputs: int) -> Int8:
 
 
 def quantize_params(params: dict) -> dict:
-    """`params` (of model.unstack) with every kernel in eight bits, and the embedding as "head".
+    """`params` (of decoding.unstack) with every kernel in eight bits, and the embedding as "head".
 
     The embedding stays as it is too, to look up tokens: each reads only one row of it.
     """

@@ -5,10 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minigpt_jax.decoding import BLOCK, DecodeState, decode, prefill, prepare_for_decoding
+from minigpt_jax.decoding import (
+    BLOCK,
+    DecodeState,
+    decode,
+    empty_cache,
+    prefill,
+    prepare_for_decoding,
+)
 from minigpt_jax.errors import InputError
 from minigpt_jax.loss import logits
-from minigpt_jax.model import GPT, GPTConfig, empty_cache
+from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.sampling import SamplingParams, sampling_params
 from tests.test_model import weights
 

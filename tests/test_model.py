@@ -11,15 +11,8 @@ import pytest
 
 from configs.pretrain import SIZES
 from minigpt_jax import attention
-from minigpt_jax.model import (
-    GPT,
-    Cache,
-    GPTConfig,
-    empty_cache,
-    grow_vocab,
-    resolve_compute_dtype,
-    unstack,
-)
+from minigpt_jax.decoding import empty_cache, unstack
+from minigpt_jax.model import GPT, Cache, GPTConfig, grow_vocab, resolve_compute_dtype
 from minigpt_jax.step import document_layout
 from tests.models import weight_shapes, weights
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from minigpt_jax import decoding
-from minigpt_jax.decoding import DecodeState, TopLogprobs
+from minigpt_jax.decoding import DecodeState, TopLogprobs, empty_cache
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.model import GPT, empty_cache
+from minigpt_jax.model import GPT
 from minigpt_jax.sampling import SamplingParams, sampling_params
 from minigpt_jax.server.request import MAX_LOGPROBS
 from minigpt_jax.tokenizer import STOP_TOKENS
