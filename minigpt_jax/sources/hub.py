@@ -100,5 +100,6 @@ def _not_found(source: str, error: Exception) -> InputError:
     return InputError(
         f"{source}: no such file or folder, and could not be read from the Hub "
         f"({first_line(error)}). Without the Hub, name a local copy: a file that ends in "
-        f"{', '.join(SUFFIXES)}, or a folder of such files. A data set with restricted access needs HF_TOKEN"
+        f"{', '.join(SUFFIXES)}, or a folder of such files. "
+        "A data set with restricted access needs HF_TOKEN"
     )

@@ -235,5 +235,5 @@ def test_a_number_out_of_range_gets_the_bounds(value, bounds, expected):
 
 
 def test_a_list_that_is_too_short_gets_the_smallest_length():
-    with pytest.raises(ApiError, match="has 1 items, expected at least 2$"):
+    with pytest.raises(ApiError, match=r"has 1 items, expected at least 2$"):
         validate([0], {"type": "array", "minItems": 2, "items": {"type": "integer"}})
