@@ -1,15 +1,16 @@
 """Train a GPT: python train.py --config configs/pretrain.py
 
-The whole story in the order it happens: check the input, build, resume or initialise, fold, log,
-save. Pretraining and finetuning differ only in their config. The command that starts a run also
-resumes it.
+In the order in which things happen: check the input, build the model and the step, resume or
+initialise, train, record, save. Pretraining and finetuning differ only in their config. The command
+that starts a run also resumes it.
 """
 
 from minigpt_jax.preflight import Preflight, preflight
 
 if __name__ == "__main__":
-    # Before the imports below, which take seconds: JAX is not needed to find a wrong flag, and the
-    # machine may be taken away at any time.
+    # Install the signal handlers and check flags and data. This happens before the imports below,
+    # which take seconds: JAX is not needed to find a wrong flag, and the machine may be taken away
+    # at any time.
     checked = preflight()
 
 from contextlib import nullcontext
@@ -51,7 +52,10 @@ from minigpt_jax.tracking.run_log import RunLog
 
 
 def train(checked: Preflight) -> None:
-    """Train to the horizon, from the newest checkpoint on. Raises InputError and RunError."""
+    """Train from the newest checkpoint to the horizon, which is the number of steps of the run.
+
+    Raises InputError and RunError.
+    """
     # ---- devices and settings
     prepare_jax(Path(checked.config.runs), deterministic=checked.config.deterministic)
     main_process = is_main_process()
@@ -60,7 +64,7 @@ def train(checked: Preflight) -> None:
     c = config.settings_for_resume(checked.config, checked.named_fields, recorded)
     # The checkpoint records the precision itself: "auto" may mean another one on another machine.
     c.compute.dtype = resolve_compute_dtype(c.compute.dtype)
-    settings = config.to_json(c)
+    recorded_settings = config.to_json(c)
     mesh = make_mesh(**c.mesh)
 
     # ---- the model
@@ -104,25 +108,28 @@ def train(checked: Preflight) -> None:
         # ---- where to begin
         data_identity = checked.train_stream.identity
         abstract = abstract_state(model, optimizer, mesh)
-        accept = partial(refuse_changes, run, settings, data_identity)
-        restored = None if c.fresh else checkpoints.restore(abstract, model_config, accept)
+        check_unchanged = partial(refuse_changes, run, recorded_settings, data_identity)
+        restored = None if c.fresh else checkpoints.restore(abstract, model_config, check_unchanged)
         if restored:
             # 1. the newest checkpoint of this run that verifies
             state, meta = restored
             origin = f"resumes from step {meta['step']}"
+        elif c.init_from:
+            # 2. the weights of another run
+            source = Path(c.init_from)
+            state = init_state(model, optimizer, c.seed, mesh)
+            params = initial_params_from(source, model_config, abstract.params, mesh)
+            state = state.replace(params=params)
+            origin = f"starts with the weights of {source}"
         else:
             # 3. fresh weights
             state = init_state(model, optimizer, c.seed, mesh)
             origin = "starts with fresh weights"
-            if c.init_from:
-                # 2. the weights of another run
-                source = Path(c.init_from)
-                params = initial_params_from(source, model_config, abstract.params, mesh)
-                state = state.replace(params=params)
-                origin = f"starts with the weights of {source}"
+        if not restored:
+            # With --config.fresh there may be old ones, from which the next command would resume.
             checkpoints.clear()
         begin = int(state.step)
-        done = Done(False, False)
+        done = Done(evaluated=False, reported=False)
         if restored:
             done = Done(*broadcast_from_main(already_done(run, begin)))
         if begin >= horizon and done.evaluated and done.reported:
@@ -141,7 +148,7 @@ def train(checked: Preflight) -> None:
             **c.log,
         )
         if main_process:
-            write_json(run / "config.json", settings)
+            write_json(run / "config.json", recorded_settings)
             write_json(run / "environment.json", describe_environment())
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         run_log.say(
@@ -152,13 +159,15 @@ def train(checked: Preflight) -> None:
 
         # ---- evaluation
         data_parallel = data_parallel_size(mesh)
+        # The memory of an evaluation is not planned, so the automatic number of rows is small.
+        rows_per_device = c.data.micro_batch or min(c.data.batch // data_parallel, 8)
         evaluator = Evaluator(
             EvalSettings(**c.eval),
             model_config,
             mesh,
             eval_step,
             dtype=c.compute.dtype,
-            batch=(c.data.micro_batch or min(c.data.batch // data_parallel, 8)) * data_parallel,
+            batch=rows_per_device * data_parallel,
             horizon=horizon,
             train_stream=checked.train_stream,
             val_stream=checked.val_stream,
@@ -173,7 +182,7 @@ def train(checked: Preflight) -> None:
             except EvaluationStopped:
                 stop = True
 
-        # ---- the fold
+        # ---- training loop
         batches = Batches(
             checked.train_stream,
             batch_sharding(mesh),
@@ -185,18 +194,21 @@ def train(checked: Preflight) -> None:
             waiting=run_log.waiting,
         )
         steps_done = begin
-        # The step whose metrics are not on record yet: (number, hash of its batch, metrics).
+        # The step whose metrics are not recorded yet: (number, hash of its batch, metrics).
         pending = None
+        # The time of a step excludes evaluations, saves and the preparations above.
         run_log.start_clock()
         for step in range(begin, begin if stop else horizon):
             state, metrics = train_step(state, batches.at(step))
             if pending:
-                # The devices compute this step while the metrics of the step before are read. No
-                # step is on record before the save before it is: a kill costs one interval at most.
+                # The devices compute this step while the metrics of the step before are read. A
+                # step's metrics are recorded only after the save before it is on disk, so a kill
+                # loses at most one save interval.
                 checkpoints.wait()
                 run_log.step(*pending)
             pending = (step, batches.hash(step), metrics)
             profile.after_step(step - begin)
+            # Does nothing, unless a test asks for a kill here.
             failpoint("after_step", step)
 
             steps_done = step + 1
@@ -205,7 +217,7 @@ def train(checked: Preflight) -> None:
             evaluate_now = not stop and evaluator.due(steps_done)
             save_now = stop or steps_done % c.save.every == 0 or steps_done == horizon
             if evaluate_now or save_now:
-                # The steps of a checkpoint are on record before it is.
+                # All steps of a checkpoint are recorded before the checkpoint is saved.
                 checkpoints.wait()
                 run_log.step(*pending)
                 pending = None
@@ -220,7 +232,7 @@ def train(checked: Preflight) -> None:
             if save_now:
                 meta = {
                     "model": asdict(model_config),
-                    "config": settings,
+                    "config": recorded_settings,
                     "data": data_identity,
                     "validation_loss": validation_loss,
                 }
@@ -233,20 +245,27 @@ def train(checked: Preflight) -> None:
         # ---- the end
         batches.close()
         profile.close()
+        # Before the report, which must be newer than the last checkpoint: see already_done.
         checkpoints.close()
-        run_log.close()
         if main_process:
             run_log.say(f"report: {write_report(run)}")
+        without = " without --config.fresh" if c.fresh else ""
         if steps_done < horizon:
-            command = "the same command" + c.fresh * " without --config.fresh"
+            saved = "everything is saved" if steps_done else "there was nothing to save"
             run_log.say(
-                f"stopped after step {steps_done} of {horizon}; everything is saved. "
-                f"To continue, run {command} again"
+                f"stopped after step {steps_done} of {horizon}; {saved}. "
+                f"To continue, run the same command{without} again"
+            )
+        elif stop and not (begin == horizon and done.evaluated):
+            run_log.say(
+                f"all {horizon} steps are done, but the last evaluation is missing. "
+                f"To make it, run the same command{without} again"
             )
         else:
             run_log.say(
                 f"all {horizon} steps are done. Try the model: python sample.py --run {run}"
             )
+        run_log.close()
 
 
 def main() -> None:
@@ -258,9 +277,10 @@ def main() -> None:
             raise
         reason = str(error).splitlines()[0]
         raise RunError(
-            f"another process of this run has ended, or cannot be reached ({reason})"
+            f"another process of this run may have ended, or cannot be reached ({reason})"
         ) from error
 
 
 if __name__ == "__main__":
+    # Hard: after an error, waiting for Orbax's threads or for other processes could take forever.
     exit_on_error(main, hard=True)

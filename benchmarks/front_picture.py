@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib
 
@@ -24,6 +25,8 @@ import numpy as np
 
 from minigpt_jax.runtime.files import read_jsonl
 
+Scheme = Literal["light", "dark"]
+SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 QUESTIONS = ("What does len do?", "What does os.path.join do?")
 WIDTH, HEIGHT = 620, 640
 INK = {"light": "#1c2024", "dark": "#e4e7ea"}
@@ -37,7 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     options = parser.parse_args()
     with serving(options.runs / "quickstart_finetune") as address:
-        for scheme in ("light", "dark"):
+        for scheme in SCHEMES:
             page = screenshot(address, scheme)
             compose(page, options.runs, scheme, options.out / f"front_{scheme}.png")
 
@@ -58,7 +61,7 @@ def serving(run: Path) -> Iterator[str]:
         process.wait()
 
 
-def screenshot(address: str, scheme: str) -> np.ndarray:
+def screenshot(address: str, scheme: Scheme) -> np.ndarray:
     """[2 HEIGHT, 2 WIDTH, 4] pixels of the page after QUESTIONS were asked."""
     from playwright.sync_api import sync_playwright
 
@@ -82,10 +85,10 @@ def screenshot(address: str, scheme: str) -> np.ndarray:
     return matplotlib.image.imread(io.BytesIO(pixels))
 
 
-def compose(page: np.ndarray, runs: Path, scheme: str, out: Path) -> None:
+def compose(page: np.ndarray, runs: Path, scheme: Scheme, out: Path) -> None:
     """Draw the page on the left and the loss of both runs on the right."""
     ink = INK[scheme]
-    style = {
+    style: dict[Any, Any] = {
         name: ink
         for name in (
             "text.color",
@@ -95,7 +98,8 @@ def compose(page: np.ndarray, runs: Path, scheme: str, out: Path) -> None:
             "ytick.color",
         )
     }
-    with plt.rc_context(style | {"font.size": 11}):
+    style["font.size"] = 11
+    with plt.rc_context(style):
         figure = plt.figure(figsize=(12.4, 6.4), dpi=100, facecolor=PAPER[scheme])
         left = figure.add_axes((0, 0, 0.5, 1))
         left.imshow(page)

@@ -38,15 +38,15 @@ def conversation_of(row: dict[str, Any], context: int, tokenizer: Tokenizer) -> 
     if not any(mask):
         raise BadConversation("nothing to learn", "found no answer of the assistant")
     if len(tokens) > context:
-        raise BadConversation("too long", f"found {len(tokens)} tokens, a row holds {context}")
+        raise BadConversation("too long", f"found {len(tokens)} tokens, expected at most {context}")
     return Conversation(np.array(tokens, np.uint16), np.array(mask, np.uint8))
 
 
 def messages_of(row: dict[str, Any]) -> list[Message]:
-    """The messages of a row of any known schema, without blanks around them.
+    """The messages of a row of any known schema, without whitespace at their ends.
 
-    A null counts as an absent field. A `system` field goes before a pair, an `input` below its
-    question. Raises BadConversation.
+    A null counts as an absent field. A `system` field becomes the message before a pair; an `input`
+    is added below its instruction. Raises BadConversation.
     """
     fields = {name: value for name, value in row.items() if value is not None}
     for name in _DIALOGUES:
@@ -67,7 +67,9 @@ def _messages_of_dialogue(name: str, turns: object) -> list[Message]:
     for turn in turns:
         if not isinstance(turn, dict):
             found = f"found {_shorten(turn)} in {name}"
-            raise BadConversation("not a list", f"{found}, expected a list of turns with names")
+            raise BadConversation(
+                "not a dictionary", f"{found}, expected turns with a role and content"
+            )
         role = turn.get("role", turn.get("from"))
         role = _ROLES.get(role, role) if isinstance(role, str) else _shorten(role)
         messages.append(_message(role, turn.get("content", turn.get("value"))))

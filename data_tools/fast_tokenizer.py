@@ -1,8 +1,8 @@
-"""Encode text several times as fast where the package gigatoken is installed, and check its ids.
+"""Encode text several times as fast where gigatoken is installed, and check its ids.
 
-gigatoken gets the ranks of our tokenizer and must return the ids of our tokenizer; `expect_equal`
-compares them. Every failure is raised as one exception, so that a caller has one thing to do:
-continue with tiktoken.
+gigatoken is a package with a fast BPE tokenizer. It reads the same merge ranks as our tokenizer, so
+it must return the same ids; `expect_equal` compares them. Every failure is raised as Unusable, and
+the caller then continues with tiktoken.
 """
 
 import threading
@@ -15,7 +15,8 @@ import numpy as np
 
 from minigpt_jax.tokenizer import RANKS, load_tokenizer
 
-# gigatoken 0.10 keeps every word that it has seen, so it is replaced after so many characters.
+# gigatoken 0.10 keeps every word that it has seen in memory. A tokenizer that has encoded this many
+# characters is therefore replaced by a new one.
 RELOAD_CHARACTERS = 1_000_000_000
 _SHOWN_CHARACTERS = 40
 
@@ -25,7 +26,10 @@ class Unusable(Exception):
 
 
 class FastTokenizer:
-    """gigatoken with a table of ranks. Threads may share one. Raises every failure as Unusable."""
+    """gigatoken with the merge ranks in the file `ranks`, which has the format of tiktoken.
+
+    Threads may share one. Every failure is raised as Unusable.
+    """
 
     def __init__(self, ranks: Path = RANKS):
         self._ranks = ranks
@@ -39,11 +43,13 @@ class FastTokenizer:
             self._load(0)
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Lengths [n] int64 and ids [sum of lengths] uint16 of n texts; n must be 1 or more."""
+        """Lengths [n] int64 and ids [sum of lengths] uint16 of n texts."""
         with _failures_as_unusable():
+            # The arrays that gigatoken returns: rows of different lengths.
             import awkward
 
             tokenizer = self._load(sum(map(len, texts)))
+            # Not parallel: the caller has one thread for each core.
             try:
                 rows = tokenizer.encode_batch(texts, parallel=False)
             except TypeError:
@@ -57,12 +63,13 @@ class FastTokenizer:
             return lengths, np.asarray(awkward.flatten(rows)).astype(np.uint16)
 
     def _load(self, characters: int) -> Any:
-        """A tokenizer that may encode so many more `characters`."""
+        """The tokenizer that shall encode the next `characters`: the one in use, or a new one."""
         import gigatoken
 
         with self._lock:
             if self._tokenizer is None or self._characters >= RELOAD_CHARACTERS:
-                # No special tokens: what looks like one in a text is text.
+                # Without special tokens, because documents are data: "<|endoftext|>" in one of them
+                # is encoded as ordinary text, as tokenizer.encode does it.
                 self._tokenizer = gigatoken.Tokenizer.from_tiktoken(self._ranks, "gpt2", {})
                 self._characters = 0
             self._characters += characters
@@ -70,7 +77,7 @@ class FastTokenizer:
 
 
 def expect_equal(
-    numbered: Sequence[tuple[int, str]],
+    numbered_texts: Sequence[tuple[int, str]],
     lengths: np.ndarray,
     ids: np.ndarray,
     compared: Container[int],
@@ -80,7 +87,8 @@ def expect_equal(
     `ids` are those of all texts, one after the other, `lengths` how many each text has.
     """
     tokenizer = load_tokenizer()
-    for (number, text), length, end in zip(numbered, lengths, np.cumsum(lengths), strict=True):
+    ends = np.cumsum(lengths)
+    for (number, text), length, end in zip(numbered_texts, lengths, ends, strict=True):
         if number not in compared:
             continue
         if not np.array_equal(ids[end - length : end], tokenizer.encode_array(text)):
@@ -94,10 +102,13 @@ def expect_equal(
 def _failures_as_unusable() -> Iterator[None]:
     try:
         yield
-    except ImportError:
+    except ImportError as error:
         raise Unusable(
-            "gigatoken is not installed (`pip install gigatoken` makes this several times faster)"
+            f"{error.name or 'gigatoken'} is not installed "
+            "(`pip install gigatoken` makes this several times faster)"
         ) from None
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
-        # A panic of its Rust code is not an Exception.
+        # A panic of gigatoken's Rust code is a BaseException, but not an Exception.
         raise Unusable(f"warning: gigatoken failed ({error!r})") from error

@@ -281,8 +281,8 @@ def _parser() -> argparse.ArgumentParser:
         dest="sources",
         action="append",
         required=True,
-        help="data set on the Hugging Face Hub (owner/name or owner/name@revision), "
-        "file or folder; may be repeated",
+        help="file, folder, or Hugging Face Hub data set (owner/name or owner/name@revision); "
+        "may be repeated",
     )
     add("--name", help="configuration of the Hub data set, e.g. sample-10BT")
     add("--out", type=Path, required=True, help="folder for the shards")

@@ -17,7 +17,7 @@ from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, Tokenizer
 
 
 def pack(lengths: Sequence[int], context: int) -> list[list[int]]:
-    """The numbers of the conversations in each row, whose `lengths` add up to at most `context`.
+    """The rows: each is a list of indices into `lengths`, whose lengths sum to at most `context`.
 
     The longest conversation is placed first, each into the row with the least sufficient space
     (best-fit decreasing). Rows are sorted by the number of their longest conversation, so that
@@ -37,6 +37,7 @@ def pack(lengths: Sequence[int], context: int) -> list[list[int]]:
         rows[row].append(number)
         if space > lengths[number]:
             insort(spaces, (space - lengths[number], row))
+    # Every row begins with its longest conversation, so its number decides.
     return sorted(rows)
 
 
@@ -47,11 +48,12 @@ def write_packed(
     tokenizer: Tokenizer,
     source: str,
 ) -> dict[str, int]:
-    """Replace the content of `folder` by packed conversations; returns the rows of every split.
+    """Replace the data in `folder` by packed conversations; returns the rows of every split.
 
     The old manifest is deleted first and the new one written last: a folder without a manifest is
-    unfinished. Raises RunError when the disk is full.
+    unfinished. Raises RunError when `folder` cannot be written.
     """
+    # (shards, number of conversations) of each split.
     shards: dict[str, tuple[list[Shard], int]] = {}
     counts: dict[str, int] = {}
     try:
@@ -75,7 +77,8 @@ def write_packed(
         )
     except OSError as error:
         raise RunError(
-            f"{folder}: {error.strerror or error}: free some space and run the same command again"
+            f"{folder}: cannot be written ({error.strerror or error}): correct this, for example "
+            "by freeing space, and run the same command again"
         ) from None
     return counts
 
@@ -83,7 +86,7 @@ def write_packed(
 def expect_free(folder: Path, overwrite: bool) -> None:
     """Raises InputError where writing to `folder` would destroy data.
 
-    What a killed run left behind may be replaced, and finished data with `overwrite`.
+    Unfinished data of a killed run may be replaced; finished data only with `overwrite`.
     """
     if (folder / MANIFEST).exists() and not overwrite:
         raise InputError(
@@ -99,7 +102,10 @@ def expect_free(folder: Path, overwrite: bool) -> None:
 
 def _clear(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for path in (folder / MANIFEST, *folder.glob("*.npy"), *folder.glob("*.tmp")):
+    masks = set(folder.glob("*.mask.npy"))
+    tokens = set(folder.glob("*.npy")) - masks
+    # Masks after tokens: a kill must not leave tokens without a mask, which expect_free refuses.
+    for path in (folder / MANIFEST, *tokens, *masks, *folder.glob("*.tmp")):
         path.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Show how far a tool has come: a bar on a terminal, a line now and then elsewhere."""
+"""Show the progress of a tool: a bar on a terminal, otherwise a line every few seconds."""
 
 import io
 import sys
@@ -6,16 +6,16 @@ import time
 
 from tqdm import tqdm
 
-# Between two lines where there is no terminal.
+# Least time between two lines where stderr is not a terminal.
 LINE_SECONDS = 10
 LINE_WIDTH = 80
 
 
 class ProgressBar:
-    """A tqdm bar on stderr, or one line every LINE_SECONDS where stderr is no terminal.
+    """A tqdm bar on stderr; where that is not a terminal, at most one line every LINE_SECONDS.
 
-    `unit` is what is counted, `total` the expected number if it is known, `initial` the number that
-    an earlier process did.
+    `unit` is the name of what is counted, `total` the expected number if it is known, and `initial`
+    the number that an earlier process did.
     """
 
     def __init__(self, unit: str, *, total: int | None = None, initial: int = 0):
@@ -26,6 +26,7 @@ class ProgressBar:
             initial=initial,
             unit=unit,
             unit_scale=True,
+            # tqdm would move the cursor, so without a terminal `advance` prints the lines instead.
             file=sys.stderr if self._is_tty else io.StringIO(),
             ncols=None if self._is_tty else LINE_WIDTH,
             mininterval=0.1 if self._is_tty else LINE_SECONDS,
@@ -38,7 +39,7 @@ class ProgressBar:
         self._bar.close()
 
     def advance(self, count: int, note: str = "") -> None:
-        """Add `count` to what is done; `note` is shown behind the bar."""
+        """Add `count` to the number done; `note` is shown after the bar."""
         self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)
         if not self._is_tty and time.monotonic() - self._printed > LINE_SECONDS:

@@ -1,7 +1,8 @@
-"""Which rows a step trains on, and how they reach the devices: a pure function of (seed, step).
+"""Choose the rows of a step as a pure function of (seed, step), and put them on the devices.
 
 Row i of a stream is `stream[i*T : i*T + T + 1]`, its loss weights `mask[i*T + 1 : i*T + T + 1]`.
-Every epoch contains every row once, in its own order. Nothing needs to be saved in a checkpoint.
+Every epoch contains every row once. Each epoch has a different order, so the rows of a step follow
+from the seed and the number of the step, and a checkpoint needs no state of the data.
 """
 
 import hashlib
@@ -83,7 +84,8 @@ def batch_at(
     def read(index) -> tuple[np.ndarray, np.ndarray]:
         micro_batches, columns = index[:2]
         key = (micro_batches.start, micro_batches.stop, columns.start, columns.stop)
-        # Several devices hold the same rows where the "tensor" axis cuts a layer.
+        # Rows are read once for both arrays, and for all devices that hold the same rows: those
+        # that differ only on the "tensor" axis.
         if key not in parts:
             parts[key] = read_rows(stream, grid[micro_batches, columns], context)
         return parts[key]
@@ -103,14 +105,17 @@ class Batches:
     sharding: jax.sharding.Sharding
     _: KW_ONLY
     seed: int
-    # Number of rows, and into how many micro-batches they are cut.
+    # Rows of a batch.
     batch: int
+    # Micro-batches that a batch is cut into.
     accumulation: int
+    # Tokens of a row.
     context: int
-    # Steps of the run: nothing is read ahead for a step that never comes.
+    # Steps of the run. After the last one no batch is read ahead.
     horizon: int
     # Entered while `at` waits for the thread, to measure that time.
     waiting: Callable[[], AbstractContextManager] = nullcontext
+    # At most one batch that the thread reads, by its step.
     _ahead: dict[int, Future] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:

@@ -180,7 +180,7 @@ class Generator:
             self._cache = self._device_put(jax.tree.map(lambda a: jnp.pad(a, widths), self._cache))
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> DecodeState:
-        """Add all tokens of the prompts but the last to the cache, where it has not got them."""
+        """Add the tokens of the prompts that the cache lacks, except the last of each prompt."""
         known = min(
             common_prefix_length(old[:-1], new[:-1])
             for old, new in zip(self.ids, prompts, strict=True)

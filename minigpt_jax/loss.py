@@ -1,8 +1,8 @@
-"""Masked next-token cross-entropy that never holds all logits: they would outweigh the model.
+"""Masked next-token cross-entropy without all logits in memory: they may be larger than the model.
 
-The sequence is cut into chunks of time. The logits of a chunk are kept only until its loss is known
-and, where a gradient is needed, its gradient too: computing the gradient in the forward pass saves
-the matmul of a recomputation (Liger Kernel, Hsu et al. 2024, does the same on one GPU).
+Rows are cut into chunks of neighbouring positions. The logits of a chunk are in memory only until
+its loss is computed. Where a gradient is needed, it is computed in the same pass, which saves the
+matmul of a recomputation (Liger Kernel, Hsu et al. 2024, does the same on one GPU).
 """
 
 from functools import partial
@@ -17,16 +17,16 @@ def logits(
     hidden: Float[Array, "*N D"], table: Float[Array, "V D"], vocab_size: int | Int[Array, ""]
 ) -> Float[Array, "*N V"]:
     """`hidden` times the rows of `table`, in f32 at least; rows from `vocab_size` on give -inf."""
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    sum_dtype = jnp.promote_types(hidden.dtype, jnp.float32)
     table = table.astype(hidden.dtype)
-    scores = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=wide)
+    scores = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=sum_dtype)
     return mask_padded_vocab(scores, vocab_size)
 
 
 def mask_padded_vocab(
     scores: Float[Array, "*N V"], vocab_size: int | Int[Array, ""]
 ) -> Float[Array, "*N V"]:
-    """`scores` with -inf for the rows that pad the embedding, which are no token ids."""
+    """`scores` with -inf where the row of the embedding is padding and not a token."""
     return jnp.where(_token_ids(scores) < vocab_size, scores, -jnp.inf)
 
 
@@ -45,11 +45,12 @@ def cross_entropy(
     positions of T have their logits in memory at the same time.
     """
     length = hidden.shape[1]
+    # Chunks of equal length, which divides T. A prime T above `chunk` makes chunks of 1 position.
     chunk = next(c for c in range(min(chunk, length), 0, -1) if length % c == 0)
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    sum_dtype = jnp.promote_types(hidden.dtype, jnp.float32)
     with jax.named_scope("cross_entropy"):
         total = _loss_sum(vocab_size, chunk, hidden, table, targets, weights)
-        return total, weights.sum(dtype=wide)  # pyright: ignore[reportReturnType] (of custom_vjp)
+        return total, weights.sum(dtype=sum_dtype)  # pyright: ignore[reportReturnType] (of custom_vjp)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -65,8 +66,8 @@ def _loss_sum(vocab_size, chunk, hidden, table, targets, weights):
 
 
 def _loss_sum_forward(vocab_size, chunk, hidden, table, targets, weights):
-    """`_loss_sum`, and its gradients by `hidden` and `table`."""
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    """`_loss_sum`, and its gradients with respect to `hidden` and `table`."""
+    sum_dtype = jnp.promote_types(hidden.dtype, jnp.float32)
 
     def add(carry, inputs):
         total, d_table = carry
@@ -76,12 +77,14 @@ def _loss_sum_forward(vocab_size, chunk, hidden, table, targets, weights):
         total += (w * (log_sum_exp[..., 0] - _at_targets(scores, t))).sum()
         is_target = _token_ids(scores) == t[..., None]
         d_scores = ((jnp.exp(scores - log_sum_exp) - is_target) * w[..., None]).astype(h.dtype)
-        narrow_table = table.astype(h.dtype)
-        d_h = jnp.einsum("btv,vd->btd", d_scores, narrow_table, preferred_element_type=wide)
-        d_table += jnp.einsum("btv,btd->vd", d_scores, h, preferred_element_type=wide)
+        table_in_compute_dtype = table.astype(h.dtype)
+        d_h = jnp.einsum(
+            "btv,vd->btd", d_scores, table_in_compute_dtype, preferred_element_type=sum_dtype
+        )
+        d_table += jnp.einsum("btv,btd->vd", d_scores, h, preferred_element_type=sum_dtype)
         return (total, d_table), d_h.astype(h.dtype)
 
-    start = (jnp.zeros((), wide), jnp.zeros(table.shape, wide))
+    start = (jnp.zeros((), sum_dtype), jnp.zeros(table.shape, sum_dtype))
     chunks = _chunks(chunk, hidden, targets, weights)
     (total, d_table), d_hidden = jax.lax.scan(add, start, chunks)
     d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
@@ -89,6 +92,7 @@ def _loss_sum_forward(vocab_size, chunk, hidden, table, targets, weights):
 
 
 def _loss_sum_backward(_vocab_size, _chunk, gradients, d_total):
+    """The gradients of `targets` and `weights` count as 0: both are data."""
     d_hidden, d_table = (g * d_total.astype(g.dtype) for g in gradients)
     return d_hidden, d_table, None, None
 
@@ -106,6 +110,6 @@ def _at_targets(scores: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Fl
 
 
 def _chunks(chunk: int, *arrays):
-    """[B, T, ...] -> [T/chunk, B, chunk, ...]: a row stays on its device, as time is cut."""
+    """[B, T, ...] -> [T/chunk, B, chunk, ...]. Every device keeps its rows, as only T is cut."""
     cut = (a.reshape(a.shape[0], -1, chunk, *a.shape[2:]) for a in arrays)
     return tuple(jnp.moveaxis(a, 1, 0) for a in cut)

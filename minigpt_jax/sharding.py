@@ -20,7 +20,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 # Dimension -> mesh axis, for parameters and activations. A dimension that is not listed is not
 # split.
-RULES = (
+AXIS_RULES = (
     ("batch", BATCH_AXES),
     ("embed", "fsdp"),
     ("heads", "tensor"),
@@ -66,9 +66,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
 def check_divides(mesh: Mesh, dimensions: Mapping[str, int]) -> None:
     """Raise InputError if `mesh` does not split all `dimensions` into equal parts.
 
-    `dimensions` maps names in RULES to sizes.
+    `dimensions` maps names in AXIS_RULES to sizes.
     """
-    for name, axes in RULES:
+    for name, axes in AXIS_RULES:
         axes = (axes,) if isinstance(axes, str) else axes
         parts = 1
         for axis in axes:
@@ -88,7 +88,7 @@ def data_parallel_size(mesh: Mesh) -> int:
 def state_sharding(abstract_state, mesh: Mesh):
     """Shardings of a state, from its shapes with named dimensions (by `jax.eval_shape`)."""
     specs = nn.get_partition_spec(abstract_state)
-    return nn.logical_to_mesh_sharding(specs, mesh, list(RULES))
+    return nn.logical_to_mesh_sharding(specs, mesh, list(AXIS_RULES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,4 +1,4 @@
-"""One step of training as a pure function: a run folds `train_step(state, batch)` over batches.
+"""One step of training as a pure function, which a run calls as `train_step(state, batch)`.
 
 Everything that changes with time (learning rate, random keys) is computed from `state.step`, so a
 state and a step number are all that a resumed run needs.
@@ -18,11 +18,11 @@ from jaxtyping import Bool, Float, Int, UInt8, UInt16
 
 from minigpt_jax import loss
 from minigpt_jax.data import Batch
-from minigpt_jax.sharding import RULES, batch_sharding, replicated, state_sharding
+from minigpt_jax.sharding import AXIS_RULES, batch_sharding, replicated, state_sharding
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that changes during a run: arrays, or in a tree of the same form their shapes."""
+    """Everything that changes during a run. An abstract state has shapes in place of arrays."""
 
     step: Any  # [] int32, the number of steps done
     params: dict
@@ -30,26 +30,27 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class MeshFunction(NamedTuple):
-    """A jitted function that runs with `mesh` set: names of dimensions mean axes of this mesh."""
+    """A jitted function that is called with `mesh` and AXIS_RULES set, so that XLA can split it."""
 
     mesh: jax.sharding.Mesh
     function: Any
 
     def __call__(self, *arguments):
-        """What `function` returns."""
-        with jax.set_mesh(self.mesh), nn.logical_axis_rules(list(RULES)):
+        """Call `function`."""
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(list(AXIS_RULES)):
             return self.function(*arguments)
 
     def lower(self, *arguments):
         """`function.lower` for `arguments` or their shapes: to compile without running."""
-        with jax.set_mesh(self.mesh), nn.logical_axis_rules(list(RULES)):
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(list(AXIS_RULES)):
             return self.function.lower(*arguments)
 
 
 def init_state(
     model: nn.Module, optimizer: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    """A fresh state, each part made on the device that keeps it."""
+    """A fresh state with the shardings of `abstract_state`."""
+    # In one jitted function every device makes only its own part: the whole may not fit on one.
     with jax.set_mesh(mesh):
         init = jax.jit(
             lambda: nn.unbox(_init_with_axes(model, optimizer, seed)),
@@ -97,15 +98,15 @@ def make_train_step(
     loss_chunk: int,
     separator: int | None = None,
 ) -> MeshFunction:
-    """Compile `state, metrics = step(state, batch)`; the new state reuses the old one's memory.
+    """Return the jitted `state, metrics = step(state, batch)`, which overwrites the old state.
 
-    `optimizer` comes from `make_optimizer`. With a `separator`, which begins each document, the
-    documents of a row attend only to themselves and count from position 0; without one, a row is
-    one text.
+    `optimizer` comes from `make_optimizer`. `separator` is the token that begins each document:
+    attention then stays within a document, and its positions count from 0. Without it a row is
+    treated as one document.
 
     Metrics are f32 scalars: loss (mean over the weight of the batch), weight, grad_norm (before
-    clipping), learning_rate, and skipped: 1 where loss or gradient was not finite, so that weights
-    and optimizer stayed the same.
+    clipping), learning_rate, and skipped: 1 where loss, gradient or learning rate was not finite,
+    so that parameters and optimizer state stayed the same.
     """
 
     def batch_loss(params, tokens, weights, key):
@@ -143,13 +144,13 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     state_shardings = _state_shardings(model, optimizer, mesh)
-    compiled = jax.jit(
+    jitted = jax.jit(
         step,
         in_shardings=(state_shardings, batch_sharding(mesh)),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnames="state",
     )
-    return MeshFunction(mesh, compiled)
+    return MeshFunction(mesh, jitted)
 
 
 @jax.named_scope("gradients")
@@ -174,16 +175,18 @@ def _sum_gradients(batch_loss: Callable, params: dict, batch: Batch, key: Array)
     return jax.lax.scan(add, zeros, micro_batches)[0]
 
 
-def subtract_if_finite(weight: Float[Array, "*N"], step: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """`weight - step`, but `weight` where that is not finite: checkpoints must stay loadable."""
-    moved = weight - step
-    return jnp.where(jnp.isfinite(moved), moved, weight)
+def subtract_if_finite(
+    parameter: Float[Array, "*N"], change: Float[Array, "*N"]
+) -> Float[Array, "*N"]:
+    """`parameter - change`, but `parameter` where that is not finite: checkpoints stay loadable."""
+    changed = parameter - change
+    return jnp.where(jnp.isfinite(changed), changed, parameter)
 
 
 def select_update(is_finite: Bool[Array, ""], update: Callable[[], Any], old):
     """`update()` if `is_finite`, else `old`."""
-    # On a CPU XLA then updates in place. On a GPU a conditional would wait for the host to read
-    # `is_finite`.
+    # On a CPU a conditional lets XLA update the memory of the old state. On a GPU a conditional
+    # stops the device until the host has read `is_finite`, so both values are computed there.
     if jax.default_backend() == "cpu":
         return jax.lax.cond(is_finite, update, lambda: old)
     return jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), update(), old)
@@ -192,7 +195,7 @@ def select_update(is_finite: Bool[Array, ""], update: Callable[[], Any], old):
 def make_eval_step(
     model: nn.Module, mesh: jax.sharding.Mesh, *, loss_chunk: int, separator: int | None = None
 ) -> MeshFunction:
-    """Compile `loss sum, weight sum = eval_step(params, batch)`, without dropout."""
+    """Return the jitted `loss sum, weight sum = eval_step(params, batch)`, without dropout."""
 
     def step(params, batch: Batch):
         def add(sums, micro_batch):
@@ -231,6 +234,7 @@ def _loss_sums(
     targets = tokens[:, 1:]
     positions, segments = (None, None) if separator is None else document_layout(inputs, separator)
     use_dropout = dropout_key is not None and model.config.dropout > 0
+    # The second result is the cache of decoding: None here.
     hidden, _ = model.apply(
         {"params": params},
         inputs,

@@ -169,7 +169,7 @@ def call_sample(monkeypatch, capsys):
 
 
 def test_sample_answers_in_eight_bits(tmp_path, call_sample):
-    run = models.make_run(tmp_path / "text", models.BASE)
+    run = models.write_random_run(tmp_path / "text", models.BASE)
     settings = ("--prompt", "Once", "--max-new-tokens", "6", "--quantize", "int8")
     code, answer, errors = call_sample("--run", str(run), *settings)
     assert code == 0, errors

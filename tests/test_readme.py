@@ -89,7 +89,7 @@ def run_here(arguments: list[str]) -> None:
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(arguments[0], run_name="__main__")
-    assert not exit.value.code
+    assert not exit.value.code, " ".join(arguments)
 
 
 def run_server(arguments: list[str], clone: Path) -> None:

@@ -24,7 +24,8 @@ from minigpt_jax.token_stream import open_stream
 from minigpt_jax.tokenizer import END_OF_TEXT
 from minigpt_jax.tracking.report import write_report
 
-# Positions per row whose logits are in memory at a time, as in configs/quickstart.py.
+# Positions of each row whose logits are in memory at the same time. Few, as in
+# configs/quickstart.py, because a run may be evaluated on a smaller machine than it was trained on.
 LOSS_CHUNK = 32
 
 
@@ -54,7 +55,7 @@ def run_bits(options: argparse.Namespace) -> None:
         vocab_size=run.config.vocab_size,
         context=context,
     )
-    # Documents are kept apart where training kept them apart, and in every finetuning stream.
+    # Attention stays within a document where it did in training, and in every finetuning stream.
     data_config = run.meta.get("config", {}).get("data", {})
     isolate = stream.masks is not None or data_config.get("isolate_documents", False)
     eval_step = make_eval_step(
@@ -74,7 +75,7 @@ def run_bits(options: argparse.Namespace) -> None:
     print(
         f"{options.split} of {options.source}: loss {found.loss:.4f} per token, "
         f"{found.bits_per_byte:.4f} bits per byte ({rows:,} rows of {context}, "
-        f"{found.tokens:,} tokens with weight, {tokens_per_second:,.0f} tokens/s)"
+        f"{found.tokens:,} tokens in the loss, {tokens_per_second:,.0f} tokens/s)"
     )
 
 
@@ -106,6 +107,7 @@ def run_answers(options: argparse.Namespace) -> None:
         split=options.split,
     )
     base = load_base(options.base, run, mesh)
+    # The keys are those of answers.json.
     models = {"finetuned": run} if base is None else {"finetuned": run, "before": base}
     generated = {}
     results = {}
@@ -129,11 +131,11 @@ def run_answers(options: argparse.Namespace) -> None:
         f"{too_long} pairs were too long for the model"
     )
     for name, result in results.items():
+        label = "base" if name == "before" else name
         print(
-            f"{name:<10} {result['ended']:.0%} end with a stop token, "
-            f"{result['leaked']:.0%} leak role markers, "
-            f"{result['repetition']:.1%} of {answers.NGRAM}-word sequences are repeated, "
-            f"{result['distinct']:.0%} are distinct; "
+            f"{label:<10} {result['ended']:.0%} of the answers end with a stop token, "
+            f"{result['leaked']:.0%} contain role markers, {result['distinct']:.0%} are distinct; "
+            f"{result['repetition']:.1%} of their {answers.NGRAM}-word sequences are repeated; "
             f"loss per supervised token {result['loss']:.4f}"
         )
     print(f"report: {write_report(options.run)}")
@@ -146,7 +148,7 @@ def print_examples(pairs: Sequence[Pair], generated: Sequence[Answer]) -> None:
 
 
 def load(path: Path) -> tuple[LoadedRun, jax.sharding.Mesh]:
-    """The run in folder `path`, whole on every device of a mesh of all devices.
+    """The run in folder `path`, replicated over a mesh of all devices, and that mesh.
 
     Raises InputError where there is no usable checkpoint.
     """

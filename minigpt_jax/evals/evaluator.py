@@ -76,7 +76,7 @@ class Evaluator:
         if self._hellaswag_due(step):
             score = partial(
                 scoring.score,
-                *(params, self.config, self.mesh),
+                *(LoadedRun(params, self.config, load_tokenizer()), self.mesh),
                 dtype=self.dtype,
                 stop_requested=self.stop_requested,
             )

@@ -26,7 +26,7 @@ from minigpt_jax.evals import SCORING_BATCH
 from minigpt_jax.evals.packing import Group, PackedBatch, PackedRow, pack_rows, packed_batches
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model import GPT, resolve_compute_dtype
-from minigpt_jax.sharding import RULES, batch_sharding, data_parallel_size, replicated
+from minigpt_jax.sharding import AXIS_RULES, batch_sharding, data_parallel_size, replicated
 
 # Positions and rows of the embedding table whose logits are computed together: 3 MB in f32.
 CHUNK = 256
@@ -96,7 +96,7 @@ def _compute(
     arrays = jax.tree.map(
         lambda a: jax.make_array_from_callback(a.shape, sharding, a.__getitem__), batch
     )
-    with jax.set_mesh(mesh), nn.logical_axis_rules(list(RULES)):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(list(AXIS_RULES)):
         results = _target_logprobs(model, mesh, params, arrays, chunk=chunk, num_chunks=num_chunks)
         return jax.device_get(results)
 

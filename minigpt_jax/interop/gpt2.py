@@ -1,8 +1,8 @@
-"""Convert between transformers' GPT-2 tensors and our parameters, bit by bit the same values.
+"""Convert between transformers' GPT-2 tensors and our parameters, without changing a bit.
 
 transformers has one tensor per layer and matrices of shape [in, out], such as
-`transformer.h.3.attn.c_attn.weight`. Our layers are stacked into one array [L, ...], and the
-matrices of attention have their true shapes. Only our embedding has rows beyond the vocabulary.
+`transformer.h.3.attn.c_attn.weight`. Ours are stacked over the layers, [L, ...]; those of attention
+have dimensions for heads; and our embedding is padded with rows that are no token ids.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,6 +57,7 @@ SIZE_FIELDS = {
     "heads": "n_head",
     "embed": "n_embd",
 }
+# Larger than any GPT-2 has: a damaged config.json is reported before an array of its size is made.
 MAX_SIZE = 1_000_000
 
 
@@ -107,7 +108,9 @@ def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if len(short) < len(tensors):
         raise InputError(f"found the same tensors twice, with and without the prefix {PREFIX!r}")
     head = short.pop("lm_head.weight", None)
-    if head is not None and not np.array_equal(head, short.get("wte.weight", ())):
+    # A missing embedding is reported with the other missing tensors.
+    embedding = short.get("wte.weight", head)
+    if head is not None and not np.array_equal(head, embedding):
         raise InputError(
             "lm_head.weight: differs from wte.weight, but this model has one matrix for both "
             "(tie_word_embeddings)"
@@ -126,7 +129,7 @@ def _check_tensors(tensors: Mapping[str, np.ndarray], config: GPTConfig) -> None
             raise InputError(f"tensor {name}: found values that are not finite")
 
 
-def to_config(config: GPTConfig) -> dict:
+def to_gpt2_config(config: GPTConfig) -> dict:
     """The content of transformers' config.json."""
     return FIXED_FIELDS | {
         "architectures": ["GPT2LMHeadModel"],
@@ -139,6 +142,7 @@ def to_config(config: GPTConfig) -> dict:
         "attn_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
+        # transformers' default; only a new model would use it.
         "initializer_range": 0.02,
         "use_cache": True,
         "bos_token_id": END_OF_TEXT,
@@ -147,15 +151,18 @@ def to_config(config: GPTConfig) -> dict:
     }
 
 
-def from_config(fields: Mapping) -> GPTConfig:
+def from_gpt2_config(fields: Mapping) -> GPTConfig:
     """The model that config.json describes.
 
-    Raises InputError for other architectures, and for a GPT-2 with another vocabulary.
+    Raises InputError for another architecture or vocabulary, and for a size or a dropout that is
+    missing or not possible.
     """
+    # A field that is missing has transformers' default, which is the value of GPT-2.
     for name, expected in FIXED_FIELDS.items():
         if fields.get(name, expected) != expected:
             raise InputError(f"config.json: {name} is {fields[name]!r}, but GPT-2 has {expected!r}")
     sizes = {ours: _size(fields, theirs) for ours, theirs in SIZE_FIELDS.items()}
+    # transformers' default is 0.1. Dropout matters only for training, where a config sets its own.
     dropout = fields.get("resid_pdrop", 0.0)
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise InputError(

@@ -48,7 +48,7 @@ def _write_files(folder: Path, run: LoadedRun, name: str) -> None:
         "max_length": config.context,
     }
     contents = {
-        "config.json": gpt2.to_config(config),
+        "config.json": gpt2.to_gpt2_config(config),
         "generation_config.json": generation_config,
         "tokenizer.json": vocabulary.tokenizer_json(config.vocab_size),
         "tokenizer_config.json": vocabulary.tokenizer_config(
@@ -70,7 +70,7 @@ def read_folder(folder: Path) -> tuple[GPTConfig, dict]:
 
     Raises InputError for missing and damaged files, and for other architectures.
     """
-    config = gpt2.from_config(_read_json(folder / "config.json"))
+    config = gpt2.from_gpt2_config(_read_json(folder / "config.json"))
     tensors: dict[str, np.ndarray] = {}
     for path in _weight_files(folder):
         tensors |= _read_tensors(path)

@@ -33,6 +33,7 @@ class Guard:
         known = ("localhost", "127.0.0.1", "::1", host, *allowed_hosts)
         self._hosts = {_normalize_host(name) for name in known}
         self._any_address = is_wildcard(host)
+        # Set before the server stops: new POST requests then get the status 503.
         self.draining = False
         # POST requests without a complete response.
         self.running = 0

@@ -1,4 +1,4 @@
-"""The life of a server process: load the run, compile, answer requests, and let them finish."""
+"""Run a server: load a run, compile, answer requests, and finish running answers at the end."""
 
 import argparse
 import asyncio
@@ -38,22 +38,26 @@ def serve_run(folder: Path, listener: socket.socket, options: argparse.Namespace
 
 
 async def serve(guard: Guard, engine: Engine, listener: socket.socket, grace: float) -> None:
-    """Answer until a signal comes, then let running answers finish for at most `grace` seconds."""
+    """Answer until a signal comes, then let running answers finish for at most `grace` seconds.
+
+    Raises the error of the server if it ends before.
+    """
     stop = asyncio.Event()
     set_on_signals(stop)
     server = make_server(guard)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started:
-        if serving.done():
-            await asyncio.to_thread(engine.close)
-            return await serving
+    # uvicorn has a flag for this, but no event to wait for.
+    while not (server.started or serving.done()):
         await asyncio.sleep(_POLL_SECONDS)
-    print(f"ready: {_url(listener)}", file=sys.stderr, flush=True)
-    await stop.wait()
+    if server.started:
+        print(f"ready: {_url(listener)}", file=sys.stderr, flush=True)
+    signalled = asyncio.create_task(stop.wait())
+    await asyncio.wait({serving, signalled}, return_when=asyncio.FIRST_COMPLETED)
     guard.draining = True
     deadline = time.monotonic() + grace
-    while guard.running and time.monotonic() < deadline:
+    while guard.running and not serving.done() and time.monotonic() < deadline:
         await asyncio.sleep(_POLL_SECONDS)
+    # In a thread, because it waits for the engine's thread: the last answers are sent meanwhile.
     await asyncio.to_thread(engine.close)
     server.should_exit = True
     await serving

@@ -20,15 +20,17 @@ FIELDS = (
     "learning_rate",
     "weight",
     "skipped",
+    # Time of the step in seconds, and the share of it (0 to 1) that was spent waiting for data.
     "seconds",
     "data_wait",
     "tokens_per_s",
+    # Model FLOPs utilisation: the share of the devices' peak FLOP/s; null where that is unknown.
     "mfu",
 )
 
 
 class RunRecords(NamedTuple):
-    """The files of a run's folder; empty where a file does not exist."""
+    """The records in a run's folder. All but `steps` are empty where their file does not exist."""
 
     name: str
     steps: Columns
@@ -70,6 +72,7 @@ def _read_steps(path: Path) -> Columns:
             f"{path}: not the records of a minigpt_jax run ({error!r}): name a folder that "
             "train.py wrote"
         ) from None
+    # The means and limits of the plots leave out NaN, but not infinite values.
     return {name: np.where(np.isfinite(values), values, np.nan) for name, values in columns.items()}
 
 
@@ -78,7 +81,8 @@ def _read(path: Path, reader: Callable):
         return reader(path)
     except ValueError as error:
         raise InputError(
-            f"{path}: damaged, not JSON ({error}): restore it, or delete it to report without it"
+            f"{path}: damaged, not JSON ({error}): restore it, or delete it to report without it "
+            "(which is possible for all files but metrics.jsonl)"
         ) from None
 
 

@@ -59,7 +59,7 @@ def test_every_schema_is_recognised(row: dict, messages: list[dict]):
         ({"prompt": "", "completion": ""}, "empty answer"),
         ({"prompt": " ", "completion": "a"}, "empty message"),
         ({"messages": "q"}, "not a list"),
-        ({"messages": ["q", "a"]}, "not a list"),
+        ({"messages": ["q", "a"]}, "not a dictionary"),
         ({"messages": []}, "role order"),
         ({"messages": [{"role": "user", "content": None}]}, "not a text"),
         ({"messages": [{"role": "wizard", "content": "q"}]}, "unknown role"),

@@ -153,6 +153,7 @@ def test_only_the_given_documents_are_compared():
             "raise ImportError('no such thing')",
             "gigatoken is not installed (`pip install gigatoken`",
         ),
+        ("import no_such_package", "no_such_package is not installed (`pip install gigatoken`"),
         ("class Tokenizer: pass", "warning: gigatoken failed (AttributeError"),
         ("raise SystemExit('exits on import')", "warning: gigatoken failed (SystemExit"),
     ],
@@ -177,6 +178,14 @@ def test_a_failing_gigatoken_is_reported_in_one_line_and_changes_no_id(
     captured = capsys.readouterr()
     (line,) = captured.out.splitlines()
     assert line.startswith(message) and not captured.err
+
+
+def test_ctrl_c_is_not_a_failure_of_gigatoken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "gigatoken.py").write_text("raise KeyboardInterrupt")
+    monkeypatch.delitem(sys.modules, "gigatoken", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        FastTokenizer().load()
 
 
 def test_the_command_uses_gigatoken_unless_told_otherwise(tmp_path: Path):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,9 @@ FAST = FastTokenizer()
 SLOW_LETTERS = 1_000_000
 # The reference has two shards of validation tokens.
 FIRST_SHARD_OF_SLOW_DOCUMENT = "val_000002.npy"
+KILLS = 2
+# Runs that may end before the test can stop them.
+ATTEMPTS = 10
 POINTS = ["before_replace", "before_progress@12", "before_manifest", "after_manifest"]
 
 
@@ -140,7 +144,7 @@ def test_kills_at_random_times_change_no_byte_and_leave_no_worker(
     out = tmp_path / "out"
     draw = random.Random()
     kills = 0
-    while kills < 2:
+    for _ in range(ATTEMPTS):
         process = start(corpus, out, "--no-fast")
         before = len(list(out.glob("*.npy")))
         wait_for(lambda before=before: len(list(out.glob("*.npy"))) > before, process)
@@ -152,8 +156,11 @@ def test_kills_at_random_times_change_no_byte_and_leave_no_worker(
             # It ended before the kill: begin again.
             shutil.rmtree(out)
             continue
-        kills += 1
         wait_for(lambda workers=workers: not any(map(is_running, workers)))
+        kills += 1
+        if kills == KILLS:
+            break
+    assert kills == KILLS
     prepare(recipe(corpus), out, workers=1, fast_tokenizer=FAST)
     assert contents(out) == reference
 
@@ -163,15 +170,17 @@ def interrupt(slow_corpus: Path, out: Path, send: Callable[[int], None], code: i
 
     Begins again where the run was too fast for that, and has written the slow document already.
     """
-    while True:
+    for _ in range(ATTEMPTS):
         process = start(slow_corpus, out, "--no-fast")
         wait_for((out / "train_000000.npy").exists, process)
-        send(process.pid)
+        with suppress(ProcessLookupError):
+            send(process.pid)
         process.wait()
         if not (out / FIRST_SHARD_OF_SLOW_DOCUMENT).exists():
             return finish(process, code)
         process.communicate()
         shutil.rmtree(out)
+    raise AssertionError("every run ended before the signal")
 
 
 def test_a_killed_worker_ends_the_run_and_the_same_command_continues(

@@ -79,4 +79,4 @@ def test_bytes_are_those_of_the_tokens_that_have_weight(tmp_path):
 def test_without_a_limit_every_row_counts(pretrained, corpus):
     done = run_main(main, "bits", "--run", pretrained, "--source", corpus)
     rows = int(re.search(r"\((\d+) rows", done.stdout)[1])  # pyright: ignore
-    assert rows > 20 and f"{rows * 32:,} tokens with weight" in done.stdout
+    assert rows > 20 and f"{rows * 32:,} tokens in the loss" in done.stdout

@@ -113,7 +113,7 @@ def interrupt(workspace: Workspace, name: str, moments: Sequence[Moment]) -> Out
     recorded = 0
     for moment in moments:
         output, code = _run_until(moment, settings, run, log)
-        stopped = moment.action == "term" and "everything is saved" in output
+        stopped = moment.action == "term" and "To continue, run" in output
         outcome.tried += code == -signal.SIGKILL or stopped
         outcome.problems += _bad_ending(output, code, -signal.SIGKILL)
         outcome.problems += _too_many_repeated(outcome, recorded, output)

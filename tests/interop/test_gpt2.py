@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.interop.gpt2 import from_config, from_gpt2, stop_tokens, to_config, to_gpt2
+from minigpt_jax.interop.gpt2 import (
+    from_gpt2,
+    from_gpt2_config,
+    stop_tokens,
+    to_gpt2,
+    to_gpt2_config,
+)
 from minigpt_jax.model import GPT, GPTConfig
 from tests.interop.models import BASE, CHAT, tensors
 
@@ -24,7 +30,7 @@ def test_converting_there_and_back_changes_no_bit(config: GPTConfig):
     assert back.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert back[name].tobytes() == tensor.tobytes() and back[name].shape == tensor.shape, name
-    assert from_config(to_config(config)) == config
+    assert from_gpt2_config(to_gpt2_config(config)) == config
 
 
 def test_the_shapes_are_those_of_our_model():
@@ -66,6 +72,13 @@ def test_names_without_prefix_mask_buffers_and_a_tied_head_are_accepted():
             {"lm_head.weight": np.zeros((50257, 32), np.float32)},
             "lm_head.weight: differs from wte.weight",
         ),
+        (
+            {
+                "transformer.wte.weight": None,
+                "lm_head.weight": np.zeros((50257, 32), np.float32),
+            },
+            r"wte\.weight: found none, expected \(50257, 32\)",
+        ),
     ],
 )
 def test_wrong_tensors_are_refused_by_name(change: dict, message: str):
@@ -98,11 +111,11 @@ def test_wrong_tensors_are_refused_by_name(change: dict, message: str):
 def test_another_architecture_is_refused(change: dict, message: str):
     changed = {
         name: value
-        for name, value in (to_config(BASE) | change).items()
+        for name, value in (to_gpt2_config(BASE) | change).items()
         if value is not None or name == "n_inner"
     }
     with pytest.raises(InputError, match=message):
-        from_config(changed)
+        from_gpt2_config(changed)
 
 
 def test_a_finetuned_model_stops_at_the_end_of_a_turn():

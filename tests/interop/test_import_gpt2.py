@@ -15,7 +15,7 @@ import sample
 from minigpt_jax import load_run
 from minigpt_jax.errors import InputError
 from minigpt_jax.interop import import_gpt2
-from minigpt_jax.interop.gpt2 import from_gpt2, to_config
+from minigpt_jax.interop.gpt2 import from_gpt2, to_gpt2_config
 from minigpt_jax.interop.hugging_face import read_folder, write_folder
 from minigpt_jax.loss import logits
 from minigpt_jax.model import GPT
@@ -32,7 +32,7 @@ UNREACHABLE_HUB = "http://127.0.0.1:9"
 def write_source(folder: Path, weights: dict, pieces: int = 1) -> Path:
     """A folder as transformers writes it, with the weights in one file or in several."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(to_config(BASE)))
+    (folder / "config.json").write_text(json.dumps(to_gpt2_config(BASE)))
     if pieces == 1:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         return folder
@@ -89,7 +89,7 @@ def test_an_imported_run_is_finetuned_and_exported_with_its_history(imported, co
     for fact in (
         "run `tuned`",
         "| steps | 2 of 4 x 64 tokens |",
-        "| data | corpus |",
+        "| data | tokens |",
         "| began with | gpt2 |",
         "| validation loss |",
     ):
@@ -131,7 +131,7 @@ def test_a_damaged_weight_file_is_refused(tmp_path):
 @pytest.fixture
 def no_weights(tmp_path) -> Path:
     """A folder with a config and without weights."""
-    (tmp_path / "config.json").write_text(json.dumps(to_config(BASE)))
+    (tmp_path / "config.json").write_text(json.dumps(to_gpt2_config(BASE)))
     return tmp_path
 
 

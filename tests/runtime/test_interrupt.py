@@ -34,11 +34,6 @@ print("sorting", flush=True)
 while not interrupt.requested: np.sort(numbers)
 print("saved", flush=True)
 """
-HANDLE_USER_SIGNAL = """
-import signal
-signal.signal(signal.SIGUSR1, lambda *_: None)
-print("handled", flush=True)
-"""
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 
@@ -88,8 +83,9 @@ def test_the_second_signal_ends_a_running_c_call(first: signal.Signals, second: 
 
 def test_other_signals_are_ignored():
     # Without a handler the signal would end the process.
-    process = start(HANDLE_USER_SIGNAL + SLEEP)
-    assert process.stdout and process.stdout.readline() == "handled\n"
+    install = "import signal; signal.signal(signal.SIGUSR1, lambda *_: None)"
+    process = start(f"{install}\nprint('installed', flush=True)\n{SLEEP}")
+    assert process.stdout and process.stdout.readline() == "installed\n"
     process.send_signal(signal.SIGUSR1)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=0.3)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.server.serving import ServerProcess, raw_request, wait_until
+from tests.server.serving import QUESTION, ServerProcess, raw_request, wait_until
 
 NUM_CLIENTS = 64
 BODIES = [
@@ -24,6 +24,8 @@ BODIES = [
     for i in range(NUM_CLIENTS)
 ]
 MIB = 2**20
+# Tokens of an answer that is still running when its client disconnects.
+LONG = 240
 # With this option (enabled, 0 seconds) closing a socket resets the connection.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -66,14 +68,17 @@ def test_disconnected_clients_free_their_resources(server, stream, num_clients):
     answer(server, BODIES[0])
     wait_until(lambda: is_idle(server), server.health)
     before = resources(server)
+    tokens_before = server.health()["tokens"]
+
+    # Greedy answers of this model do not end before their limit.
+    long = {"max_tokens": LONG, "temperature": 0.0}
 
     def disconnect(i: int) -> None:
         if stream:
-            client = server.stream(seed=i)
+            client = server.stream(**long)
         else:
-            body = BODIES[0] | {"max_tokens": 240, "temperature": 1.0}
             client = server.connect()
-            client.sendall(raw_request("/v1/chat/completions", body))
+            client.sendall(raw_request("/v1/chat/completions", QUESTION | long))
         if i % 2:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         client.close()
@@ -87,6 +92,8 @@ def test_disconnected_clients_free_their_resources(server, stream, num_clients):
         return all(after[name] <= count for name, count in before.items())
 
     wait_until(nothing_is_left, lambda: (before, resources(server)))
+    # The answers were cancelled, and did not run to their end.
+    assert server.health()["tokens"] - tokens_before < num_clients * LONG / 2
     assert server.health()["compilations_since_warm_up"] == 0
     answer(server, BODIES[1])
 

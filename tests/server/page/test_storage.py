@@ -25,8 +25,8 @@ NUM_ENTRIES = "document.querySelectorAll('#list a').length"
 def tabs(page, context, server):
     """Two tabs, each with a conversation of its own, which both list."""
     set_settings(page, max_tokens=4)
-    other = open_page(context, server)
     ask(page, "from one")
+    other = open_page(context, server)
     ask(other, "from the other")
     for tab in (page, other):
         wait_for(tab, f"{NUM_ENTRIES} === 2")
@@ -37,7 +37,8 @@ def test_a_conversation_in_two_tabs_is_updated_or_kept_twice(tabs):
     page, other = tabs
     other.click("#list >> text=from one")
     wait_for(other, f"{FIRST_MESSAGE} === 'from one'")
-    # An idle tab shows what the other one adds.
+    # An idle tab shows what the other one adds. In the background a tab is very slow.
+    page.bring_to_front()
     ask(page, "again")
     wait_for(other, f"{NUM_MESSAGES} === 4")
     # A tab that is generating keeps its version under a new name.
@@ -55,6 +56,7 @@ def test_a_conversation_in_two_tabs_is_updated_or_kept_twice(tabs):
 
 def test_a_tab_does_not_restore_what_another_tab_deletes(tabs):
     page, other = tabs
+    page.bring_to_front()
     page.click("#list >> text=from the other")
     wait_for(page, f"{FIRST_MESSAGE} === 'from the other'")
     stub_server(other)
