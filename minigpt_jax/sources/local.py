@@ -26,7 +26,7 @@ class BadRow(NamedTuple):
 
 
 def local_files(source: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path] | None:
-    """The files of a local source, sorted by name. None where `source` can only be a hub id.
+    """The files of a local source, sorted by name. None where `source` can only be a Hub id.
 
     Raises InputError where there is nothing to read.
     """
