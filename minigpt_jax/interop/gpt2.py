@@ -110,8 +110,7 @@ def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     head = short.pop("lm_head.weight", None)
     embedding = short.get("wte.weight")
     # A missing embedding is reported with the other missing tensors.
-    both = head is not None and embedding is not None
-    if both and not np.array_equal(head, embedding):
+    if head is not None and embedding is not None and not np.array_equal(head, embedding):
         raise InputError(
             "lm_head.weight: differs from wte.weight, but this model has one matrix for both "
             "(tie_word_embeddings)"
