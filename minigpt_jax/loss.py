@@ -50,7 +50,8 @@ def cross_entropy(
     sum_dtype = jnp.promote_types(hidden.dtype, jnp.float32)
     with jax.named_scope("cross_entropy"):
         total = _loss_sum(vocab_size, chunk, hidden, table, targets, weights)
-        return total, weights.sum(dtype=sum_dtype)  # pyright: ignore[reportReturnType] (of custom_vjp)
+        weight = weights.sum(dtype=sum_dtype)
+        return total, weight  # pyright: ignore[reportReturnType] (of custom_vjp)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
