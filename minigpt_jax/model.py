@@ -8,6 +8,7 @@ them by `params["wte"]`, the tied embedding, each in pieces of the size it needs
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -100,7 +101,8 @@ def param_with_axes(
     module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str | None, ...]
 ) -> Array:
     """A parameter of `module` whose dimensions have names, for sharding.py."""
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape)  # pyright: ignore[reportReturnType]
+    init = nn.with_logical_partitioning(init, axes)
+    return module.param(name, init, shape)  # pyright: ignore[reportReturnType]
 
 
 class Linear(nn.Module):
@@ -277,11 +279,13 @@ class GPT(nn.Module):
             keep_matmuls = jax.checkpoint_policies.save_only_these_names(MATMUL_OUTPUT)
             policy = keep_matmuls if self.remat == "dots" else None
             block = nn.remat(Block, policy=policy, prevent_cse=False)
+        # positions and segments are the same for every layer, and there is no cache.
+        broadcast: Any = (nn.broadcast, nn.broadcast, nn.broadcast)
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            in_axes=broadcast,
             length=self.config.layers,
             unroll=self.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},

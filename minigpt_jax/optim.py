@@ -4,6 +4,8 @@ The defaults are the GPT-3 recipe (Brown et al. 2020, appendix B), as in other r
 GPT-2. Those of optax are different.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -93,4 +95,6 @@ def _scale_and_clip(clip: float) -> optax.GradientTransformationExtraArgs:
         factor = scale * jnp.minimum(1, clip / norm)
         return jax.tree.map(lambda g: g * factor, updates), state
 
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType] (its keywords)
+    # optax types the keywords of an update as **extra_args.
+    keywords: Any = update
+    return optax.GradientTransformationExtraArgs(init, keywords)

@@ -63,7 +63,9 @@ def abstract_state(
     model: nn.Module, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
     """The state as `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored into."""
-    return _abstract_state(model, optimizer, mesh)  # pyright: ignore[reportArgumentType] (linen's modules can be hashed)
+    # Linen modules can be hashed, which their type does not say.
+    hashable: Any = model
+    return _abstract_state(hashable, optimizer, mesh)
 
 
 # Tracing the model takes a third of a second, and one start of a run needs it several times.

@@ -84,7 +84,7 @@ def run_here(arguments: list[str]) -> None:
     """Run a module or a script in this process; nothing is typed at its prompt."""
     sys.argv = arguments[1:] if arguments[0] == "-m" else arguments
     with warnings.catch_warnings(), pytest.raises(SystemExit) as exit:
-        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.simplefilter("ignore")
         if arguments[0] == "-m":
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         else:

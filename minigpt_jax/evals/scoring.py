@@ -13,7 +13,7 @@ R: data-parallel replicas. N: targets of a replica, which are the tokens to pred
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -123,7 +123,8 @@ def _target_logprobs(
     """
     # The leading axis of 1 micro-batch is removed.
     tokens, positions, segments, targets, hidden_index = (a[0] for a in batch)
-    hidden: jax.Array = model.apply({"params": params}, tokens, positions, segments)[0]  # pyright: ignore[reportAssignmentType]
+    result: Any = model.apply({"params": params}, tokens, positions, segments)
+    hidden: jax.Array = result[0]
     hidden = hidden.reshape(len(targets), -1, model.config.embed)
     hidden = jnp.take_along_axis(hidden, hidden_index[:, :, None], axis=1)
 

@@ -3,10 +3,14 @@
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
+
+# Generated code, whose names no type checker can see.
+Protocol: Any = event_pb2
 
 
 class TensorBoardWriter:
@@ -20,8 +24,10 @@ class TensorBoardWriter:
         # Not SummaryWriter, which has a thread and a queue: on a full disk the thread dies, and the
         # queue blocks for ever.
         self._file = EventsWriter(str(folder / "events"))
-        session = SessionLog(status=SessionLog.START)
-        self._file.write_event(Event(wall_time=time.time(), step=start, session_log=session))
+        session = Protocol.SessionLog(status=Protocol.SessionLog.START)
+        self._file.write_event(
+            Protocol.Event(wall_time=time.time(), step=start, session_log=session)
+        )
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add a point to each curve.
@@ -30,7 +36,9 @@ class TensorBoardWriter:
         """
         for name, value in values.items():
             if math.isfinite(value):
-                event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+                event = Protocol.Event(
+                    wall_time=time.time(), step=step, summary=scalar(name, value)
+                )
                 self._file.write_event(event)
         # So that TensorBoard shows the point now, and a full disk is noticed here.
         self._file.flush()

@@ -168,7 +168,7 @@ class ServerProcess(Client):
     def memory(self) -> int:
         """Bytes of memory that it uses."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # pyright: ignore[reportOptionalSubscript]
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
 @contextmanager
