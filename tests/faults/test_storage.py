@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from minigpt_jax.errors import InputError, RunError
 from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.token_stream import MANIFEST, open_splits
 from tests.faults.workspace import HORIZON, VOCAB, Workspace, resumed_step
-from tests.harness import command, run_command, train
+from tests.harness import command, run_command, train, train_here
 
 # Gives the run's folder a disk of its own, which becomes full; then enlarges it and repeats the
 # command. $1 size of the disk, $2 folder of the run, $3 where to copy it, then the command.
@@ -92,7 +93,8 @@ def test_a_save_that_fails_before_the_write_ends_the_run(workspace: Workspace):
 def test_a_run_starts_again_only_if_told_to_and_only_if_it_can(workspace: Workspace):
     run = workspace.copy(workspace.two_checkpoints, "fresh")
     # A fresh start that cannot begin deletes nothing.
-    train(expect=2, **workspace.settings("fresh", fresh=True, init_from="/nowhere"))
+    with pytest.raises(InputError, match="/nowhere"):
+        train_here(**workspace.settings("fresh", fresh=True, init_from="/nowhere"))
     assert checkpoint_steps(run)[-2:] == [15, 18]
     # A run may even start with its own weights.
     output = train(**workspace.settings("fresh", fresh=True, init_from=run, horizon__steps=4))
@@ -102,9 +104,8 @@ def test_a_run_starts_again_only_if_told_to_and_only_if_it_can(workspace: Worksp
     for step in checkpoint_steps(run):
         (run / "checkpoints" / str(step) / "meta" / "metadata").write_text("{")
     before = (run / "metrics.jsonl").read_bytes()
-    output = train(expect=1, **workspace.settings("fresh"))
-    last_line = output.splitlines()[-1]
-    assert last_line.startswith("failed:") and "--config.fresh=True" in last_line
+    with pytest.raises(RunError, match=r"--config\.fresh=True"):
+        train_here(**workspace.settings("fresh"))
     assert (run / "metrics.jsonl").read_bytes() == before
     train(**workspace.settings("fresh", fresh=True))
     assert not workspace.differences(run)

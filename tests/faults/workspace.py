@@ -56,6 +56,7 @@ class Workspace:
     def __init__(self, folder: Path, shared: Path):
         self.folder = folder
         self.runs = folder / "runs"
+        self.runs.mkdir(parents=True)
         self._shared = shared
         numbers = made_once(shared / "numbers", lambda folder: write_numbers(folder / "tokens"))
         self.numbers = numbers / "tokens"
