@@ -130,14 +130,7 @@ def run_answers(options: argparse.Namespace) -> None:
         f"{len(pairs)} answers of up to {answers.MAX_NEW_TOKENS} tokens; "
         f"{too_long} pairs were too long for the model"
     )
-    for name, result in results.items():
-        label = "base" if name == "before" else name
-        print(
-            f"{label:<10} {result['ended']:.0%} of the answers end with a stop token, "
-            f"{result['leaked']:.0%} contain role markers, {result['distinct']:.0%} are distinct; "
-            f"{result['repetition']:.1%} of their {answers.NGRAM}-word sequences are repeated; "
-            f"loss per supervised token {result['loss']:.4f}"
-        )
+    print_results(results)
     print(f"report: {write_report(options.run)}")
 
 
@@ -145,6 +138,22 @@ def print_examples(pairs: Sequence[Pair], generated: Sequence[Answer]) -> None:
     """Print questions with the generated and the reference answers."""
     for pair, answer in zip(pairs, generated, strict=False):
         print(f"question:  {pair.prompt}\nanswer:    {answer.text}\nreference: {pair.completion}\n")
+
+
+def print_results(results: dict[str, dict[str, float]]) -> None:
+    """Print a table with a column for each model."""
+    rows = (
+        ("end with a stop token", "ended", ".0%"),
+        ("contain role markers", "leaked", ".0%"),
+        ("are distinct", "distinct", ".0%"),
+        (f"repeated {answers.NGRAM}-word sequences", "repetition", ".1%"),
+        ("loss per supervised token", "loss", ".4f"),
+    )
+    labels = ["base" if name == "before" else name for name in results]
+    print(f"{'':<28}" + "".join(f"{label:>12}" for label in labels))
+    for title, key, form in rows:
+        values = (format(result[key], form) for result in results.values())
+        print(f"{title:<28}" + "".join(f"{value:>12}" for value in values))
 
 
 def load(path: Path) -> tuple[LoadedRun, jax.sharding.Mesh]:
