@@ -51,7 +51,8 @@ def newest_run(root: Path) -> Path:
             f"no trained run in {root}/: train one first (`make demo` takes minutes), "
             "or name a folder with --run"
         )
-    return max(trained, key=_newest_checkpoint_time)
+    # Of two runs of the same time always the same one, whatever order the folder is listed in.
+    return max(trained, key=lambda run: (_newest_checkpoint_time(run), run))
 
 
 def _newest_checkpoint_time(run: Path) -> float:

@@ -47,7 +47,7 @@ def read_manifest(folder: Path) -> dict:
         raise InputError(
             f"{folder}: no {MANIFEST} here. Prepare data with a tool of data_tools/ "
             "(see the README), or write a manifest for token files made elsewhere: "
-            f"python -m data_tools.index {folder}"
+            f"python -m data_tools.verify {folder}"
         )
     try:
         manifest = json.loads(path.read_text())
