@@ -256,7 +256,7 @@ def train(checked: Preflight) -> None:
                 f"stopped after step {steps_done} of {horizon}; {saved}. "
                 f"To continue, run the same command{without} again"
             )
-        elif stop and not (begin == horizon and done.evaluated):
+        elif stop and not (begin >= horizon and done.evaluated):
             run_log.say(
                 f"all {horizon} steps are done, but the last evaluation is missing. "
                 f"To make it, run the same command{without} again"

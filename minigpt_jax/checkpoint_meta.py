@@ -7,7 +7,7 @@ every array, so that a checkpoint can be loaded without flags and nothing is loa
 import hashlib
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from minigpt_jax.errors import InputError
@@ -48,6 +48,13 @@ def read_meta(run: Path, step: int) -> dict:
             f"{run}: checkpoint {step} was trained with another tokenizer "
             f"({meta['tokenizer'][:12]}, expected {load_tokenizer().hash[:12]}): "
             "use the version that wrote it"
+        )
+    unknown = meta["model"].keys() - {field.name for field in fields(GPTConfig)}
+    if unknown:
+        # Not damage: another version can use the checkpoint, so it must not be set aside.
+        raise InputError(
+            f"{run}: the model of checkpoint {step} has the fields {', '.join(sorted(unknown))}, "
+            "which this version does not know: use the version that wrote it"
         )
     return meta
 

@@ -185,6 +185,19 @@ def test_another_architecture_is_refused_by_its_fields(tmp_path, state, mesh):
         restore(run, mesh, replace(CONFIG, layers=3, embed=64))
 
 
+def test_a_model_field_of_a_later_version_is_refused_and_nothing_is_set_aside(
+    tmp_path, state, mesh
+):
+    run = save(tmp_path / "run", state, [1, 2])
+    meta = {name: value for name, value in read_meta(run, 2).items() if name != "seal"}
+    meta["model"]["rotary"] = True
+    meta_file(run, 2).write_text(json.dumps(with_checksum(meta)))
+    for load in (lambda: restore(run, mesh), lambda: load_params(run)):
+        with pytest.raises(InputError, match="fields rotary, which this version does not know"):
+            load()
+    assert checkpoint_steps(run) == [1, 2]
+
+
 def test_another_dtype_is_refused_by_the_name_of_the_array(tmp_path, state, mesh):
     run = save(tmp_path / "run", state, [1])
     meta = read_meta(run, 1)
