@@ -27,7 +27,7 @@ POST_NORM = """\
 """
 SUMS = """\
         total = _loss_sum(vocab_size, chunk, hidden, table, targets, weights)
-        return total, weights.sum(dtype=wide)"""
+        weight = weights.sum(dtype=sum_dtype)"""
 BLOCK_OF_QUERIES = "block_mask = jnp.tri(end - start, end, start, dtype=bool)"
 
 MUTANTS = [
@@ -118,8 +118,8 @@ MUTANTS = [
     Mutant(
         "mean of means",
         "loss",
-        "return total, weights.sum(dtype=wide)",
-        "return total / weights.sum(), jnp.ones((), wide)",
+        "return total, weight ",
+        "return total / weight, jnp.ones((), sum_dtype) ",
         "accumulation",
     ),
     Mutant(

@@ -5,8 +5,8 @@ smaller model appended. Commands other than train.py and the server run in this 
 JAX loaded already.
 """
 
+import io
 import json
-import os
 import re
 import runpy
 import shlex
@@ -48,6 +48,13 @@ def readme_commands() -> list[str]:
     return [line for line in lines if line and not NEEDS_NETWORK_OR_GPU.search(line)]
 
 
+class Terminal(io.StringIO):
+    """Standard input of a person who types the given text."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
     """A copy of the repository with a text folder and pairs, as the README names them."""
@@ -81,7 +88,7 @@ def run(command: str, clone: Path) -> None:
 
 
 def run_here(arguments: list[str]) -> None:
-    """Run a module or a script in this process; nothing is typed at its prompt."""
+    """Run a module or a script in this process."""
     sys.argv = arguments[1:] if arguments[0] == "-m" else arguments
     with warnings.catch_warnings(), pytest.raises(SystemExit) as exit:
         warnings.simplefilter("ignore")
@@ -122,10 +129,9 @@ def test_every_command_runs_as_written(clone, monkeypatch):
     assert len(commands) >= 10
     monkeypatch.chdir(clone)
     monkeypatch.setattr(sys, "argv", sys.argv)
-    with Path(os.devnull).open() as nothing_typed:
-        monkeypatch.setattr(sys, "stdin", nothing_typed)
-        for command in commands:
-            run(command, clone)
+    for command in commands:
+        monkeypatch.setattr(sys, "stdin", Terminal("/quit\n"))
+        run(command, clone)
     assert (clone / "exported" / "model.safetensors").is_file()
     example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(example) == 1

@@ -6,7 +6,7 @@ import pytest
 
 from minigpt_jax.server import serve
 from minigpt_jax.server.app import App
-from minigpt_jax.server.command import listen
+from minigpt_jax.server.command import open_listener
 from minigpt_jax.server.connection import DEADLINES, Server, ServerConfig
 from minigpt_jax.server.engine import Engine
 from minigpt_jax.server.guard import Guard
@@ -29,7 +29,7 @@ def test_an_error_of_the_http_server_ends_the_process(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         serve, "make_server", lambda app: FailingServer(ServerConfig(app, DEADLINES))
     )
-    with listen("127.0.0.1", 0) as listener:
+    with open_listener("127.0.0.1", 0) as listener:
         serving = serve.serve(guard, engine, listener, grace=2 * TIMEOUT)
         with pytest.raises(RuntimeError, match="the event loop failed"):
             asyncio.run(asyncio.wait_for(serving, TIMEOUT))
