@@ -12,6 +12,7 @@ MODULES = (
     "data_tools.verify",
     "data_tools.index",
     "minigpt_jax.evals",
+    "minigpt_jax.evals answers",
     "minigpt_jax.interop.export_gguf",
     "minigpt_jax.interop.export_hf",
     "minigpt_jax.interop.import_gpt2",
@@ -25,8 +26,8 @@ MODULES = (
 def test_help_loads_no_jax(command: str):
     printed, code, loaded = fresh_python(f"""
         import contextlib, io, json, runpy, sys
-        command = {command!r}
-        sys.argv = [command, "--help"]
+        command, *arguments = {command.split()!r}
+        sys.argv = [command, *arguments, "--help"]
         output, code = io.StringIO(), None
         with contextlib.redirect_stdout(output):
             try:

@@ -247,19 +247,6 @@ def test_without_a_run_one_line_says_what_to_do(program, tmp_path: Path, monkeyp
     assert re.fullmatch(r"error: no trained run in runs/: train one first .*make demo.*\n", err)
 
 
-def test_help_does_not_import_jax():
-    program = (
-        "import sys, sample\n"
-        "sys.argv = ['sample.py', '--help']\n"
-        "try: sample.main()\n"
-        "except SystemExit: print(sorted({'jax', 'jaxlib', 'flax'} & set(sys.modules)))"
-    )
-    how = command() | {"args": [sys.executable, "-c", program]}
-    done = subprocess.run(**how, capture_output=True, text=True, timeout=TIMEOUT)
-    assert "--max-new-tokens" in done.stdout, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
 def test_standard_input_is_the_prompt_of_the_newest_run(program, text_run: Path, monkeypatch):
     # Standard output as an ASCII locale has it: it cannot show the answer, and must not fail.
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")

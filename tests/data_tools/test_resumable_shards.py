@@ -32,8 +32,8 @@ from tests.data_tools.preparations import (
 )
 
 FAST = FastTokenizer()
-# A word of so many letters keeps tiktoken busy for about a second.
-SLOW_LETTERS = 1_000_000
+# A word of this many characters keeps tiktoken busy for about a second.
+SLOW_CHARACTERS = 1_000_000
 # The reference has two shards of validation tokens.
 FIRST_SHARD_OF_SLOW_DOCUMENT = "val_000002.npy"
 KILLS = 2
@@ -46,7 +46,7 @@ def write_corpus(path: Path, last_text: str) -> Path:
     """A few megabytes of text, and a last document in a line whose size does not depend on it."""
     texts = random_texts(1, documents=1_200, words=1_000)
     assert sum(map(len, texts)) > 2 * BATCH_CHARACTERS
-    padding = "x" * (SLOW_LETTERS - len(last_text))
+    padding = "x" * (SLOW_CHARACTERS - len(last_text))
     rows = [{"text": text} for text in texts] + [{"text": last_text, "padding": padding}]
     return write_jsonl(path, rows)
 
@@ -63,8 +63,8 @@ def slow_corpus(tmp_path_factory) -> Path:
 
     A process that is stopped before it has encoded this document can continue with `corpus`.
     """
-    letters = "".join(random.Random(3).choices("abcdefgh", k=SLOW_LETTERS))
-    return write_corpus(tmp_path_factory.mktemp("slow") / "texts.jsonl", letters)
+    word = "".join(random.Random(3).choices("abcdefgh", k=SLOW_CHARACTERS))
+    return write_corpus(tmp_path_factory.mktemp("slow") / "texts.jsonl", word)
 
 
 @pytest.fixture(scope="module")

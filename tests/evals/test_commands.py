@@ -1,36 +1,11 @@
 """The command line of the evaluations: help without JAX, and wrong input ends in one line."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from minigpt_jax.evals.__main__ import main
-from tests.harness import ENVIRONMENT, ROOT
 from tests.in_process import run_main
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["answers", "--help"]])
-def test_help_starts_without_jax(arguments):
-    code = f"""
-import runpy, sys
-sys.argv = ["evals", *{arguments}]
-try:
-    runpy.run_module("minigpt_jax.evals", run_name="__main__")
-finally:
-    print("jax" in sys.modules)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: ") and done.stdout.endswith("False\n"), done.stdout
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_a_run_starts_again_only_if_told_to_and_only_if_it_can(workspace: Worksp
     # A run may even start with its own weights.
     output = train(**workspace.settings("fresh", fresh=True, init_from=run, horizon__steps=4))
     assert "starts with the weights of" in output
-    # If all checkpoints are damaged, the run does not start again by itself.
+    # If all checkpoints are damaged, the run does not start again on its own.
     assert checkpoint_steps(run)
     for step in checkpoint_steps(run):
         (run / "checkpoints" / str(step) / "meta" / "metadata").write_text("{")

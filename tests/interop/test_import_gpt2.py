@@ -1,8 +1,6 @@
 """Imported weights become a run that all commands can use; what cannot be used is refused."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -21,7 +19,7 @@ from minigpt_jax.loss import logits
 from minigpt_jax.model import GPT
 from minigpt_jax.runtime.files import read_jsonl
 from minigpt_jax.tokenizer import CHAT_VOCAB
-from tests.harness import ENVIRONMENT, ROOT, train
+from tests.harness import train
 from tests.in_process import run_main
 from tests.interop.models import BASE, tensors
 
@@ -173,29 +171,6 @@ def test_without_a_hub_the_message_names_a_local_folder(tmp_path, monkeypatch):
         assert done.stderr.count("\n") == 1
         assert "A local folder with config.json and model.safetensors will do" in done.stderr
         assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("command", ["import_gpt2", "export_hf", "export_gguf"])
-def test_help_starts_without_jax(command):
-    """The only tests here that start a process: they prove the command lines, too."""
-    code = f"""
-import runpy, sys
-sys.argv = ["{command}", "--help"]
-try:
-    runpy.run_module("minigpt_jax.interop.{command}", run_name="__main__")
-finally:
-    print("jax" in sys.modules)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: ") and done.stdout.endswith("False\n"), done.stdout
 
 
 def test_weights_that_transformers_wrote_give_its_logits(tmp_path):

@@ -1,4 +1,4 @@
-"""The first signal asks for an orderly end, the second ends at once, also during a C call."""
+"""The first signal asks for an orderly end, the second ends immediately, also during a C call."""
 
 import ast
 import os
