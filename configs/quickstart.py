@@ -3,9 +3,9 @@
     python -m data_tools.python_docs --megabytes 1.5 --out data/python_docs
     python train.py --config configs/quickstart.py
 
-`make demo` runs both. Cost: 46 GFLOP a step, nearly all of it for the 50,257 columns of the
-vocabulary: four minutes on two CPU cores (docs/log.md). Expect a validation loss just below 5,
-from 10.8 at the start.
+`make demo` runs both. It takes four minutes on two CPU cores (docs/log.md): a step costs 46 GFLOP,
+nearly all of it for the logits of the 50,257 tokens in the vocabulary. The validation loss falls
+from 10.8 to just below 5.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from configs.pretrain import get_config as pretrain
 
 
 def get_config() -> ConfigDict:
-    """What differs from pretraining: everything is small, and float32, which suits every CPU."""
+    """The pretraining config, made small, and in float32, which suits every CPU."""
     c = pretrain()
     c.name = "quickstart"
     c.model.context = 256
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     c.model.heads = 4
     c.model.embed = 128
     c.compute.dtype = "float32"
-    # Small enough for a CPU cache, large enough for efficient matmuls.
+    # The logits of a chunk must fit into a CPU cache, but tiny chunks make slow matmuls.
     c.loss.chunk = 32
     c.data.folder = "data/python_docs"
     c.data.batch = 4

@@ -1,7 +1,7 @@
-"""Write the shards of both splits so that a preparation that was killed continues where it was.
+"""Write the shards of both splits so that a killed preparation can continue where it stopped.
 
-The file progress.json in the folder records which shards are complete and how far into the
-documents they reach. The manifest replaces it when everything is written.
+The file progress.json in the folder records which shards are complete and the document and token at
+which they end. The manifest replaces it when everything is written.
 """
 
 import json
@@ -30,23 +30,26 @@ CONTINUE_MESSAGE = "complete shards are kept, and the same command continues aft
 class SplitProgress:
     """The complete shards of a split.
 
-    They hold the split's documents before number `document`, and `offset` tokens of that document.
+    They hold all documents of the split whose number is below `document`, and the first `offset`
+    tokens of `document` itself.
     """
 
     shards: tuple[Shard, ...] = ()
+    # -1 is below every number: the shards hold no document yet.
     document: int = -1
     offset: int = 0
 
 
 def split_of(number: int, val_every: int) -> str:
-    """The split of document `number`: it depends on nothing else."""
+    """The split of document `number`: one document in `val_every` is held out for validation."""
     return "val" if number % val_every == 0 else "train"
 
 
 class ResumableShards:
-    """The shards of a folder, from the first document that complete shards do not hold.
+    """Writes the shards of a folder, from the first document that complete shards do not hold.
 
-    `source` describes text and settings in one line; a folder with another `source` is refused.
+    `source` describes the text and the settings in one line. A folder whose complete shards have
+    another `source` is refused.
     Raises InputError for a folder that cannot be continued, RunError for a full disk.
     """
 
@@ -59,6 +62,7 @@ class ResumableShards:
             out.mkdir(parents=True, exist_ok=True)
             for unfinished in out.glob("*.tmp"):
                 unfinished.unlink()
+            # Before the first shard, because `_load` refuses shards without a progress file.
             self._save()
         self._writers = {
             split: ShardWriter(out, split, shard_tokens, shards=progress.shards)
@@ -71,10 +75,11 @@ class ResumableShards:
         return number >= self._progress[split_of(number, self._val_every)].document
 
     def append(self, encoded: Encoded) -> None:
-        """Add a batch, each document to its split. Every complete shard is recorded.
+        """Add each document of a batch to its split, and record every shard that becomes complete.
 
-        Neighbours of the same split are added together. Raises RunError for a full disk.
+        Raises RunError for a full disk.
         """
+        # Consecutive documents of the same split are written in one call.
         held_out = encoded.numbers % self._val_every == 0
         changes = np.flatnonzero(held_out[1:] != held_out[:-1]) + 1
         with _disk_errors_explained(self._out):
@@ -82,9 +87,9 @@ class ResumableShards:
                 self._append_to_split(encoded, first, last)
 
     def finish(self, documents: dict[str, int]) -> dict[str, list[Shard]]:
-        """Write what is left and the manifest; returns the shards of every split.
+        """Write the last shards and the manifest; returns the shards of every split.
 
-        `documents` are the numbers of documents of the splits. Raises RunError for a full disk.
+        `documents` gives the number of documents in each split. Raises RunError for a full disk.
         """
         with _disk_errors_explained(self._out):
             shards = {split: writer.close() for split, writer in self._writers.items()}
@@ -102,22 +107,23 @@ class ResumableShards:
         return shards
 
     def _append_to_split(self, encoded: Encoded, first: int, last: int) -> None:
-        """Add documents `first` to `last` (exclusive) of a batch, which are of the same split."""
+        """Add the documents at indices `first` to `last` (exclusive), all of the same split."""
         bounds = encoded.bounds
         split = split_of(int(encoded.numbers[first]), self._val_every)
         writer = self._writers[split]
         progress = self._progress[split]
         position = int(bounds[first])
         if encoded.numbers[first] == progress.document:
+            # An earlier process wrote the beginning of this document.
             position += progress.offset
         stop = int(bounds[last])
         while position < stop:
-            complete = len(writer.shards)
+            shards_before = len(writer.shards)
             end = min(stop, position + writer.shard_tokens - writer.buffered)
             writer.append(encoded.tokens[position:end])
             position = end
-            if len(writer.shards) > complete:
-                # The document in which the shard ends.
+            if len(writer.shards) > shards_before:
+                # The index of the document in which, or with which, the shard ends.
                 cut = int(np.searchsorted(bounds, position)) - 1
                 self._progress[split] = SplitProgress(
                     tuple(writer.shards), int(encoded.numbers[cut]), position - int(bounds[cut])
@@ -162,6 +168,7 @@ def _load(out: Path, source: str) -> dict[str, SplitProgress]:
         return {split: SplitProgress() for split in SPLITS}
     found, progress = _parse(path)
     shards = [shard for split in progress.values() for shard in split.shards]
+    # A folder without complete shards holds nothing of another source.
     if shards:
         expect_same_source(out, found, source)
     for shard in shards:

@@ -1,7 +1,7 @@
-"""The JSON that travels with a checkpoint: written with a checksum, read and compared with a model.
+"""The JSON in a checkpoint: add its checksum, read it, and compare it with a model.
 
 It records the model's config, the tokenizer's hash, the training config and the fingerprint of
-every array, so that a checkpoint can be loaded without flags and nothing is loaded unverified.
+every array, so that loading a checkpoint needs no flags and everything loaded is verified.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ DAMAGE_ERRORS = (OSError, ValueError, KeyError, TypeError)
 
 
 def with_checksum(meta: dict) -> dict:
-    """`meta` with the SHA-256 of its own content under "seal": a changed digit is noticed."""
+    """`meta` and, under "seal", the SHA-256 of its content, which reveals any later change."""
     content = json.dumps(meta, sort_keys=True).encode()
     return meta | {"seal": hashlib.sha256(content).hexdigest()}
 
@@ -32,7 +32,7 @@ def read_meta(run: Path, step: int) -> dict:
 
     Raises one of DAMAGE_ERRORS if it is damaged, InputError if another version wrote it.
     """
-    # Not read through Orbax, which would wait for all processes: one alone may need it.
+    # Not read through Orbax, which would wait for all processes: a single one may call this.
     meta = json.loads((run / "checkpoints" / str(step) / "meta" / "metadata").read_text())
     recorded = meta["seal"]
     content = {name: value for name, value in meta.items() if name != "seal"}
@@ -60,7 +60,7 @@ def read_meta(run: Path, step: int) -> dict:
 
 
 def validation_loss(run: Path, step: int) -> float:
-    """The validation loss in a checkpoint; infinity if it has none or cannot be read."""
+    """The validation loss in a checkpoint; infinity if there is none or it cannot be read."""
     try:
         loss = read_meta(run, step)["validation_loss"]
     except (*DAMAGE_ERRORS, InputError):
@@ -70,7 +70,8 @@ def validation_loss(run: Path, step: int) -> float:
 
 def check_architecture(run: Path, meta: dict, config: GPTConfig) -> None:
     """Raises InputError naming every field of the model config that differs."""
-    # A field that the checkpoint lacks has its default, which does what earlier versions did.
+    # Fields that were added after the checkpoint was written get their defaults, which do what
+    # earlier versions did.
     saved = asdict(GPTConfig(**meta["model"]))
     wanted = asdict(config)
     differing = [

@@ -1,7 +1,7 @@
 """How weights are updated: learning-rate schedules, and clipped AdamW with weight decay by name.
 
 The defaults are the GPT-3 recipe (Brown et al. 2020, appendix B), as in other reproductions of
-GPT-2. Those of optax are different.
+GPT-2. They differ from optax's defaults.
 """
 
 from typing import Any
@@ -25,12 +25,17 @@ def learning_rate(
 ) -> jax.Array:
     """Learning rate of `step` (from 0) in a run of `horizon` steps, in f32.
 
-    It rises linearly to `peak` in `warmup` steps. Then "cosine" and "linear" fall to `floor` until
-    the end of the run, "wsd" stays and falls linearly in the last part `decay` of the run
-    (warmup-stable-decay, Hu et al. 2024), and "constant" stays. Raises ValueError for another
-    `kind`.
+    It rises linearly to `peak` in `warmup` steps. What follows depends on `kind`:
+
+    - "cosine" and "linear" fall to `floor` at the end of the run.
+    - "wsd" (warmup-stable-decay, Hu et al. 2024) stays at `peak`, then falls linearly to `floor`
+      during the last fraction `decay` of the steps.
+    - "constant" stays at `peak`.
+
+    Raises ValueError for another `kind`.
     """
     step = jnp.asarray(step, jnp.float32)
+    # `step + 1`, because the first update would do nothing at rate 0.
     rise = peak * (step + 1) / max(warmup, 1)
     progress = jnp.clip((step - warmup) / max(horizon - warmup, 1), 0, 1)
     if kind == "cosine":
@@ -71,8 +76,8 @@ def make_optimizer(
     """Clipping by global norm, then AdamW (Loshchilov & Hutter 2019), without the learning rate.
 
     `update(gradients, state, params, scale=, norm=)` returns what the train step multiplies by
-    -learning_rate and adds to the weights. `gradients` are sums, `scale` is the factor that makes
-    means of them, and `norm` is the global norm of the means.
+    -learning_rate and adds to the weights. `gradients` are sums, `scale` is the factor that turns
+    them into means, and `norm` is the global norm of the means.
     """
     return optax.chain(
         _scale_and_clip(clip),
@@ -84,8 +89,8 @@ def make_optimizer(
 def _scale_and_clip(clip: float) -> optax.GradientTransformationExtraArgs:
     """Multiply gradients by `scale`, and by `clip / norm` where `norm` is larger than `clip`.
 
-    One multiplication in place of a division and optax.clip_by_global_norm: XLA computes it in the
-    same pass over the gradients as AdamW.
+    This single multiplication replaces a division and optax.clip_by_global_norm, and XLA fuses it
+    with AdamW into one pass over the gradients.
     """
 
     def init(params):
@@ -95,6 +100,6 @@ def _scale_and_clip(clip: float) -> optax.GradientTransformationExtraArgs:
         factor = scale * jnp.minimum(1, clip / norm)
         return jax.tree.map(lambda g: g * factor, updates), state
 
-    # optax types the keywords of an update as **extra_args.
-    keywords: Any = update
-    return optax.GradientTransformationExtraArgs(init, keywords)
+    # optax's type for `update` has **extra_args, so a type checker refuses required keywords.
+    untyped_update: Any = update
+    return optax.GradientTransformationExtraArgs(init, untyped_update)

@@ -1,4 +1,4 @@
-"""Everything that tames Orbax: its options, its noise on stderr, reading arrays, short error texts.
+"""All use of Orbax: saving, hiding its output on stderr, reading arrays, and short error texts.
 
 Importing this module and reading arrays change nothing global. While a Writer is open, two loggers
 are filtered, `sys.unraisablehook` is replaced and TensorStore's metrics are not collected.
@@ -27,10 +27,11 @@ MAX_READERS = 8
 
 
 class _Handler(ocp.CompositeCheckpointHandler):
-    """Orbax's handler with a failpoint between the last byte and the rename that commits."""
+    """Orbax's handler, with a failpoint after the last byte and before the rename that commits."""
 
     def finalize(self, directory) -> None:
         super().finalize(directory)
+        # The name of a temporary folder begins with the step and a dot.
         failpoint("before_commit", int(directory.name.partition(".")[0]))
 
 
@@ -42,8 +43,8 @@ class _Items(ocp.args.Composite):
 class Writer:
     """Writes checkpoint folders in the background, one at a time.
 
-    Orbax's noise is hidden until `close`. A writer that failed is not closed: its threads may still
-    report errors until the process ends.
+    Orbax's output is hidden until `close`. Do not close a writer that failed: its threads may
+    report errors until the process ends, and these stay hidden.
     """
 
     def __init__(self):
@@ -55,8 +56,8 @@ class Writer:
             item: ocp.StandardCheckpointHandler(use_ocdbt=False) for item in ("params", "rest")
         }
         handlers["meta"] = ocp.JsonCheckpointHandler()
-        # Where a full disk forbids folders, threads would wait for minutes for folders that
-        # another thread creates.
+        # Otherwise another thread creates the folders, and where a full disk prevents that, the
+        # writing threads wait for them for minutes.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
         self._orbax = ocp.AsyncCheckpointer(_Handler(**handlers), async_options=options)
 
@@ -83,13 +84,13 @@ class Writer:
 
 
 def read_arrays(folder: Path, target: Any) -> Any:
-    """Arrays of one item of a checkpoint, with the shapes, dtypes and shardings of `target`.
+    """The arrays of one item of a checkpoint, with the shapes, dtypes and shardings of `target`.
 
     Raises ValueError with a text of one line.
     """
-    # Without Orbax, which keeps every array as a Zarr folder. Its own restore waits for all
-    # processes at its end: forever, when one of them has met an error. And when one read fails, the
-    # others report on stderr whenever they end.
+    # TensorStore reads the Zarr folders that Orbax wrote, one for each array. There are two reasons
+    # not to use Orbax's restore. At its end it waits for all processes, forever if one of them has
+    # met an error. And after one read has failed, the other reads still report on stderr.
     leaves, structure = jax.tree_util.tree_flatten_with_path(target)
     try:
         with ThreadPoolExecutor(MAX_READERS) as pool:
@@ -103,6 +104,7 @@ def read_arrays(folder: Path, target: Any) -> Any:
 def _read_array(folder: Path, path: tuple, target: jax.ShapeDtypeStruct) -> jax.Array:
     name = jax.tree_util.keystr(path, simple=True, separator=".")
     file_store = {"driver": "file", "path": f"{folder.absolute() / name}/"}
+    # A lost chunk is an error: by default TensorStore reads it as zeros.
     stored = tensorstore.open(
         {"driver": "zarr", "kvstore": file_store, "fill_missing_data_reads": False},
         read=True,
@@ -119,7 +121,7 @@ def _read_array(folder: Path, path: tuple, target: jax.ShapeDtypeStruct) -> jax.
 def hide_orbax_noise() -> Iterator[None]:
     """Hide what Orbax logs and what its closed event loops report; errors are still raised.
 
-    It logs a warning for every save, and pages for a full disk or a damaged file.
+    Orbax logs a warning for every save, and many lines for a full disk or a damaged file.
     """
 
     def is_critical(record: logging.LogRecord) -> bool:
@@ -143,7 +145,10 @@ def hide_orbax_noise() -> Iterator[None]:
 
 
 def _comes_from_orbax(unraisable) -> bool:
-    """When one write fails, Orbax closes the event loop of the others; each of them reports."""
+    """Whether Orbax caused an error that Python could not raise.
+
+    When one write fails, Orbax closes the event loop of the other writes, and each reports that.
+    """
     code = getattr(unraisable.object, "cr_code", None)
     files = [frame.filename for frame in traceback.extract_tb(unraisable.exc_traceback)]
     if code:
@@ -153,7 +158,7 @@ def _comes_from_orbax(unraisable) -> bool:
 
 @contextmanager
 def _no_tensorstore_metrics() -> Iterator[None]:
-    """Orbax collects unused TensorStore metrics at every save, which leaks 7.5 KB."""
+    """Stop Orbax from collecting metrics that nobody uses: each save would leak 7.5 KB."""
     collect = tensorstore.experimental_collect_matching_metrics
     tensorstore.experimental_collect_matching_metrics = lambda *_: []
     try:
@@ -165,8 +170,8 @@ def _no_tensorstore_metrics() -> Iterator[None]:
 def remove_temporary_folders(folder: Path) -> None:
     """Remove what a failed save left in `folder`.
 
-    Orbax's other threads may still write there and create a folder again, so it tries for half a
-    second.
+    Orbax's other threads may still write there and create a folder again, so this is repeated for
+    half a second.
     """
     for _ in range(10):
         for entry in folder.glob(f"*{TEMPORARY_MARK}*"):
@@ -175,8 +180,9 @@ def remove_temporary_folders(folder: Path) -> None:
 
 
 def error_text(error: object) -> str:
-    """The cause of an error in one line: storage layers write pages around it."""
+    """The cause of an error in one line: the storage libraries write many lines around it."""
     if "No space left" in str(error):
         return "no space left on device"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    # "Error" and "error".
     return next((line for line in lines if "rror" in line), lines[0])[:300]

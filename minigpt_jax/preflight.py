@@ -1,7 +1,7 @@
 """Check a run's input before JAX is imported, so that a mistake is reported immediately.
 
-This file imports only what loads in milliseconds: a machine may be taken away while the rest is
-still loading, and by then the signal handlers must be installed.
+This file imports only what loads in milliseconds. A cloud machine may be preempted while the slow
+imports run, so the signal handlers must be installed before them.
 """
 
 import sys
@@ -43,6 +43,7 @@ def check_inputs(
     argv: Sequence[str], stop_requested: Callable[[], bool] = lambda: False
 ) -> Preflight:
     """Parse the flags, open the data and read the HellaSwag questions. Raises InputError."""
+    # Imported here, so that the signal handlers are installed first.
     from minigpt_jax.config import named_fields, parse
     from minigpt_jax.evals import hellaswag
     from minigpt_jax.token_stream import open_splits

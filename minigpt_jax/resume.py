@@ -1,4 +1,4 @@
-"""Where a run begins: what its records and checkpoints say, and the weights of another run."""
+"""How a run begins: from its own records and checkpoints, or with the weights of another run."""
 
 from contextlib import suppress
 from dataclasses import asdict
@@ -39,16 +39,16 @@ def already_done(run: Path, step: int) -> Done:
 def recorded_config(run: Path) -> dict | None:
     """The config in the newest checkpoint of `run` that can be read; None where there is none."""
     for step in reversed(checkpoint_steps(run)):
-        # Restoring the checkpoint reports what is wrong with it.
+        # An unreadable checkpoint is skipped silently: restoring it reports what is wrong.
         with suppress(OSError, ValueError, KeyError, TypeError, InputError):
             return read_meta(run, step)["config"]
     return None
 
 
 def refuse_changes(run: Path, settings: dict, data_identity: str, meta: dict) -> None:
-    """Raise InputError where the run of checkpoint `meta` had other settings or other data.
+    """Raise InputError where the checkpoint with `meta` had other settings or other data.
 
-    A resumed run is the same run, unless the user insists.
+    The setting `accept_changes` allows other settings and other data.
     """
     differing = config_diff(meta["config"], settings)
     if meta["data"] != data_identity:
@@ -66,7 +66,8 @@ def initial_params_from(
 ) -> dict:
     """The weights of the run `source` for a model of `config`, placed like `abstract_params`.
 
-    A larger vocabulary gets new rows. Raises InputError where the models differ otherwise.
+    A larger vocabulary gets new rows. Raises InputError for other differences of the models, except
+    in dropout, which has no weights.
     """
     params, saved, _ = load_params(source, replicated(mesh))
     wanted = asdict(config)

@@ -25,12 +25,12 @@ LAYER_NAMES = {
     "mlp.c_proj": "ffn_down",
 }
 OTHER_NAMES = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}
-# Numbers that q8_0 packs into one block of a row.
+# q8_0 quantizes a row in blocks of this many numbers.
 Q8_BLOCK = 32
 
 
 def write_file(path: Path, run: LoadedRun, *, name: str, dtype: str) -> None:
-    """Write weights and vocabulary. `dtype` of the matrices: "f32", "f16" or "q8_0".
+    """Write weights and vocabulary. `dtype` is that of the matrices: "f32", "f16" or "q8_0".
 
     Raises InputError if the gguf package is missing.
     """
@@ -67,12 +67,13 @@ def tensor_name(hf_name: str) -> str:
 def _add_tensor(writer, gguf: Any, name: str, tensor: np.ndarray, dtype: str) -> None:
     is_table = name.startswith(("token_embd", "position_embd"))
     if tensor.ndim == 2 and not is_table:
-        # llama.cpp stores matrices as [out, in].
+        # llama.cpp stores matrices as [out, in], GPT-2 as [in, out]. Both store tables alike.
         tensor = np.ascontiguousarray(tensor.T)
     if tensor.ndim == 1 or name.startswith("position_embd"):
         # llama.cpp adds the positions in f32.
         dtype = "f32"
     elif dtype == "q8_0" and tensor.shape[-1] % Q8_BLOCK:
+        # Rows that are not a whole number of blocks cannot be quantized.
         dtype = "f16"
     quantization = gguf.GGMLQuantizationType[dtype.upper()]
     writer.add_tensor(name, gguf.quants.quantize(tensor, quantization), raw_dtype=quantization)

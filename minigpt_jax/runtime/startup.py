@@ -13,13 +13,16 @@ from minigpt_jax.runtime.distributed import join_processes
 def prepare_jax(runs: Path, *, deterministic: bool) -> None:
     """Set determinism, join the other processes, and keep compiled programs beside `runs`.
 
-    Raises InputError if a launcher announces processes that cannot be found.
+    Warns if the machine has an NVIDIA GPU that JAX does not use. Raises InputError if a launcher
+    announces processes that cannot be found.
     """
     if deterministic:
+        # Read when JAX starts its backend, so this comes first.
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
     join_processes()
     enable_compilation_cache(runs)
+    # Without its CUDA plugin JAX falls back to the CPU. The file belongs to the NVIDIA driver.
     if jax.default_backend() == "cpu" and Path("/proc/driver/nvidia/version").exists():
         print(
             "warning: this machine has an NVIDIA GPU that JAX does not find; "

@@ -32,9 +32,10 @@ from minigpt_jax.server.stats import CompilationCounter, EngineStats
 from minigpt_jax.text_stream import TextStream
 from minigpt_jax.tokenizer import END_OF_TEXT
 
-# How long a block should take: new requests wait that long, and text arrives that often.
+# How long a block should take: a new request waits up to this long even if a slot is free, and text
+# is sent this often.
 TARGET_BLOCK_SECONDS = 0.1
-# Weight of the newest block in the moving average of the time of a token.
+# Weight of the newest block in the moving average of the seconds per token.
 _AVERAGE_WEIGHT = 0.2
 
 
@@ -45,7 +46,7 @@ class InFlightBlock(NamedTuple):
     tokens: jax.Array
     logprobs: TopLogprobs | None
     started: float
-    # Its time includes a prefill, so it does not tell how long a token takes.
+    # Whether its time includes a prefill and so does not tell how long a token takes.
     after_prefill: bool
 
 
@@ -157,9 +158,12 @@ class Engine:
                 prefilled = self._admit()
                 active = [(row, a) for row, a in enumerate(self._slots) if a is not None]
                 block = self._dispatch(active, prefilled) if active else None
-                # Text of the last block is made while the device works on this one.
+                # The text of the previous block is made while the device works on this one.
                 self._emit(outputs)
-                outputs = self._collect(block) if block else []
+                # If collecting fails, nothing may be sent twice.
+                outputs = []
+                if block:
+                    outputs = self._collect(block)
                 if not active:
                     self._wait_for_work()
         except Exception:
@@ -179,7 +183,7 @@ class Engine:
             self._slots = [None if a is None or a.finished else a for a in self._slots]
 
     def _admit(self) -> bool:
-        """Prefill waiting requests into free slots; whether there were any."""
+        """Prefill waiting requests into free slots. Returns whether there were any."""
         prefilled = False
         for row in range(self.num_slots):
             with self._changed:
@@ -195,8 +199,8 @@ class Engine:
     ) -> InFlightBlock:
         """Start a block for the `active` requests.
 
-        While others wait, the block ends when the first request does: a slot without a request
-        costs as much as one with.
+        While others wait, the block ends as soon as one request ends: an empty slot costs as much
+        time as a full one, so it should be filled at once.
         """
         others_wait = bool(self._waiting)
         remaining = [a.remaining for _, a in active]
@@ -215,6 +219,7 @@ class Engine:
     def _block_length(self, needed: int) -> int:
         """As many tokens as fit the target time, and no more than `needed`."""
         if not self._seconds_per_token:
+            # Nothing has been measured yet.
             return 1
         affordable = int(self._target_block_seconds / self._seconds_per_token)
         return max(1, min(BLOCK, needed, affordable))
@@ -222,11 +227,11 @@ class Engine:
     def _collect(self, block: InFlightBlock) -> list[BlockOutput]:
         """Wait for a block, and free the slots of requests that it finishes.
 
-        They are freed before their text is made, so that the next requests need not wait for that.
+        The slots are freed before the text is made, so that waiting requests can enter them sooner.
         """
         tokens, logprobs = jax.device_get((block.tokens, block.logprobs))
         seconds = time.monotonic() - block.started
-        # The row that ended last has a token of every iteration.
+        # A row holds -1 after its end, and the row that ended last has a token of each iteration.
         iterations = (tokens >= 0).sum(1).max()
         if not block.after_prefill:
             self._update_pace(seconds / iterations)
@@ -276,6 +281,7 @@ class Engine:
             if active.text.stopped:
                 finish_reason = "stop"
             if finish_reason:
+                # Add what was held back because a later token could have changed it.
                 text += active.text.push([], final=True)
             self._send(active, Delta(text, tokens[:used], finish_reason))
 

@@ -1,4 +1,4 @@
-"""Draw the curves of a run as SVG that takes its text colour from the page around it."""
+"""Draw the curves of a run as SVG, with text in the colour of the page that contains it."""
 
 import re
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
 from minigpt_jax.tracking.records import Columns
 
-# Points of a curve: more than a plot has pixels, and few enough that the longest run makes a page
-# below a megabyte.
+# Most points of a curve: more than a plot is wide in pixels, and few enough that the report of the
+# longest run stays below a megabyte.
 MAX_POINTS = 1000
-# Ratio of the largest to the smallest value from which a logarithmic scale shows more.
+# The scale is logarithmic where the largest value is more than this many times the smallest.
 LOG_SCALE_RATIO = 30
 # The moving average covers 1/50 of the run on each side of a point.
 AVERAGE_PART = 50
-# Replaced by the text colour of the page, which is known only where the page is read.
+# A placeholder: `_svg` replaces it by the text colour of the page, which the browser decides.
 TEXT_COLOR = "#010203"
 # Readable on white and on black.
 BLUE = "#3b82f6"
@@ -30,7 +30,7 @@ RED = "#dc2626"
 STYLE: dict[Any, Any] = {
     # Text stays text: it can be searched, and is shown in the reader's own font.
     "svg.fonttype": "none",
-    # With a fixed salt the same run makes the same bytes.
+    # With a fixed salt for the random ids, the same run makes the same bytes.
     "svg.hashsalt": "report",
     "text.color": TEXT_COLOR,
     "axes.labelcolor": TEXT_COLOR,
@@ -83,8 +83,9 @@ def moving_average(y: np.ndarray) -> np.ndarray:
     end = np.minimum(index + half + 1, len(y))
     total = np.concatenate([[0], np.cumsum(np.nan_to_num(y))])
     count = np.concatenate([[0], np.cumsum(np.isfinite(y))])
-    known = count[end] - count[begin]
-    return np.where(known > 0, (total[end] - total[begin]) / np.maximum(known, 1), np.nan)
+    num_finite = count[end] - count[begin]
+    mean = (total[end] - total[begin]) / np.maximum(num_finite, 1)
+    return np.where(num_finite > 0, mean, np.nan)
 
 
 def _svg(label: str, draw: Callable[[Axes], None]) -> str:
@@ -120,7 +121,7 @@ def _draw_loss(axes: Axes, steps: Columns, evaluations: list[dict], first: float
         )
     skipped = steps["step"][shown & (steps["skipped"] > 0)]
     if len(skipped):
-        # Crosses at the bottom of the plot.
+        # Crosses at the bottom of the plot: y is a part of its height, not a loss.
         x = skipped[_spread(len(skipped))]
         y = np.full(len(x), 0.03)
         transform = axes.get_xaxis_transform()
@@ -137,7 +138,8 @@ def _draw_rate(axes: Axes, steps: Columns) -> None:
 
 
 def _draw_norm(axes: Axes, steps: Columns) -> None:
-    _draw_curve(axes, steps["step"], steps["grad_norm"], np.isfinite(steps["step"]))
+    every_step = np.full(len(steps["step"]), True)
+    _draw_curve(axes, steps["step"], steps["grad_norm"], every_step)
 
 
 def _draw_throughput(axes: Axes, steps: Columns) -> None:
@@ -146,6 +148,7 @@ def _draw_throughput(axes: Axes, steps: Columns) -> None:
         speeds = np.where(rest, steps["tokens_per_s"], np.nan)
         _draw_curve(axes, steps["step"], speeds, rest)
         axes.set_yscale("linear")
+        # A few extreme values must not flatten the curve.
         axes.set_ylim(0, 1.2 * np.nanpercentile(speeds, 99))
     axes.yaxis.set_major_formatter(EngFormatter())
 
@@ -153,7 +156,10 @@ def _draw_throughput(axes: Axes, steps: Columns) -> None:
 def _draw_curve(
     axes: Axes, x: np.ndarray, y: np.ndarray, shown: np.ndarray, label: str | None = None
 ) -> None:
-    """Of the points `shown`: the values as a faint line, their moving average as a strong one."""
+    """Draw the points `shown`: the values as a faint line, their moving average as a strong one.
+
+    The average also uses the points that are not shown.
+    """
     average = moving_average(y)[shown]
     x = x[shown]
     y = y[shown]

@@ -15,7 +15,7 @@ from minigpt_jax.model import GPTConfig
 from minigpt_jax.sampling import sampling_params
 from minigpt_jax.server.device_batch import cache_lengths
 from minigpt_jax.server.engine import Engine
-from minigpt_jax.server.request import Delta, EngineClosed, QueueFull, Request
+from minigpt_jax.server.request import Delta, QueueFull, Request
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, USER, load_tokenizer
 from tests.models import weights
 from tests.server.serving import TIMEOUT, TINY, tiny_run, wait_until
@@ -279,57 +279,6 @@ def test_a_full_queue_accepts_all_requests_or_none(engine):
 def test_a_prompt_that_does_not_fit_is_an_error(engine, length):
     with pytest.raises(InputError, match=f"has {length} tokens"):
         engine.submit([Request([5] * length, sampling_params(1, TINY), 1)], lambda i, delta: None)
-
-
-# ---- The end of the engine ----
-
-
-def test_close_finishes_all_requests(run):
-    engine = make_engine(run, queue_size=3)
-    reasons: queue.Queue[str | None] = queue.Queue()
-    long = [request("A stone", UNLIMITED, temperature=1.0)] * 7
-    engine.submit(long, lambda i, delta: reasons.put(delta.finish_reason))
-    engine.close()
-    # The thread has ended, so everything has been received.
-    finished = [reason for reason in reasons.queue if reason]
-    assert len(finished) == 7 and "closed" in finished
-    with pytest.raises(EngineClosed):
-        engine.submit([request("A stone")], lambda i, delta: None)
-    assert not engine.health()["alive"]
-
-
-def test_a_failing_device_closes_all_requests(run, capsys):
-    engine = make_engine(run)
-    # Weights are missing, so the next program cannot run.
-    engine._batch.params = {k: v for k, v in engine._batch.params.items() if k != "ln_f"}
-    reasons: queue.Queue[str | None] = queue.Queue()
-    engine.submit([request("A stone")] * 2, lambda i, delta: reasons.put(delta.finish_reason))
-    assert [reasons.get(timeout=TIMEOUT) for _ in range(2)] == ["closed", "closed"]
-    engine.close()
-    assert not engine.health()["alive"]
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_an_answer_that_ended_before_a_failure_is_complete(run, capsys):
-    engine = make_engine(run)
-    reasons: queue.Queue[tuple[int, str]] = queue.Queue()
-    decode = engine._batch.decode
-
-    def decode_once(*args, **kwargs):
-        engine._batch.decode = lambda *args, **kwargs: 1 / 0
-        return decode(*args, **kwargs)
-
-    engine._batch.decode = decode_once
-
-    def receive(i: int, delta: Delta) -> None:
-        if delta.finish_reason:
-            reasons.put((i, delta.finish_reason))
-
-    long = request("A stone", UNLIMITED, temperature=1.0)
-    engine.submit([request("A stone", 1), long], receive)
-    assert {reasons.get(timeout=TIMEOUT) for _ in range(2)} == {(0, "length"), (1, "closed")}
-    engine.close()
-    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_health_counts_answers_and_tokens(engine):
