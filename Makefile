@@ -27,9 +27,9 @@ demo: install
 
 # What a user needs: training, the server, the fast tokenizer. CUDA=1 adds JAX for NVIDIA GPUs.
 # CUDA=1 has a stamp of its own, so that an environment for the CPU becomes one for the GPU.
-USER := .venv/installed$(if $(CUDA),-cuda)
-install: $(USER)
-$(USER): requirements.txt pyproject.toml
+INSTALLED := .venv/installed$(if $(CUDA),-cuda)
+install: $(INSTALLED)
+$(INSTALLED): requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { \
 		echo "no Python from 3.11 to 3.13 found: install one, or make PYTHON=/path/to/python"; \
 		exit 2; }
@@ -38,20 +38,20 @@ $(USER): requirements.txt pyproject.toml
 	touch $@
 
 # What the tests, the linter and the type checker need on top, in the same environment.
-DEVELOPER := .venv/installed-dev
-$(DEVELOPER): $(USER)
+INSTALLED_DEV := .venv/installed-dev
+$(INSTALLED_DEV): $(INSTALLED)
 	$(PIP) --editable ".[dev]"
 	touch $@
 
-test: $(DEVELOPER)
+test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest
 
 # Hundreds of kills and damaged checkpoints, and the tests that are too long for every day.
-campaign: $(DEVELOPER)
+campaign: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.faults.campaign --kills 50 --corruptions 200 --seed 0
 	$(BIN)/python -m pytest -m campaign --ignore tests/faults
 
-lint: $(DEVELOPER)
+lint: $(INSTALLED_DEV)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pyright --pythonpath $(BIN)/python
