@@ -23,20 +23,20 @@ SIZES = {
 
 
 def get_config(size: str = "gpt2") -> ConfigDict:
-    """Every field there is, for a model of SIZES; the other configs change a few of them."""
+    """All fields, for one of the models in SIZES; the other configs change a few of them."""
     c = ConfigDict()
-    # The run is kept in <runs>/<name>.
+    # The folder of the run is <runs>/<name>.
     c.name = "pretrain"
     c.runs = "runs"
-    # Of the initial weights, the order of the rows, and dropout.
+    # Seed of the initial weights, the order of the rows, and dropout.
     c.seed = 1337
-    # A run whose newest weights are the initial weights.
+    # Folder of another run, whose newest weights this run begins with. "": random weights.
     c.init_from = ""
-    # Start from step 0 although the run exists: removes its checkpoints.
+    # Start from step 0 even if the run exists; this removes its checkpoints.
     c.fresh = False
-    # Resume although the config or the data differ from those of the checkpoint.
+    # Resume even if the config or the data differ from those of the checkpoint.
     c.accept_changes = False
-    # The same result bit for bit on a GPU too; on a CPU this is always so.
+    # Make results on a GPU repeatable bit for bit; on a CPU they always are.
     c.deterministic = False
     # Write a profiler trace of ten steps to <run>/profile.
     c.profile = False
@@ -49,12 +49,13 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.model.dropout = 0.0
 
     c.compute = ConfigDict()
-    # Of matmuls. "auto" is bfloat16, but float32 on a CPU. Parameters, optimizer, LayerNorm and
-    # softmax are always float32.
+    # For matmuls. "auto" is float32 on a CPU, bfloat16 elsewhere. Parameters, optimizer, LayerNorm
+    # and softmax are always float32.
     c.compute.dtype = "auto"
-    # "dots" or "full" recompute activations in the backward pass, for when memory is short.
+    # To save memory, "dots" or "full" recompute activations in the backward pass.
     c.compute.remat = "none"
-    # Layers that are compiled as one piece; more need more memory than minigpt_jax.plan estimates.
+    # Layers that are compiled as one piece. Above 1, a step needs more memory than
+    # minigpt_jax.plan estimates.
     c.compute.unroll = 1
     # "auto": cuDNN's fused kernel on a GPU, one head at a time on a CPU.
     c.compute.attention = "auto"
@@ -72,7 +73,7 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     # Whether a token sees only its own document. False, as in GPT-2: all documents of its row.
     c.data.isolate_documents = False
 
-    # Exactly one of the three is not zero.
+    # The length of the run: exactly one of the three is not zero.
     c.horizon = ConfigDict()
     # 10 B tokens: about one pass over sample-10BT.
     c.horizon.steps = 19_073
@@ -85,9 +86,9 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     # A shorter average than Adam's default 0.999: more stable with large batches.
     c.optimizer.b2 = 0.95
     c.optimizer.eps = 1e-8
-    # Of matrices and embeddings only.
+    # Applies to matrices and embeddings only.
     c.optimizer.weight_decay = 0.1
-    # Global norm of the gradient.
+    # Largest global norm of the gradient.
     c.optimizer.clip = 1.0
 
     c.schedule = ConfigDict()
@@ -100,14 +101,14 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     # For "wsd" only: the part of the run in which the learning rate falls.
     c.schedule.decay = 0.2
 
-    # -1: all devices that the other two axes leave.
+    # Devices along each axis. -1: all that the other two axes leave.
     c.mesh = ConfigDict()
     c.mesh.data = -1
     c.mesh.fsdp = 1
     c.mesh.tensor = 1
 
     c.log = ConfigDict()
-    # Steps between lines where the output is not a terminal, and between TensorBoard points.
+    # Steps between TensorBoard points, and between printed lines if the output is not a terminal.
     c.log.every = 10
     c.log.tensorboard = True
 
@@ -123,11 +124,11 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.eval.hellaswag = ""
     # Steps from one HellaSwag score to the next, always as part of an evaluation. 0: never.
     c.eval.hellaswag_every = 1000
-    # Of 10,042: enough for a standard error of 1.4%.
+    # Questions, out of 10,042: enough for a standard error of 1.4%.
     c.eval.hellaswag_rows = 1000
 
     c.save = ConfigDict()
     c.save.every = 500
-    # The newest checkpoints, of 1.5 GB each; the best one is kept too.
+    # How many of the newest checkpoints to keep, 1.5 GB each; the best one is kept too.
     c.save.keep = 2
     return c

@@ -7,7 +7,8 @@ numbered from 0, in order. Document n is for validation if n is a multiple of --
 training, so neither the number of workers nor a restart changes the split of a document.
 
 gigatoken encodes where it is installed, else tiktoken. Both give the same tokens: samples of
-gigatoken's are compared with tiktoken's. A run that was killed continues with the same command.
+gigatoken's output are compared with tiktoken's. A run that was killed continues with the same
+command.
 """
 
 import argparse
@@ -47,8 +48,8 @@ BYTES_PER_TOKEN = 2
 class Recipe:
     """Everything that decides the bytes of the shards.
 
-    `name` is the configuration and `column` the text field of the sources. Every `val_every`th
-    document is for validation. Only the first `limit` documents are used; None: all.
+    `name` is the configuration of a Hub data set, `column` the field that holds the text. Every
+    `val_every`th document is for validation. Only the first `limit` documents are used; None: all.
     """
 
     sources: Sequence[str]
@@ -80,6 +81,7 @@ class Recipe:
     def estimate_bytes(self) -> int | None:
         """About how many bytes of text there are, None if unknown."""
         if self.limit:
+            # How long the first documents are is not known before they are read.
             return None
         sizes = [text_bytes(source, name=self.name, column=self.column) for source in self.sources]
         known = [size for size in sizes if size is not None]
@@ -101,9 +103,9 @@ def prepare(
     workers: int | None = None,
     fast_tokenizer: FastTokenizer | None = None,
 ) -> None:
-    """Write the shards and the manifest of `recipe` to `out`, or those that are missing.
+    """Write those shards of `recipe` that are missing in `out`, and the manifest.
 
-    Prints an estimate and a summary. `fast_tokenizer` encodes while it gives the same ids as
+    Prints an estimate and a summary. `fast_tokenizer` encodes as long as it gives the ids of
     tiktoken; with None, tiktoken encodes everything. Raises InputError for a source that cannot be
     read, that contains `out` or that has too few documents, and for a folder with other data.
     Raises RunError for a full disk, a killed worker or a failed connection to the Hub.
@@ -113,7 +115,7 @@ def prepare(
     description = recipe.describe()
     if (out / MANIFEST).exists():
         expect_same_source(out, read_manifest(out).get("source"), description)
-        # It is left behind by a process that was killed right after it wrote the manifest.
+        # A process that was killed right after it wrote the manifest leaves this file behind.
         (out / PROGRESS_FILE).unlink(missing_ok=True)
         print(
             f"{out}: done before, from the same text; "
@@ -150,7 +152,7 @@ def prepare(
 
 
 def _expect_outside_sources(out: Path, sources: Sequence[str]) -> None:
-    # The folder's own .json files would become documents of the next run.
+    # Otherwise the next run would read progress.json and manifest.json as documents.
     for source in sources:
         if local_files(source) and out.resolve().is_relative_to(Path(source).resolve()):
             raise InputError(f"--out {out} lies within --source {source}: choose another folder")
@@ -178,7 +180,7 @@ def _missing_documents(
 def _append_all(
     batches: Iterator[Encoded], shards: ResumableShards, recipe: Recipe, workers: int, out: Path
 ) -> None:
-    """Write the batches, with an estimate after the first and a progress bar."""
+    """Write the batches. Prints an estimate after the first, and shows a progress bar."""
     first = next(batches, None)
     if first is None:
         return
@@ -199,6 +201,7 @@ def _print_estimate(
     `tokens_found` tokens are in complete shards already. Returns the number of tokens still to
     write, None if it is unknown.
     """
+    # One worker encoded the batch, and workers beyond the number of cores add no speed.
     speed = len(first.tokens) / first.seconds * min(workers, cores())
     free = shutil.disk_usage(out).free
     rate = f"{speed / 1e6:.2f}M tokens/s with {workers} workers, {free / 1e9:.1f} GB of disk free"
@@ -246,15 +249,17 @@ def _count_tokens(shards: dict[str, list[Shard]]) -> int:
 def _print_summary(
     shards: dict[str, list[Shard]], documents_per_split: dict[str, int], skipped: Counter[str]
 ) -> None:
-    separators = sum(documents_per_split.values())
-    _print_line("documents", f"{separators:,}")
+    num_documents = sum(documents_per_split.values())
+    # Each document begins with one <|endoftext|>.
+    separators = num_documents
+    _print_line("documents", f"{num_documents:,}")
     _print_line("skipped", _list_counts(skipped))
     _print_line("text tokens", f"{_count_tokens(shards) - separators:,}")
     _print_line("separators", f"{separators:,}")
     for split, split_shards in shards.items():
         tokens = sum(shard.tokens for shard in split_shards)
-        documents = f"{documents_per_split[split]:,} documents"
-        _print_line(split, f"{tokens:,} tokens of {documents} in {len(split_shards)} shards")
+        source = f"{documents_per_split[split]:,} documents"
+        _print_line(split, f"{tokens:,} tokens of {source} in {len(split_shards)} shards")
 
 
 def _print_line(label: str, value: object) -> None:
@@ -262,7 +267,7 @@ def _print_line(label: str, value: object) -> None:
 
 
 def _at_least(smallest: int) -> Callable[[str], int]:
-    # argparse shows the name of this function: "invalid integer value".
+    # argparse shows the inner function's name in its message: "invalid integer value".
     def integer(text: str) -> int:
         if (number := int(text)) < smallest:
             raise argparse.ArgumentTypeError(f"{number}, expected at least {smallest}")
@@ -330,6 +335,7 @@ def main() -> None:
     out = options.pop("out")
     workers = options.pop("workers")
     fast_tokenizer = None if options.pop("no_fast") else FastTokenizer()
+    # The options that are left are the fields of Recipe.
     prepare(Recipe(**options), out, workers=workers, fast_tokenizer=fast_tokenizer)
 
 

@@ -32,8 +32,8 @@ CUDNN_CAPABILITY = 8
 def recompute_in_backward(function: Callable) -> Callable:
     """`function`, computed again in the backward pass instead of keeping its intermediate results.
 
-    For functions that take little time, whatever `remat` is: what they would keep is larger than
-    the results of all matmuls together.
+    Applied, whatever `remat` is, to functions that take little time but would keep more than the
+    results of all matmuls together.
     """
     # In a scan over layers XLA cannot merge the two computations, so prevent_cse would add nothing.
     return jax.checkpoint(function, prevent_cse=False)
@@ -42,8 +42,8 @@ def recompute_in_backward(function: Callable) -> Callable:
 class KVCache(NamedTuple):
     """Keys and values of one layer; slot s holds position s of each row's own sequence.
 
-    Heads come before slots because matmuls read them in that order: another order is copied for
-    every token.
+    Heads come before slots because matmuls read them in that order: XLA would copy any other order
+    again for every token.
     """
 
     k: Float[Array | np.ndarray, "B H S K"]
@@ -115,8 +115,8 @@ def attend_with_cache(
     with jax.named_scope("attention_with_cache"):
         keys = _write(cache.k, k, positions)
         values = _write(cache.v, v, positions)
-        # Slots are positions, so causality is the whole mask: a stale slot lies ahead of every
-        # query, and is overwritten before a query reaches it.
+        # Slots are positions, so a causal mask is enough: a slot with old contents comes after the
+        # position of every query, and is overwritten before a query may attend to it.
         mask = jnp.arange(keys.shape[2])[None, None] <= positions[:, :, None]
         q = swap_time_and_heads(q)
         y = _attend_masked(q, keys.astype(q.dtype), values.astype(q.dtype), mask)
@@ -135,7 +135,7 @@ def block_length(length: int) -> int:
 
 
 def swap_time_and_heads(a: Float[Array, "B M N K"]) -> Float[Array, "B N M K"]:
-    """[B, T, H, K] as [B, H, T, K], or back: heads in the middle make matmuls slower on a CPU."""
+    """[B, T, H, K] as [B, H, T, K], or back: on a CPU matmuls of the former are slower."""
     return jnp.swapaxes(a, 1, 2)
 
 
@@ -146,7 +146,7 @@ def attend_in_blocks(
     v: Float[Array, "B T H K"],
     mask: Bool[Array, "B T T"] | None,
 ) -> Float[Array, "B T H K"]:
-    """`attend` in blocks of queries, each with the keys up to its own end: half of the work."""
+    """`attend` in blocks of queries, each with the keys up to its own end: about half the work."""
     q, k, v = (swap_time_and_heads(a) for a in (q, k, v))
     results = []
     for start, end in _blocks(q.shape[2]):
@@ -179,7 +179,7 @@ def _attend_by_head_forward(q, k, v, mask):
 def _attend_by_head_backward(residuals, d_y):
     q, k, v, mask, y, log_sum_exp = residuals
     wide = log_sum_exp.dtype
-    # What the normalisation of each softmax subtracts from the gradients of its weights.
+    # For the gradient of the softmax: d_scores is weights times (d_weights - delta).
     delta = (y.astype(wide) * d_y.astype(wide)).sum(-1, keepdims=True)
     return *_map_heads(_head_backward, mask, q, k, v, log_sum_exp, d_y, delta), None
 
@@ -190,17 +190,17 @@ attend_by_head.defvjp(_attend_by_head_forward, _attend_by_head_backward)
 def _map_heads(function: Callable, mask, *arrays):
     """Map `function(mask, *arrays)` over rows and heads.
 
-    It receives [T, T] of `mask` [B, T, T] (or None), and [T, ...] of each of `arrays` [B, T, H,
-    ...].
+    For one head, the function receives [T, T] of `mask` [B, T, T] (or None), and [T, ...] of every
+    array [B, T, H, ...].
     """
 
-    def of_row(row):
+    def map_row(row):
         row_mask, row_arrays = row
         heads_first = [jnp.swapaxes(a, 0, 1) for a in row_arrays]
         results = jax.lax.map(lambda head: function(row_mask, *head), heads_first)
         return [jnp.swapaxes(a, 0, 1) for a in results]
 
-    return jax.lax.map(of_row, (mask, arrays))
+    return jax.lax.map(map_row, (mask, arrays))
 
 
 def _head_forward(
@@ -209,7 +209,7 @@ def _head_forward(
     k: Float[Array, "T K"],
     v: Float[Array, "T K"],
 ) -> tuple[Float[Array, "T K"], Float[Array, "T 1"]]:
-    """Result of one head, and the log-sum-exp of each query's scores."""
+    """The output of one head, and the log-sum-exp of each query's scores."""
     q = q / math.sqrt(q.shape[-1])
     results = []
     log_sum_exps = []
@@ -237,7 +237,7 @@ def _head_backward(
     d_y: Float[Array, "T K"],
     delta: Float[Array, "T 1"],
 ) -> tuple[Float[Array, "T K"], Float[Array, "T K"], Float[Array, "T K"]]:
-    """Gradients of one head by q, k and v."""
+    """Gradients with respect to q, k and v of one head."""
     root = math.sqrt(q.shape[-1])
     q = q / root
     log_sum_exp = log_sum_exp.T
@@ -255,6 +255,7 @@ def _head_backward(
         d_v.append(_einsum("st,tk->sk", weights.astype(v.dtype), d_y[start:]))
         d_weights = _einsum("sk,tk->st", v[start:end], d_y[start:])
         d_scores = (weights * (d_weights - delta[:, start:])).astype(q.dtype)
+        # This q is divided by `root` already; the gradient of the original q is divided at the end.
         d_k.append(_einsum("st,tk->sk", d_scores, q[start:]))
         d_q = d_q.at[start:].add(_einsum("st,sk->tk", d_scores, k[start:end]))
     return (
@@ -284,11 +285,12 @@ def _write(
     positions: Int[Array, "B T"],
 ) -> Float[Array, "B H S K"]:
     """`slots` with `new` at `positions`; positions beyond S are dropped, not clamped."""
+    # A new cache consists of NumPy arrays, which have no `.at`.
     slots = jnp.asarray(slots)
     new = new.astype(slots.dtype)
     if new.shape[1] > 1:
         return slots.at[jnp.arange(len(slots))[:, None], :, positions].set(new, mode="drop")
-    # XLA copies the whole cache for a scatter, up to three times; a selection is made in place.
+    # XLA copies the whole cache for a scatter, up to three times; `where` works in place.
     is_written = jnp.arange(slots.shape[2])[None] == positions
     return jnp.where(is_written[:, None, :, None], swap_time_and_heads(new), slots)
 

@@ -2,7 +2,8 @@
 
 The fingerprint of an array is its shape, its dtype and a checksum. The checksum is the sum over all
 elements of (bits as uint32) x (an odd number that depends on the position), modulo 2^32. Any single
-flipped bit changes it; sharding and the number of processes do not.
+flipped bit changes it, because the product of 2^k and an odd number is not 0 modulo 2^32. Sharding
+and the number of processes do not change it, because the order of such a sum does not matter.
 """
 
 import jax
@@ -52,12 +53,13 @@ def _checksums(arrays: list[jax.Array]) -> list[jax.Array]:
 
 
 def _checksum(array: jax.Array) -> jax.Array:
-    width = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(array, width).astype(jnp.uint32)
+    unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
     position = jnp.zeros((), jnp.uint32)
     stride = 1
     for axis in reversed(range(array.ndim)):
         index = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+        # A larger stride does not fit uint32, and the sum is modulo 2^32 anyway.
         position = position + index * jnp.uint32(stride % 2**32)
         stride *= array.shape[axis]
     return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)

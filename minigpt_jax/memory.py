@@ -1,7 +1,7 @@
 """Estimate the memory of a training step, and choose the micro-batch that fits a device.
 
-train.py calls these functions before it compiles anything. The estimate is compared with XLA's own
-account of compiled steps in tests/test_memory.py.
+train.py calls these functions before it compiles anything. tests/test_memory.py compares the
+estimate with what XLA reports for compiled steps.
 """
 
 import os
@@ -13,12 +13,12 @@ from minigpt_jax.errors import InputError
 if TYPE_CHECKING:
     from minigpt_jax.model import GPTConfig
 
-# Relative error that the estimate may have.
+# The largest relative error that is expected of the estimate.
 MARGIN = 0.15
 
 
 class StepSettings(NamedTuple):
-    """What decides the memory of a training step, beside the model and the micro-batch."""
+    """What decides the memory of a training step, apart from the model and the micro-batch."""
 
     dtype: str
     remat: str
@@ -34,7 +34,7 @@ class StepSettings(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes on one device when a step needs the most."""
+    """Bytes on one device at the moment when a step needs the most memory."""
 
     # Parameters and both moments of AdamW, in f32.
     state: float
@@ -61,13 +61,15 @@ def step_memory(
     tokens = rows * config.context
     tensor = settings.tensor_shards
     vocab = config.padded_vocab / tensor
-    half = settings.dtype == "bfloat16"
-    widened = settings.on_cpu and _cpu_widens_bf16()
-    size = 2 if half and not widened else 4
+    is_bf16 = settings.dtype == "bfloat16"
+    is_widened = settings.on_cpu and _cpu_widens_bf16()
+    element_bytes = 2 if is_bf16 and not is_widened else 4
     padding = (config.padded_vocab - config.vocab_size) * embed
     parameters = (config.parameters + padding) / settings.parameter_shards
-    # With remat the copies of the weights are made again, layer by layer.
-    matrices = 12 * config.layers * embed**2 / tensor if half and settings.remat == "none" else 0
+    # With remat the copies of the weights are made again, layer by layer. A layer has 4 x embed^2
+    # weights in attention and 8 x embed^2 in the MLP.
+    copied = is_bf16 and settings.remat == "none"
+    matrices = 12 * config.layers * embed**2 / tensor if copied else 0
     # A layer stores its input, the results of both norms and of the GELU, q, k, v, the result of
     # attention, and the input of the GELU.
     stored_per_token = {
@@ -78,12 +80,14 @@ def step_memory(
     layer = 3 * tokens * config.mlp * 4 / tensor
     if settings.keeps_scores:
         layer += 2 * config.heads * config.context * tokens * 4 / tensor
-    logits = rows * min(settings.loss_chunk, config.context) * vocab * (8 + size)
+    # The logits and their gradient in f32, and the gradient in the dtype of the matmuls.
+    logits = rows * min(settings.loss_chunk, config.context) * vocab * (8 + element_bytes)
     return Memory(
         state=12 * parameters,
         gradients=4 * parameters * (2 if accumulation_steps > 1 else 1),
-        weights=(matrices + vocab * embed) * size,
-        activations=tokens * config.layers * stored_per_token * size,
+        weights=(matrices + vocab * embed) * element_bytes,
+        activations=tokens * config.layers * stored_per_token * element_bytes,
+        # The second term is the f32 gradient of the embedding, to which each chunk adds.
         temporaries=max(layer, logits) + vocab * embed * 4,
     )
 
@@ -128,8 +132,7 @@ def choose_accumulation_steps(
             f"data.batch {batch} must be a multiple of data.micro_batch {size} x devices "
             f"{data_parallel_size}: try {_next_multiple(batch, size * data_parallel_size)}"
         )
-    # A micro-batch that the user chose is refused only if it cannot fit, whatever the error of the
-    # estimate.
+    # Refuse what the user chose only if it would not fit even if the estimate is MARGIN too high.
     if bytes_of(size) * (1 - MARGIN) > device_bytes:
         remedy = f"data.micro_batch {fitting} fits"
         if not fitting:

@@ -1,6 +1,6 @@
 """Write training data: token streams as `.npy` shards, and the manifest that makes them usable.
 
-token_stream.py has the format and reads it.
+token_stream.py defines the format and reads it.
 """
 
 from dataclasses import asdict
@@ -66,7 +66,7 @@ class ShardWriter:
     def _write(self) -> None:
         name = f"{self.split}_{len(self.shards):06d}.npy"
         mask_sha256 = None
-        # The mask first: after a kill, a token file without a mask is never one of a masked stream.
+        # The mask first: a kill then never leaves a token file of a masked stream without its mask.
         if self._mask is not None:
             mask_sha256 = _save(self.folder / mask_file(name), self._mask[: self.buffered])
         tokens_sha256 = _save(self.folder / name, self._tokens[: self.buffered])

@@ -34,8 +34,8 @@ class Question(NamedTuple):
 def load(source: str, context: int, limit: int | None = None) -> list[Question]:
     """Questions in the hub's format (ctx, endings, label), for a model of `context` positions.
 
-    `limit` takes that many evenly spaced questions, because the file lists one of its two kinds
-    before the other. Raises InputError that names the row.
+    With `limit`, only that many questions, evenly spaced: the file lists all questions of one kind
+    before those of the other. Raises InputError that names the row.
     """
     columns = ("ctx", "endings", "label")
     questions = [
@@ -52,7 +52,7 @@ def load(source: str, context: int, limit: int | None = None) -> list[Question]:
 def accuracy(
     questions: Sequence[Question], score: "Callable[[list[Group]], list[list[Score]]]"
 ) -> float:
-    """Share of questions whose right ending has the smallest loss; NaN if the weights give NaN.
+    """Share of questions whose right ending has the smallest loss; NaN if a score is not finite.
 
     `score` is scoring.score for one run. Raises what `score` raises, such as EvaluationStopped.
     """
@@ -80,6 +80,7 @@ def parse_question(name: str, row: dict, max_length: int) -> Question:
     """The question in `row`. Raises InputError that begins with `name`, the name of the row."""
     text = row["ctx"]
     endings = row["endings"]
+    # A text in the hub's files; a number is accepted too.
     label = str(row["label"])
     if not isinstance(text, str):
         raise InputError(f"{name}: ctx is {type(text).__name__}, expected a text")
@@ -93,6 +94,7 @@ def parse_question(name: str, row: dict, max_length: int) -> Question:
     tokenizer = load_tokenizer()
     question = Question(
         context=tokenizer.encode_document(text),
+        # In GPT-2's vocabulary the space before a word is part of its token.
         endings=[tokenizer.encode(" " + ending) for ending in endings],
         label=int(label),
     )

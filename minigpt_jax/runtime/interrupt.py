@@ -16,8 +16,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interrupt:
     """`requested` becomes True at the first signal.
 
-    A thread reads the signals, because Python runs signal handlers only between bytecodes of the
-    main thread, so not during a long compilation.
+    A thread reads the signals, because Python runs signal handlers only between two bytecodes of
+    the main thread: during a long compilation, none would run.
     """
 
     def __init__(self):
@@ -25,7 +25,8 @@ class Interrupt:
         reader, writer = os.pipe()
         # Required by set_wakeup_fd.
         os.set_blocking(writer, False)
-        # For every signal Python writes its number into the pipe.
+        # Python writes the number of each signal into the pipe. A full pipe needs no warning: two
+        # signals are all that matter.
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in SIGNALS:
             # Without a handler the signal would end the process.
@@ -41,7 +42,7 @@ class Interrupt:
     def _handle(self, number: int) -> None:
         if self.requested:
             self._print(b"\nstopped immediately; the last checkpoint, if any, is complete\n")
-            # sys.exit would end only this thread.
+            # sys.exit would end only this thread. A shell also reports 128 + the signal's number.
             os._exit(128 + number)
         self.requested = True
         self._print(b"\nfinishing this step, then saving (once more: stop immediately)\n")

@@ -3,8 +3,8 @@
 Shapes are few: a prompt is padded to a power of two, and a block of decoding reads the first 64,
 128, 256, ... tokens of the cache. All are compiled by `warm_up`. Nothing in a block mixes rows, and
 randomness depends on (seed, position) only. So the text of a row does not depend on its neighbours,
-except for ties: a longer neighbour makes the block read more of the cache, which changes the order
-of a sum.
+with one exception: a longer neighbour makes the block read more of the cache, which changes the
+order of floating-point sums and may decide between two tokens that are almost equally likely.
 """
 
 import itertools
@@ -32,7 +32,7 @@ _MIN_PROMPT_LENGTH = 16
 class BlockPlan(NamedTuple):
     """One block of decoding."""
 
-    # Of each active row.
+    # The settings of each active row.
     sampling: Mapping[int, SamplingParams]
     # The largest number of tokens to draw for a row.
     max_new_tokens: int
@@ -62,6 +62,7 @@ class DeviceBatch:
         self._model, self.params = decoding.prepare_for_decoding(
             run.params, config, quantize=quantize
         )
+        # The fields of DecodeState, in their order. Every row is done: none has a request.
         arrays = (
             empty_cache(config, num_rows, self._model.dtype),
             np.zeros(num_rows, np.int32),
@@ -76,19 +77,26 @@ class DeviceBatch:
     def warm_up(self) -> None:
         """Compile every shape.
 
-        Twice: the first state was put on the device by hand, later ones are outputs of programs,
-        and JAX may compile for both.
+        Twice, because JAX may compile again when the state is the output of a program instead of
+        what the constructor put on the device.
         """
         for _ in range(2):
             for length in prompt_lengths(self._context):
                 self.prefill(0, [0] * length)
             for with_logprobs in (False, True):
                 for length in cache_lengths(self._context, self._min_cache_length, with_logprobs):
-                    self.decode(BlockPlan({0: self._idle}, 1, 1, length, with_logprobs))
+                    plan = BlockPlan(
+                        sampling={0: self._idle},
+                        max_new_tokens=1,
+                        stop_after=1,
+                        max_length=length,
+                        with_logprobs=with_logprobs,
+                    )
+                    self.decode(plan)
         jax.block_until_ready(self._state)
 
     def prefill(self, row: int, prompt: Sequence[int]) -> None:
-        """Replace `row` by `prompt`."""
+        """Replace the contents of `row` with `prompt`."""
         length = next(n for n in prompt_lengths(self._context) if n >= len(prompt))
         tokens = np.zeros((1, length), np.int32)
         tokens[0, : len(prompt)] = prompt
@@ -99,8 +107,8 @@ class DeviceBatch:
     def decode(self, plan: BlockPlan) -> tuple[jax.Array, TopLogprobs | None]:
         """Start one block on the device, without waiting for it.
 
-        Returns tokens [rows, BLOCK], -1 after the last of a row, and if planned MAX_LOGPROBS
-        log-probabilities of each.
+        Returns the tokens [rows, BLOCK], with -1 after the last one of each row, and if
+        `plan.with_logprobs` their log-probabilities and the MAX_LOGPROBS most likely tokens.
         """
         done = np.ones(self.num_rows, bool)
         done[list(plan.sampling)] = False
@@ -108,7 +116,7 @@ class DeviceBatch:
         settings = SamplingParams(*map(np.concatenate, zip(*rows, strict=True)))
         lengths = cache_lengths(self._context, self._min_cache_length, plan.with_logprobs)
         cache_length = next(n for n in lengths if n >= min(plan.max_length, self._context))
-        # Rows without a request are done from the beginning, and are counted.
+        # `decoding.decode` also counts the rows without a request, which are done from the start.
         stop_after_rows = self.num_rows - len(plan.sampling) + plan.stop_after
         self._state, tokens, logprobs = decoding.decode(
             self._model,
@@ -128,7 +136,7 @@ class DeviceBatch:
 def _prefill_slot(model: GPT, params, state: DecodeState, tokens, size, row) -> DecodeState:
     """Prefill `tokens` [1, T], of which `size` are not padding, and store the result in `row`."""
     length = tokens.shape[1]
-    # In a cache of its own: in the shared one, all rows would have to be computed.
+    # In a cache of its own: with the shared one, all rows would have to be computed.
     own_cache = jax.tree.map(
         lambda a: jnp.zeros((1, a.shape[1], length, a.shape[3]), a.dtype), state.cache
     )
@@ -158,15 +166,15 @@ def prompt_lengths(context: int) -> list[int]:
 
 
 def cache_lengths(context: int, minimum: int, with_logprobs: bool) -> list[int]:
-    """How much of the cache a block may read, which is part of the cost of every token.
+    """The possible lengths of the part of the cache that a block reads: less makes tokens cheaper.
 
-    With log-probabilities always all of it: they are rare, and every length is one more program to
-    compile.
+    With log-probabilities it is always the whole cache: they are rare, and every length is one more
+    program to compile.
     """
     return [context] if with_logprobs else _powers_of_two(minimum, context)
 
 
 def _powers_of_two(first: int, last: int) -> list[int]:
-    """`first`, twice that, and so on below `last`, and `last`."""
+    """`first`, doubled as long as it is below `last`; then `last`."""
     doubled = (first << i for i in itertools.count())
     return [*itertools.takewhile(lambda n: n < last, doubled), last]

@@ -44,7 +44,7 @@ class Request:
     """One answer to generate."""
 
     prompt: Sequence[int]
-    # Of one row.
+    # Arrays for one row.
     sampling: SamplingParams
     max_tokens: int
     stop: Sequence[str] = ()
@@ -52,9 +52,10 @@ class Request:
     num_logprobs: int | None = None
 
 
+# eq=False: two requests with the same contents are still two requests.
 @dataclass(eq=False)
 class ActiveRequest:
-    """A request that waits or has a slot.
+    """A request that waits in the queue or occupies a slot.
 
     `receive` is called in the engine's thread and must return immediately.
     """

@@ -60,7 +60,7 @@ class ResponseFormat:
         }
 
     def first_events(self, num_choices: int) -> list[bytes]:
-        """Events before any text."""
+        """Events before any text: in a chat, the role of the author."""
         if not self._chat:
             return []
         content = {"delta": {"role": "assistant", "content": ""}}
@@ -99,7 +99,7 @@ class ResponseFormat:
     def num_characters(self, tokens: Sequence[Token]) -> int:
         """Characters that begin in `tokens`, which is what text offsets count.
 
-        The text sent so far may be shorter: a stop string that may have begun is not sent yet.
+        The text sent so far may be shorter: what may be the start of a stop string is held back.
         """
         return sum(_num_characters(token, self._tokenizer) for token in tokens)
 
@@ -127,11 +127,12 @@ class ResponseFormat:
         }
         chunk = {**self._header("chat.completion.chunk"), "choices": [choice]}
         if self._include_usage:
+            # In OpenAI's format only the last event has the counts; all others have null.
             chunk["usage"] = None
         return sse_event(encode_json(chunk))
 
     def _header(self, chat_object: str) -> dict:
-        """The fields with which every object begins. Completions name all of theirs alike."""
+        """The first fields of every object. A completion has the same type, streamed or not."""
         return {
             "id": self._id,
             "object": chat_object if self._chat else "text_completion",
@@ -195,9 +196,9 @@ def _num_characters(token: Token, tokenizer: Tokenizer) -> int:
 
 
 def _token_name(id: int, tokenizer: Tokenizer) -> str:
-    """A token's text, or its bytes where they are part of a character.
+    """A token's text, or its bytes where they are only a part of a character.
 
-    Decoded, parts of different characters would all have the same name.
+    As text, parts of different characters would all become the same replacement character.
     """
     raw = tokenizer.decode_bytes([id])
     try:
@@ -207,7 +208,7 @@ def _token_name(id: int, tokenizer: Tokenizer) -> str:
 
 
 def _finite(logprob: float | None) -> float:
-    # Negated so that NaN becomes the minimum too.
+    # "not >" instead of "<=", so that NaN becomes the minimum too.
     if logprob is None or not logprob > _MIN_LOGPROB:
         return _MIN_LOGPROB
     return logprob

@@ -28,6 +28,7 @@ def serve_run(folder: Path, listener: socket.socket, options: argparse.Namespace
     engine = Engine(
         run, num_slots=options.slots, queue_size=options.queue, quantize=options.quantize
     )
+    # Absolute, because the path "." has no name.
     guard = Guard(
         App(engine, run, folder.absolute().name).routes(),
         host=options.host,
@@ -40,7 +41,7 @@ def serve_run(folder: Path, listener: socket.socket, options: argparse.Namespace
 async def serve(guard: Guard, engine: Engine, listener: socket.socket, grace: float) -> None:
     """Answer until a signal comes, then let running answers finish for at most `grace` seconds.
 
-    Raises the error of the server if it ends before.
+    If the server itself fails before that, raises its error.
     """
     stop = asyncio.Event()
     set_on_signals(stop)
@@ -53,17 +54,19 @@ async def serve(guard: Guard, engine: Engine, listener: socket.socket, grace: fl
         print(f"ready: {_url(listener)}", file=sys.stderr, flush=True)
     signalled = asyncio.create_task(stop.wait())
     await asyncio.wait({serving, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    # From now on new requests are refused.
     guard.draining = True
     deadline = time.monotonic() + grace
     while guard.running and not serving.done() and time.monotonic() < deadline:
         await asyncio.sleep(_POLL_SECONDS)
-    # In a thread, because it waits for the engine's thread: the last answers are sent meanwhile.
+    # In a thread: close() waits for the engine, and this event loop must send answers meanwhile.
     await asyncio.to_thread(engine.close)
     server.should_exit = True
     await serving
 
 
 def _url(listener: socket.socket) -> str:
+    # The address of an IPv6 socket has four parts, and a URL needs brackets around it.
     address, port = listener.getsockname()[:2]
     host = f"[{address}]" if ":" in address else address
     return f"http://{host}:{port}"
