@@ -73,8 +73,8 @@ def test_an_evaluation_that_a_signal_stops_is_repeated(workspace: Workspace):
     assert not workspace.differences(workspace.runs / "cut_short")
 
 
-# The compilation takes several times as long.
-IMMEDIATELY = 5
+# What docs/reliability.md promises; the compilation takes many times as long.
+IMMEDIATELY = 1
 
 
 @pytest.mark.campaign
