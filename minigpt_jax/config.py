@@ -96,7 +96,7 @@ MAY_CHANGE_ON_RESUME = (
 )
 
 # Field -> the value that does what versions before that field, or before its present default, did.
-# Whoever adds a field or changes a default adds it here, so that old runs resume unchanged.
+# A new field or a changed default needs an entry here, so that old runs resume unchanged.
 EARLIER: dict[str, object] = {}
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")

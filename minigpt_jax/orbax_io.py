@@ -158,7 +158,7 @@ def _comes_from_orbax(unraisable) -> bool:
 
 @contextmanager
 def _no_tensorstore_metrics() -> Iterator[None]:
-    """Stop Orbax from collecting metrics that nobody uses: each save would leak 7.5 KB."""
+    """Stop Orbax from collecting unused metrics: each save would leak 7.5 KB."""
     collect = tensorstore.experimental_collect_matching_metrics
     tensorstore.experimental_collect_matching_metrics = lambda *_: []
     try:

@@ -200,7 +200,7 @@ class Engine:
         """Start a block for the `active` requests.
 
         While others wait, the block ends as soon as one request ends: an empty slot costs as much
-        time as a full one, so it should be filled at once.
+        time as a full one, so it should be filled immediately.
         """
         others_wait = bool(self._waiting)
         remaining = [a.remaining for _, a in active]

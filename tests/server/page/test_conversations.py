@@ -44,7 +44,7 @@ def test_an_answer_streams_and_survives_a_reload(page):
         if len(seen) > 1:
             break
     else:
-        pytest.fail("every answer appeared at once")
+        pytest.fail("every answer appeared in one piece")
     complete = page.inner_text(ANSWER)
     assert all(complete.startswith(text.rstrip()) for text in seen)
     assert "120 tokens, " in page.inner_text(NOTE)
