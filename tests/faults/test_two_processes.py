@@ -23,7 +23,7 @@ def test_an_error_in_one_of_two_processes_ends_both(workspace: Workspace, start_
     assert full.returncode == 1 and "no space left" in output.splitlines()[-1], output
     # It would run forever.
     good.communicate(timeout=NOTICED_WITHIN)
-    assert good.returncode > 0
+    assert good.returncode != 0
 
 
 @pytest.mark.campaign
@@ -39,7 +39,7 @@ def test_if_one_of_two_processes_is_killed_the_other_ends_and_the_run_can_contin
     pair[victim].kill()
     other = pair[1 - victim]
     output, _ = other.communicate(timeout=NOTICED_WITHIN)
-    assert other.returncode > 0, output
+    assert other.returncode != 0, output
     reached = checkpoint_steps(run)[-1]
     pair = start_two(workspace.settings(name, horizon__steps=reached + 3))
     outputs = [process.communicate()[0] for process in pair]
