@@ -47,6 +47,8 @@ def test_a_conversation_in_two_tabs_is_updated_or_kept_twice(tabs):
     other.wait_for_selector("#stop")
     wait_for(page, f"{NUM_MESSAGES} === 6")
     page.click(".message:first-child [aria-label=Delete]")
+    # A browser passes what one tab stores to the other ones a little later.
+    wait_for(other, "load(state.document.id).messages.length === 5")
     other.keyboard.press("Escape")
     wait_until_finished(other)
     wait_for(page, f"{NUM_ENTRIES} === 3")
