@@ -44,6 +44,25 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 QUESTIONS_FILE = "validation.jsonl"
+# The files that take longest. They come first, so that no test process works alone at the end.
+LONGEST_FILES = (
+    "test_parity.py",
+    "test_end_to_end.py",
+    "test_step.py",
+    "test_model.py",
+    "compatibility/test_c5b4eae.py",
+    "evals/test_scoring.py",
+    "faults/test_kills.py",
+    "faults/test_storage.py",
+    "test_readme.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of LONGEST_FILES first."""
+    folder = Path(__file__).parent
+    rank = {folder / name: number for number, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(scope="session")
