@@ -4,14 +4,11 @@ gigatoken encodes in threads of this process, tiktoken in processes of its own. 
 or gives other ids, tiktoken continues with the first batch that was not returned yet.
 """
 
-import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +17,7 @@ from itertools import chain
 import numpy as np
 
 from data_tools.fast_tokenizer import FastTokenizer, Unusable, expect_equal
+from data_tools.worker_processes import WorkerProcesses
 from minigpt_jax.tokenizer import END_OF_TEXT, load_tokenizer
 
 # (number, text) of some documents.
@@ -88,9 +86,12 @@ def encode_all(
         except Unusable as reason:
             print(_explain_change(reason, start, pending.first_number()), flush=True)
     batches = chain(pending.take_batches(), batches)
-    spawn = multiprocessing.get_context("spawn")
-    with _shut_down(ProcessPoolExecutor(workers, spawn, _start_worker)) as pool:
-        yield from pending.results(pool, _encode, batches)
+    processes = WorkerProcesses(_encode)
+    with _shut_down(ThreadPoolExecutor(workers)) as pool:
+        try:
+            yield from pending.results(pool, processes.call, batches)
+        finally:
+            processes.end()
 
 
 class _Pending:
@@ -145,19 +146,6 @@ def _explain_change(reason: Unusable, start: int, number: int) -> str:
             "to be sure of them, start again with --no-fast"
         )
     return line
-
-
-def _start_worker() -> None:
-    """Ignore Ctrl-C, which the parent handles, and exit when the parent is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _encode(batch: Batch) -> Encoded:
