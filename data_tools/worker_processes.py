@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,7 +20,7 @@ class WorkerProcesses:
 
     def __init__(self, function: Callable[[Any], Any]):
         self._function = function
-        # "spawn": a copy of a process with threads could wait for a lock that nobody frees.
+        # "spawn": a copy of a process with threads could wait for ever for a lock.
         self._context = multiprocessing.get_context("spawn")
         self._of_thread = threading.local()
         self._lock = threading.Lock()
@@ -60,7 +61,11 @@ class WorkerProcesses:
             process = self._context.Process(
                 target=_answer, args=(theirs, self._function), daemon=True
             )
+            # Inherited by the process. One that only ignored Ctrl-C after its start could be ended
+            # by it before.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             process.start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._processes.append(process)
         # Now only the process has that end, which its death closes.
         theirs.close()
@@ -69,20 +74,17 @@ class WorkerProcesses:
 
 def _answer(connection: Connection, function: Callable[[Any], Any]) -> None:
     """Reply to each argument with (True, result) or (False, exception), until there is none."""
-    # The parent handles Ctrl-C.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A parent that is killed closes the pipe, but not before this process has finished its call.
+    # During a call the pipe is not read.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    while True:
-        try:
+    # A parent that ends, or is killed, closes its end of the pipe.
+    with suppress(EOFError, ConnectionError):
+        while True:
             argument = connection.recv()
-        except EOFError:
-            return
-        try:
-            reply = (True, function(argument))
-        except Exception as error:
-            reply = (False, error)
-        connection.send(reply)
+            try:
+                reply = (True, function(argument))
+            except Exception as error:
+                reply = (False, error)
+            connection.send(reply)
 
 
 def _exit_with_parent() -> None:

@@ -1,5 +1,6 @@
 """Worker processes return results and errors, and none that is killed is waited for."""
 
+import multiprocessing
 import os
 import signal
 import stat
@@ -61,12 +62,12 @@ def test_results_and_errors_come_back(processes):
 @pytest.mark.parametrize("how", ["end", "end while sending"])
 def test_a_killed_process_is_noticed(processes, how):
     with ThreadPoolExecutor(2) as threads:
-        # The other process lives, and holds no end of the pipe.
-        threads.submit(processes.call, "process id").result(DEADLINE)
-        broken = [threads.submit(processes.call, how) for _ in range(2)]
-        for future in broken:
-            with pytest.raises(BrokenProcessPool):
-                future.result(DEADLINE)
+        # Another process lives on, and must not hold an end of the pipe.
+        living = threads.submit(processes.call, "wait")
+        with pytest.raises(BrokenProcessPool):
+            threads.submit(processes.call, how).result(DEADLINE)
+        assert not living.done()
+        processes.end()
 
 
 def test_a_process_that_is_killed_from_outside_while_it_works(processes):
@@ -74,6 +75,17 @@ def test_a_process_that_is_killed_from_outside_while_it_works(processes):
     threading.Timer(0.2, os.kill, (pid, signal.SIGKILL)).start()
     with pytest.raises(BrokenProcessPool):
         processes.call("wait")
+
+
+def test_ctrl_c_does_not_end_a_process_that_is_starting(processes):
+    with ThreadPoolExecutor(1) as threads:
+        pid = threads.submit(processes.call, "process id")
+        while not (started := multiprocessing.active_children()):
+            time.sleep(0.001)
+        # The program has hardly begun to load.
+        for process in started:
+            os.kill(process.pid or 0, signal.SIGINT)
+        assert pid.result(DEADLINE) == started[0].pid
 
 
 def test_the_end_frees_a_thread_that_waits(processes):
