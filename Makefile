@@ -50,6 +50,7 @@ test: $(INSTALLED_DEV)
 campaign: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.faults.campaign --kills 50 --corruptions 200 --seed 0
 	$(BIN)/python -m pytest -m campaign --ignore tests/faults
+	$(BIN)/python -m pytest --hypothesis-profile default $$(grep -rlE '^ *@given' tests)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/python -m ruff check .

@@ -20,6 +20,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.4"
 import signal
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 from jaxtyping import install_import_hook
@@ -42,6 +43,10 @@ from tests.harness import made_once, train, write_chat, write_corpus, write_ques
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A shell makes its background jobs ignore Ctrl-C; the commands that the tests start would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in every run of the suite. The campaign tries others (--hypothesis-profile).
+hypothesis.settings.register_profile("steady", derandomize=True)
+hypothesis.settings.load_profile("steady")
 
 QUESTIONS_FILE = "validation.jsonl"
 # The files that take longest. They come first, so that no test process works alone at the end.

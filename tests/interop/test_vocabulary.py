@@ -59,7 +59,7 @@ def test_tokenizer_json_gives_our_ids(theirs: tokenizers.Tokenizer, text: str):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text())
+@given(st.text().filter(lambda text: not any(name in text for name in SPECIAL_TOKENS)))
 def test_tokenizer_json_gives_our_ids_on_any_text(theirs: tokenizers.Tokenizer, text: str):
     assert theirs.encode(text).ids == OURS.encode(text)
 

@@ -66,6 +66,37 @@ def test_generation_can_be_stopped(text_page, text_server):
     wait_until(lambda: text_server.health()["active"] == 0, text_server.health)
 
 
+def test_a_new_text_can_be_opened_before_the_last_one_is_saved(text_page):
+    page = text_page
+    stub_server(page)
+    page.evaluate(
+        """() => {
+            const text = document.getElementById("text");
+            text.value = "Once";
+            text.dispatchEvent(new Event("input"));
+            document.getElementById("new").click();
+        }"""
+    )
+    wait_for(page, "document.getElementById('text').value === ''")
+    page.click("#list a")
+    wait_for(page, "document.getElementById('text').value === 'Once'")
+    page.evaluate(
+        """() => {
+            document.getElementById("new").click();
+            addEventListener("hashchange", () => {
+                const text = document.getElementById("text");
+                text.value = "Twice";
+                text.dispatchEvent(new Event("input"));
+                document.getElementById("generate").click();
+                document.getElementById("new").click();
+            }, { once: true });
+        }"""
+    )
+    wait_for(page, "document.querySelectorAll('#list li').length === 2")
+    wait_until_generated(page)
+    assert page.input_value("#text") == "" and page.is_editable("#text")
+
+
 def test_opening_another_text_stops_generation(text_page):
     page = text_page
     stub_server(page)
