@@ -62,7 +62,7 @@ def train(checked: Preflight) -> None:
     run = runs.run_folder(Path(checked.config.runs), checked.config.name)
     recorded = None if checked.config.fresh else broadcast_from_main(recorded_config(run))
     c = config.settings_for_resume(checked.config, checked.named_fields, recorded)
-    # The checkpoint records the precision itself: "auto" may mean another one on another machine.
+    # The checkpoint records what "auto" means here: it may be another one on another machine.
     c.compute.dtype = resolve_compute_dtype(c.compute.dtype)
     recorded_settings = config.to_json(c)
     mesh = make_mesh(**c.mesh)

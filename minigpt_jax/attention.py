@@ -20,13 +20,13 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
+from minigpt_jax.hardware import Device, this_device
+
 # The segment that all other segments of its row may attend to.
 SHARED_SEGMENT = -1
 # "xla" and "cpu" cut a row into at most MAX_BLOCKS blocks of at least MIN_BLOCK positions.
 MIN_BLOCK = 128
 MAX_BLOCKS = 8
-# The compute capability of Ampere, the first GPUs that cuDNN's kernel supports.
-CUDNN_CAPABILITY = 8
 
 
 def recompute_in_backward(function: Callable) -> Callable:
@@ -51,28 +51,23 @@ class KVCache(NamedTuple):
 
 
 def attention_kernel(implementation: str, dtype: DTypeLike, devices: int) -> str:
-    """`choose_kernel` for the devices of this machine."""
-    device = jax.devices()[0]
-    capability = str(getattr(device, "compute_capability", ""))
-    return choose_kernel(implementation, dtype, devices, device.platform, capability)
+    """`choose_kernel` for this machine."""
+    return choose_kernel(implementation, dtype, devices, this_device())
 
 
-def choose_kernel(
-    implementation: str, dtype: DTypeLike, devices: int, platform: str, compute_capability: str
-) -> str:
-    """The kernel for `implementation` on a mesh of `devices`; "auto" takes the fastest.
+def choose_kernel(implementation: str, dtype: DTypeLike, devices: int, device: Device) -> str:
+    """The kernel for `implementation` on a mesh of `devices` such as `device`.
+
+    "auto" takes the fastest.
 
     "cudnn" needs 16 bits and an Ampere GPU or newer, "cpu" a mesh of one device. "xla" runs
     anywhere, but is the only one that keeps all scores [B, H, T, T] of a layer in memory.
     """
     if implementation != "auto":
         return implementation
-    # "9.0" on an H100, "gfx90a" on an AMD GPU.
-    capability = compute_capability.partition(".")[0]
-    is_ampere = capability.isdecimal() and int(capability) >= CUDNN_CAPABILITY
-    if is_ampere and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16):
+    if device.is_ampere_or_newer and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16):
         return "cudnn"
-    return "cpu" if platform == "cpu" and devices <= 1 else "xla"
+    return "cpu" if device.platform == "cpu" and devices <= 1 else "xla"
 
 
 def attend(

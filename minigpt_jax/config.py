@@ -224,6 +224,8 @@ def to_json(config: Config) -> dict:
 def settings_for_resume(config: Config, named: Set[str], recorded: Mapping | None) -> Config:
     """A copy of `config` in which the fields of EARLIER have the values that the old run used.
 
+    So has compute.dtype, where it is "auto".
+
     `recorded` is the config of the run's checkpoint, None where the run is new. A field in `named`
     keeps its value: the command line sets it.
     """
@@ -233,6 +235,9 @@ def settings_for_resume(config: Config, named: Set[str], recorded: Mapping | Non
         for name in EARLIER.keys() - named:
             section, _, field = name.rpartition(".")
             (config[section] if section else config)[field] = before[name]
+        if config.compute.dtype == "auto":
+            # What it meant on the machine where the run began.
+            config.compute.dtype = before.get("compute.dtype", "auto")
     return config
 
 

@@ -3,20 +3,34 @@
 import re
 from typing import NamedTuple
 
-# Dense peak without sparsity, FLOP/s in bf16 (V100 and T4: fp16). The names are words of JAX's
-# `device_kind`.
+# Dense peak without sparsity, FLOP/s in bf16 (V100 and T4: fp16), of what JAX counts as one device.
+# The names are words of JAX's `device_kind`; of several that fit, the first counts.
 PEAK_FLOPS = {
     "A100": 312e12,
     "H100": 989e12,
     "H200": 989e12,
     "B200": 2250e12,
+    "B300": 2250e12,
+    "GB200": 2500e12,
+    "GB300": 2500e12,
     "L40S": 362e12,
     "L4": 121e12,
     "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 5090": 209.5e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
+    "RTX 6000 Ada": 364e12,
     "V100": 125e12,
     "T4": 65e12,
+    "MI300X": 1307e12,
+    # Google calls them v5e, v5p and v6e.
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
 }
 
 
@@ -41,6 +55,43 @@ ACCELERATORS = {
 }
 # Every device of ACCELERATORS has this CUDA compute capability or a newer one.
 MIN_COMPUTE_CAPABILITY = "8.0"
+# The first digits of Ampere's compute capability: the first NVIDIA GPUs that multiply bfloat16.
+AMPERE = 8
+
+
+class Device(NamedTuple):
+    """What decides in which precision and by which kernels a device computes."""
+
+    # "cpu", "gpu" or "tpu".
+    platform: str
+    # "9.0" on an H100, "gfx90a" on an AMD GPU, "" elsewhere.
+    compute_capability: str = ""
+
+    @property
+    def generation(self) -> int | None:
+        """The first digits of the compute capability, None if this is no NVIDIA GPU."""
+        major = self.compute_capability.partition(".")[0]
+        return int(major) if major.isdecimal() else None
+
+    @property
+    def is_ampere_or_newer(self) -> bool:
+        """Whether this is an NVIDIA GPU that cuDNN's fused attention supports."""
+        return self.generation is not None and self.generation >= AMPERE
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether bfloat16 is faster than float32: not on a CPU, and not on a V100 or T4."""
+        is_older = self.generation is not None and self.generation < AMPERE
+        return self.platform != "cpu" and not is_older
+
+
+def this_device() -> Device:
+    """The first device of this machine."""
+    # Imported here, so that `python -m minigpt_jax.plan --help` does not wait for JAX.
+    import jax
+
+    device = jax.devices()[0]
+    return Device(device.platform, str(getattr(device, "compute_capability", "")))
 
 
 def peak_flops(device_kind: str) -> float | None:

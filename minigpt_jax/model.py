@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 
 from minigpt_jax.attention import KVCache, attend, attend_with_cache, recompute_in_backward
 from minigpt_jax.errors import InputError
+from minigpt_jax.hardware import Device, this_device
 
 # GPT-2's standard deviation for every matrix and embedding.
 INIT_STD = 0.02
@@ -87,14 +88,14 @@ class GPTConfig:
         return 6 * weights + 12 * self.layers * self.embed * self.context
 
 
-def resolve_compute_dtype(name: str = "auto", platform: str | None = None) -> str:
-    """`name`, but for "auto": "float32" on a CPU, where bfloat16 is slower, else "bfloat16".
+def resolve_compute_dtype(name: str = "auto", device: Device | None = None) -> str:
+    """`name`, but for "auto": "bfloat16" where `device` multiplies it fast, else "float32".
 
-    `platform`: of this machine by default.
+    `device`: that of this machine by default.
     """
     if name != "auto":
         return name
-    return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
+    return "bfloat16" if (device or this_device()).has_bfloat16 else "float32"
 
 
 def param_with_axes(

@@ -19,7 +19,7 @@ import numpy as np
 
 from minigpt_jax.config import FIELDS, horizon_steps, parse
 from minigpt_jax.errors import InputError, exit_cleanly
-from minigpt_jax.hardware import ACCELERATORS, MIN_COMPUTE_CAPABILITY
+from minigpt_jax.hardware import ACCELERATORS, MIN_COMPUTE_CAPABILITY, Device
 from minigpt_jax.memory import (
     Memory,
     StepSettings,
@@ -123,9 +123,9 @@ def step_settings(c, device: str, devices: int) -> StepSettings:
     from minigpt_jax.model import resolve_compute_dtype
     from minigpt_jax.sharding import mesh_sizes
 
-    platform, capability = ("cpu", "") if device == "cpu" else ("gpu", MIN_COMPUTE_CAPABILITY)
-    dtype = resolve_compute_dtype(c.compute.dtype, platform)
-    kernel = choose_kernel(c.compute.attention, dtype, devices, platform, capability)
+    kind = Device("cpu") if device == "cpu" else Device("gpu", MIN_COMPUTE_CAPABILITY)
+    dtype = resolve_compute_dtype(c.compute.dtype, kind)
+    kernel = choose_kernel(c.compute.attention, dtype, devices, kind)
     _, fsdp, tensor = mesh_sizes(devices, **c.mesh)
     return StepSettings(
         dtype=dtype,

@@ -9,6 +9,7 @@ import pytest
 
 from minigpt_jax import attention
 from minigpt_jax.attention import SHARED_SEGMENT, attention_kernel, choose_kernel, segment_mask
+from minigpt_jax.hardware import Device
 
 BLOCK = 5
 
@@ -39,9 +40,10 @@ def blocks(monkeypatch):
 def test_auto_chooses_a_kernel_that_the_device_supports(
     implementation, dtype, platform, capability, kernel
 ):
-    assert choose_kernel(implementation, dtype, 1, platform, capability) == kernel
+    device = Device(platform, capability)
+    assert choose_kernel(implementation, dtype, 1, device) == kernel
     on_many_devices = "xla" if kernel == "cpu" else kernel
-    assert choose_kernel(implementation, dtype, 2, platform, capability) == on_many_devices
+    assert choose_kernel(implementation, dtype, 2, device) == on_many_devices
 
 
 def test_the_kernel_is_chosen_for_the_first_device(monkeypatch):

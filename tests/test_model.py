@@ -12,6 +12,7 @@ import pytest
 from configs.pretrain import SIZES
 from minigpt_jax import attention
 from minigpt_jax.decoding import empty_cache, unstack
+from minigpt_jax.hardware import Device
 from minigpt_jax.model import GPT, Cache, GPTConfig, grow_vocab, resolve_compute_dtype
 from minigpt_jax.step import document_layout
 from tests.models import weight_shapes, weights
@@ -228,10 +229,18 @@ def test_new_rows_of_the_vocabulary_start_as_the_mean_of_the_old(params):
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")]
+    ("device", "dtype"),
+    [
+        (Device("cpu"), "float32"),
+        (Device("gpu", "7.0"), "float32"),
+        (Device("gpu", "7.5"), "float32"),
+        (Device("gpu", "8.0"), "bfloat16"),
+        (Device("gpu", "12.0"), "bfloat16"),
+        (Device("gpu", "gfx942"), "bfloat16"),
+        (Device("tpu"), "bfloat16"),
+    ],
 )
-def test_auto_computes_in_float32_on_a_cpu_only(monkeypatch, backend, dtype):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert resolve_compute_dtype() == dtype
-    assert resolve_compute_dtype("float32") == "float32"
-    assert resolve_compute_dtype("bfloat16") == "bfloat16"
+def test_auto_computes_in_bfloat16_where_the_device_has_it(device, dtype):
+    assert resolve_compute_dtype("auto", device) == dtype
+    assert resolve_compute_dtype("float32", device) == "float32"
+    assert resolve_compute_dtype("bfloat16", device) == "bfloat16"

@@ -1,6 +1,7 @@
 """Deadlines for connections, and signals: what uvicorn leaves open."""
 
 import asyncio
+import math
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from minigpt_jax.runtime.interrupt import SAME_REQUEST_SECONDS
 from minigpt_jax.server.api_error import ApiError
 
 # At the same time; the usual limit of open files is 1,024.
@@ -153,17 +155,26 @@ def make_server(app: ASGIApp, deadlines: Deadlines = DEADLINES) -> Server:
 
 
 def set_on_signals(stop: asyncio.Event) -> None:
-    """Let SIGTERM and Ctrl-C set `stop`; a second signal ends the process immediately."""
+    """Let SIGTERM and Ctrl-C set `stop`; a later signal ends the process immediately.
+
+    One within SAME_REQUEST_SECONDS of the first is the same request.
+    """
+    loop = asyncio.get_running_loop()
+    ends_from = math.inf
 
     def on_signal(number: int) -> None:
-        if stop.is_set():
+        nonlocal ends_from
+        if loop.time() >= ends_from:
             os._exit(128 + number)
+        if stop.is_set():
+            return
         print(
-            "finishing running answers (a second signal stops immediately)",
+            "finishing running answers (again in 2 s or later: stop immediately)",
             file=sys.stderr,
             flush=True,
         )
+        ends_from = loop.time() + SAME_REQUEST_SECONDS
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+        loop.add_signal_handler(number, on_signal, number)

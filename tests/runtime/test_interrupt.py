@@ -1,4 +1,4 @@
-"""The first signal asks for an orderly end, the second ends immediately, also during a C call."""
+"""The first signal asks for an orderly end, a later one ends immediately, also during a C call."""
 
 import ast
 import os
@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from minigpt_jax.runtime.interrupt import SAME_REQUEST_SECONDS, SIGNALS
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 120
@@ -34,7 +36,12 @@ print("sorting", flush=True)
 while not interrupt.requested: np.sort(numbers)
 print("saved", flush=True)
 """
-SIGNALS = [signal.SIGTERM, signal.SIGINT]
+SAVE_SLOWLY = """
+while not interrupt.requested: time.sleep(0.01)
+time.sleep(1)
+print("saved", flush=True)
+"""
+FINISHING = "finishing this step, then saving (again in 2 s or later: stop immediately)"
 
 
 def start(program: str) -> subprocess.Popen:
@@ -59,21 +66,48 @@ def test_one_signal_lets_the_program_end_in_order(program: str, number: signal.S
     process.send_signal(number)
     out, err = process.communicate(timeout=DEADLINE)
     assert out == "saved\n" and process.returncode == 0
-    assert err.strip() == "finishing this step, then saving (once more: stop immediately)"
+    assert err.strip() == FINISHING
 
 
-@pytest.mark.parametrize("first", SIGNALS)
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("second", SIGNALS)
-def test_the_second_signal_ends_a_running_c_call(first: signal.Signals, second: signal.Signals):
+def test_a_signal_that_follows_at_once_is_the_same_request(
+    first: signal.Signals, second: signal.Signals
+):
+    process = start(SAVE_SLOWLY)
+    process.send_signal(first)
+    process.send_signal(second)
+    out, err = process.communicate(timeout=DEADLINE)
+    assert out == "saved\n" and process.returncode == 0
+    assert err.strip() == FINISHING
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_ignored_signal_stays_ignored(number: signal.Signals):
+    ignored = signal.signal(number, signal.SIG_IGN)
+    try:
+        process = start(SLEEP)
+    finally:
+        signal.signal(number, ignored)
+    process.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.3)
+    other = signal.SIGINT if number == signal.SIGTERM else signal.SIGTERM
+    process.send_signal(other)
+    assert process.communicate(timeout=DEADLINE)[0] == "saved\n"
+
+
+@pytest.mark.parametrize("second", SIGNALS)
+def test_a_later_signal_ends_a_running_c_call(second: signal.Signals):
     process = start(C_CALL)
     # Let it enter the call.
     time.sleep(0.1)
-    process.send_signal(first)
+    process.send_signal(signal.SIGTERM)
     assert process.stderr and process.stderr.readline() == "\n"
     # The signal is answered although the call is still running, and does nothing else.
     assert process.stderr.readline().startswith("finishing this step, then saving")
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=0.3)
+        process.wait(timeout=SAME_REQUEST_SECONDS)
     process.send_signal(second)
     began = time.monotonic()
     out, err = process.communicate(timeout=DEADLINE)
@@ -85,10 +119,10 @@ def test_the_second_signal_ends_a_running_c_call(first: signal.Signals, second: 
 
 def test_other_signals_are_ignored():
     # Without a handler the signal would end the process.
-    install = "import signal; signal.signal(signal.SIGUSR1, lambda *_: None)"
+    install = "import signal; signal.signal(signal.SIGUSR2, lambda *_: None)"
     process = start(f"{install}\nprint('installed', flush=True)\n{SLEEP}")
     assert process.stdout and process.stdout.readline() == "installed\n"
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGUSR2)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=0.3)
     process.send_signal(signal.SIGTERM)
