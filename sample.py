@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from minigpt_jax import chat, load_run
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.runs import newest_run
+from minigpt_jax.runtime.files import expand_home
 
 if TYPE_CHECKING:
     from minigpt_jax.generate import Generator
@@ -60,10 +61,14 @@ def parse_arguments() -> argparse.Namespace:
         description="Chat with a finetuned run, or complete a text with a pretrained one."
     )
     add = parser.add_argument
-    add("--run", help="folder of a run (default: the newest one)")
-    add("--runs", default="runs", help="folder of all runs (default: runs)")
+    add("--run", type=expand_home, help="folder of a run (default: the newest one)")
+    add("--runs", type=expand_home, default="runs", help="folder of all runs (default: runs)")
     add("--prompt", help="answer or continue this once, then end")
-    add("--file", help="the same with the text of a file; '-' is standard input")
+    add(
+        "--file",
+        type=expand_home,
+        help="the same with the text of a file; '-' is standard input",
+    )
     add("--system", default="", help="system prompt of a conversation")
     add(
         "--num-samples",

@@ -24,6 +24,8 @@ SIZES = {
 
 def get_config(size: str = "gpt2") -> ConfigDict:
     """All fields, for one of the models in SIZES; the other configs change a few of them."""
+    if size not in SIZES:
+        raise ValueError(f"found {size!r}, expected one of {', '.join(SIZES)}")
     c = ConfigDict()
     # The folder of the run is <runs>/<name>.
     c.name = "pretrain"

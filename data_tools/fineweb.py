@@ -35,6 +35,7 @@ from data_tools.resumable_shards import (
     expect_same_source,
 )
 from minigpt_jax.errors import InputError, RunError, exit_cleanly
+from minigpt_jax.runtime.files import expand_home, user_path
 from minigpt_jax.shard_writer import SHARD_TOKENS
 from minigpt_jax.sources import BadRow, documents, identity, local_files, text_bytes
 from minigpt_jax.token_stream import MANIFEST, Shard, read_manifest
@@ -283,6 +284,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--source",
+        type=expand_home,
         dest="sources",
         action="append",
         required=True,
@@ -290,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
         "may be repeated",
     )
     add("--name", help="configuration of the Hub data set, e.g. sample-10BT")
-    add("--out", type=Path, required=True, help="folder for the shards")
+    add("--out", type=user_path, required=True, help="folder for the shards")
     add(
         "--text-column",
         dest="column",

@@ -26,6 +26,7 @@ from data_tools.packing import expect_free, write_packed
 from data_tools.progress_bar import ProgressBar
 from minigpt_jax.chat import BadConversation
 from minigpt_jax.errors import InputError, exit_cleanly
+from minigpt_jax.runtime.files import expand_home, user_path
 from minigpt_jax.sources import BadRow, rows
 from minigpt_jax.tokenizer import Tokenizer, load_tokenizer
 
@@ -146,12 +147,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--source",
+        type=expand_home,
         action="append",
         required=True,
         help="hub data set, file or folder; may be repeated",
     )
     add("--name", help="configuration of the hub data sets, where they have several")
-    add("--out", type=Path, required=True, help="folder for shards and manifest")
+    add("--out", type=user_path, required=True, help="folder for shards and manifest")
     add(
         "--context",
         type=int,

@@ -26,7 +26,7 @@ from data_tools.fineweb import Recipe, prepare
 from data_tools.packing import expect_free, write_packed
 from data_tools.progress_bar import ProgressBar
 from minigpt_jax.errors import InputError, RunError, exit_cleanly
-from minigpt_jax.runtime.files import write_json
+from minigpt_jax.runtime.files import user_path, write_json
 from minigpt_jax.token_stream import MANIFEST, read_manifest
 from minigpt_jax.tokenizer import Tokenizer, load_tokenizer
 
@@ -188,14 +188,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Make training data out of this installation's docstrings.",
     )
     add = parser.add_argument
-    add("--out", type=Path, help="folder for the text")
+    add("--out", type=user_path, help="folder for the text")
     add(
         "--megabytes",
         type=float,
         default=math.inf,
         help="size of the text, NumPy's first (default: everything)",
     )
-    add("--chat-out", type=Path, help="folder for the questions and answers")
+    add("--chat-out", type=user_path, help="folder for the questions and answers")
     add(
         "--context",
         type=int,

@@ -19,7 +19,7 @@ import numpy as np
 from data_tools.progress_bar import ProgressBar
 from data_tools.resumable_shards import PROGRESS_FILE
 from minigpt_jax.errors import InputError, exit_cleanly
-from minigpt_jax.runtime.files import sha256
+from minigpt_jax.runtime.files import sha256, user_path
 from minigpt_jax.shard_writer import write_manifest
 from minigpt_jax.token_stream import (
     MANIFEST,
@@ -132,7 +132,7 @@ def main() -> None:
         prog="python -m data_tools.verify",
         description="Verify a folder of token shards, or adopt one made elsewhere.",
     )
-    parser.add_argument("folder", type=Path, help="folder of .npy token files")
+    parser.add_argument("folder", type=user_path, help="folder of .npy token files")
     folder = parser.parse_args().folder
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")

@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from minigpt_jax.errors import InputError
+from minigpt_jax.runtime.files import expand_home
 
 # A ConfigDict, whose fields no type checker can know.
 Config = Any
@@ -95,6 +96,9 @@ MAY_CHANGE_ON_RESUME = (
     "save.",
 )
 
+# Fields that name a file or a folder.
+PATH_FIELDS = ("runs", "init_from", "data.folder", "eval.hellaswag")
+
 # Field -> the value that does what versions before that field, or before its present default, did.
 # A new field or a changed default needs an entry here, so that old runs resume unchanged.
 EARLIER: dict[str, object] = {}
@@ -142,6 +146,10 @@ def parse(argv: Sequence[str]) -> Config:
             f"found {type(config).__name__}"
         )
     check(config)
+    for name in PATH_FIELDS:
+        section, _, field = name.rpartition(".")
+        values = config[section] if section else config
+        values[field] = expand_home(values[field])
     return config
 
 
@@ -175,19 +183,27 @@ def _check_field(name: str, value, allowed: tuple) -> None:
     first = allowed[0]
     if isinstance(first, type):
         valid = isinstance(value, first)
-        expected = first.__name__
     elif isinstance(first, str):
         valid = value in allowed
-        expected = "one of " + ", ".join(allowed)
     else:
-        whole = isinstance(first, int)
-        kind = (int,) if whole else (int, float)
+        kind = (int,) if isinstance(first, int) else (int, float)
         is_number = isinstance(value, kind) and not isinstance(value, bool)
         valid = is_number and first <= value <= allowed[1]
-        noun = "a whole number" if whole else "a number"
-        expected = f"{noun} from {_format(first)} to {_format(allowed[1])}"
     if not valid:
-        raise InputError(f"config field {name}: found {value!r}, expected {expected}")
+        raise InputError(f"config field {name}: found {value!r}, expected {_expected(allowed)}")
+
+
+def _expected(allowed: tuple) -> str:
+    """What a field of FIELDS accepts, in words."""
+    first = allowed[0]
+    if first is bool:
+        return "True or False"
+    if isinstance(first, type):
+        return {str: "a text", tuple: "a tuple of texts"}[first]
+    if isinstance(first, str):
+        return "one of " + ", ".join(allowed)
+    noun = "a whole number" if isinstance(first, int) else "a number"
+    return f"{noun} from {_format(first)} to {_format(allowed[1])}"
 
 
 def _format(number: float) -> str:
@@ -265,6 +281,11 @@ def _config_file(argv: Sequence[str]) -> str:
 
 def _first_line(error: Exception, file: str) -> str:
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    # The words of absl, such as "invalid literal for int() with base 10".
+    wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
+    if wrong and wrong[1] in FIELDS:
+        name, value = wrong.groups()
+        return f"config field {name}: found {value!r}, expected {_expected(FIELDS[name])}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if "Traceback" in text:
         # The file raised an error when it was executed: the last line names it.

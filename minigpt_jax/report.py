@@ -1,9 +1,9 @@
 """The command that writes the report of a run: python -m minigpt_jax.report runs/pretrain"""
 
 import argparse
-from pathlib import Path
 
 from minigpt_jax.errors import exit_cleanly
+from minigpt_jax.runtime.files import user_path
 from minigpt_jax.tracking.report import write_report
 
 
@@ -13,7 +13,7 @@ def main() -> None:
         prog="python -m minigpt_jax.report",
         description="Write the page of a run, report.html in its folder.",
     )
-    parser.add_argument("run", type=Path, help="folder of the run, such as runs/pretrain")
+    parser.add_argument("run", type=user_path, help="folder of the run, such as runs/pretrain")
     print(write_report(parser.parse_args().run))
 
 

@@ -6,10 +6,10 @@ finetuned model).
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 from minigpt_jax.errors import exit_cleanly
 from minigpt_jax.evals import GENERATION_BATCH, SCORING_BATCH, STREAM_BATCH
+from minigpt_jax.runtime.files import expand_home, user_path
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         """A subcommand with the options that all of them have."""
         sub = subcommands.add_parser(name, help=description, description=description)
         sub.add_argument(
-            "--run", type=Path, required=True, help="folder of a run, such as runs/pretrain"
+            "--run", type=user_path, required=True, help="folder of a run, such as runs/pretrain"
         )
         sub.add_argument(
             "--limit",
@@ -64,18 +64,19 @@ def make_parser() -> argparse.ArgumentParser:
     sub = add("hellaswag", "Accuracy on HellaSwag's validation split.", SCORING_BATCH)
     sub.add_argument(
         "--source",
+        type=expand_home,
         default="Rowan/hellaswag",
         help="a .parquet or .jsonl file with the hub's columns, a folder, or a hub id",
     )
     sub = add("bits", "Loss per token and bits per byte of a token stream.", STREAM_BATCH)
-    sub.add_argument("--source", type=Path, required=True, help="a folder of token shards")
+    sub.add_argument("--source", type=user_path, required=True, help="a folder of token shards")
     sub.add_argument("--split", choices=("train", "val"), default="val")
 
     sub = add("lm-eval", "Tasks of lm-evaluation-harness.", SCORING_BATCH)
     sub.add_argument(
         "--tasks", required=True, help="comma-separated names, such as hellaswag,lambada_openai"
     )
-    sub.add_argument("--include-path", type=Path, help="a folder with more tasks")
+    sub.add_argument("--include-path", type=user_path, help="a folder with more tasks")
 
     sub = add(
         "answers",
@@ -85,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--source",
+        type=expand_home,
         required=True,
         help="rows with prompt and completion: a .jsonl, .json or .parquet file, a folder, "
         "or a hub id",
@@ -95,7 +97,9 @@ def make_parser() -> argparse.ArgumentParser:
         default="val",
         help="split of a source that has several (default: %(default)s)",
     )
-    sub.add_argument("--base", type=Path, help="the run before finetuning (default: its init_from)")
+    sub.add_argument(
+        "--base", type=user_path, help="the run before finetuning (default: its init_from)"
+    )
     sub.add_argument(
         "--show",
         type=partial(whole_number, minimum=0),

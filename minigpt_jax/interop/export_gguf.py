@@ -9,6 +9,7 @@ from pathlib import Path
 
 from minigpt_jax import load_run
 from minigpt_jax.errors import InputError, exit_cleanly
+from minigpt_jax.runtime.files import user_path
 
 
 def main() -> int:
@@ -16,8 +17,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m minigpt_jax.interop.export_gguf", description="Write a run as a GGUF file."
     )
-    parser.add_argument("--run", type=Path, required=True, help="folder of a run")
-    parser.add_argument("--out", type=Path, required=True, help="file to write, such as model.gguf")
+    parser.add_argument("--run", type=user_path, required=True, help="folder of a run")
+    parser.add_argument(
+        "--out", type=user_path, required=True, help="file to write, such as model.gguf"
+    )
     parser.add_argument(
         "--type",
         choices=("f32", "f16", "q8_0"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from minigpt_jax import load_run
 from minigpt_jax.errors import InputError, RunError, exit_cleanly, first_line
+from minigpt_jax.runtime.files import user_path
 
 
 def main() -> int:
@@ -19,9 +20,9 @@ def main() -> int:
         prog="python -m minigpt_jax.interop.export_hf",
         description="Write a run in Hugging Face's format.",
     )
-    parser.add_argument("--run", type=Path, required=True, help="folder of a run")
+    parser.add_argument("--run", type=user_path, required=True, help="folder of a run")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write; must not exist or be empty"
+        "--out", type=user_path, required=True, help="folder to write; must not exist or be empty"
     )
     parser.add_argument(
         "--push",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from minigpt_jax.errors import InputError, exit_cleanly, first_line
 from minigpt_jax.runs import checkpoint_steps, lock
+from minigpt_jax.runtime.files import expand_home, user_path
 
 
 def main() -> int:
@@ -21,10 +22,13 @@ def main() -> int:
         description="Make a run from GPT-2 weights in Hugging Face's format.",
     )
     parser.add_argument(
-        "--source", required=True, help="hub id, such as openai-community/gpt2-medium, or a folder"
+        "--source",
+        type=expand_home,
+        required=True,
+        help="hub id, such as openai-community/gpt2-medium, or a folder",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the new run, such as runs/gpt2"
+        "--out", type=user_path, required=True, help="folder of the new run, such as runs/gpt2"
     )
     options = parser.parse_args()
     out: Path = options.out

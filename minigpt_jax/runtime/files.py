@@ -11,6 +11,20 @@ from typing import IO
 from minigpt_jax.runtime.failpoint import failpoint
 
 
+def expand_home(text: str) -> str:
+    """`text` with "~" at its start replaced by the home folder.
+
+    A shell does that, but not in --option=~/folder. The type of every option that names a file or a
+    folder, or may name one.
+    """
+    return str(Path(text).expanduser()) if text[:2] in ("~", "~/") else text
+
+
+def user_path(text: str) -> Path:
+    """`expand_home` as a path."""
+    return Path(expand_home(text))
+
+
 def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Replace `path` with what `write` writes to a binary file.
 

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 
 from minigpt_jax.errors import InputError
+from minigpt_jax.runtime.files import expand_home
 from minigpt_jax.server.addresses import is_loopback
 
 _RANGES = {"port": (0, 65535), "slots": (1, 1024), "queue": (1, 10**6), "grace": (0, 10**6)}
@@ -37,8 +38,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m minigpt_jax.server", description="A chat page and an OpenAI-compatible API."
     )
     add = parser.add_argument
-    add("--run", help="folder of a run (default: the newest one)")
-    add("--runs", default="runs", help="folder that holds the runs (default: runs)")
+    add("--run", type=expand_home, help="folder of a run (default: the newest one)")
+    add(
+        "--runs",
+        type=expand_home,
+        default="runs",
+        help="folder that holds the runs (default: runs)",
+    )
     add(
         "--host",
         default="127.0.0.1",
