@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import jax
 
@@ -263,7 +264,8 @@ def train(checked: Preflight) -> None:
             )
         else:
             run_log.say(
-                f"all {horizon} steps are done. Try the model: python sample.py --run {run}"
+                f"all {horizon} steps are done. Try the model: "
+                f"python sample.py --run {quote(str(run))}"
             )
         run_log.close()
 

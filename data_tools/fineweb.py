@@ -23,6 +23,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from shlex import quote
 
 from data_tools.encoders import Encoded, cores, encode_all, make_batches
 from data_tools.fast_tokenizer import FastTokenizer
@@ -120,7 +121,7 @@ def prepare(
         (out / PROGRESS_FILE).unlink(missing_ok=True)
         print(
             f"{out}: done before, from the same text; "
-            f"to check its files: python -m data_tools.verify {out}"
+            f"to check its files: python -m data_tools.verify {quote(str(out))}"
         )
         return
     shards = ResumableShards(

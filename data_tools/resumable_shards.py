@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -163,7 +164,7 @@ def _load(out: Path, source: str) -> dict[str, SplitProgress]:
         if any(out.glob("*.npy")):
             raise InputError(
                 f"{out}: holds .npy files of unknown origin: choose another --out, "
-                f"or adopt them: python -m data_tools.verify {out}"
+                f"or adopt them: python -m data_tools.verify {quote(str(out))}"
             )
         return {split: SplitProgress() for split in SPLITS}
     found, progress = _parse(path)

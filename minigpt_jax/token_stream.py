@@ -14,6 +14,7 @@ from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def read_manifest(folder: Path) -> dict:
         raise InputError(
             f"{folder}: no {MANIFEST} here. Prepare data with a tool of data_tools/ "
             "(see the README), or write a manifest for token files made elsewhere: "
-            f"python -m data_tools.verify {folder}"
+            f"python -m data_tools.verify {quote(str(folder))}"
         )
     try:
         manifest = json.loads(path.read_text())

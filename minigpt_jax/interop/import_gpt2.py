@@ -9,6 +9,7 @@ folder that export_hf wrote.
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from minigpt_jax.errors import InputError, exit_cleanly, first_line
 from minigpt_jax.runs import checkpoint_steps, lock
@@ -50,13 +51,14 @@ def main() -> int:
         f"{out}: GPT-2 with {config.parameters:,} parameters, {config.vocab_size:,} token ids, "
         f"context {config.context}"
     )
-    print(f"sample:   python sample.py --run {out}")
+    run = quote(str(out))
+    print(f"sample:   python sample.py --run {run}")
     sizes = " ".join(
         f"--config.model.{name}={getattr(config, name)}"
         for name in ("context", "layers", "heads", "embed")
     )
     print(
-        f"finetune: python train.py --config configs/finetune.py --config.init_from={out} {sizes}"
+        f"finetune: python train.py --config configs/finetune.py --config.init_from={run} {sizes}"
     )
     return 0
 

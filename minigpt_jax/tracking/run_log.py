@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
+from shlex import quote
 
 import jax
 
@@ -131,8 +132,8 @@ class RunLog:
             raise RunError(
                 f"step {step}: loss or gradient was not finite {TOO_MANY_SKIPPED} times in a row; "
                 "these updates were skipped and the last checkpoint is good. To see the curves: "
-                f"python -m minigpt_jax.report {self.run}. To continue: a lower schedule.peak or a "
-                "longer schedule.warmup, with --config.accept_changes=True"
+                f"python -m minigpt_jax.report {quote(str(self.run))}. To continue: a lower "
+                "schedule.peak or a longer schedule.warmup, with --config.accept_changes=True"
             )
 
     def evaluation(self, record: dict) -> None:
