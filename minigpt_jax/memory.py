@@ -4,7 +4,6 @@ train.py calls these functions before it compiles anything. tests/test_memory.py
 estimate with what XLA reports for compiled steps.
 """
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -144,11 +143,6 @@ def choose_accumulation_steps(
             f"that has {format_bytes(device_bytes)}: {remedy}"
         )
     return rows // size
-
-
-def host_bytes() -> float:
-    """Bytes that a run on a CPU may use: half of the machine's memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
 
 
 def format_bytes(size: float) -> str:

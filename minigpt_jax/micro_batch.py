@@ -5,9 +5,10 @@ from typing import Any
 import jax
 
 from minigpt_jax.attention import attention_kernel
-from minigpt_jax.memory import StepSettings, choose_accumulation_steps, host_bytes, step_memory
+from minigpt_jax.memory import StepSettings, choose_accumulation_steps, step_memory
 from minigpt_jax.model import GPTConfig
 from minigpt_jax.runtime.distributed import min_over_processes
+from minigpt_jax.runtime.host_memory import host_bytes
 from minigpt_jax.sharding import data_parallel_size
 
 

@@ -25,10 +25,10 @@ from minigpt_jax.memory import (
     StepSettings,
     choose_accumulation_steps,
     format_bytes,
-    host_bytes,
     largest_micro_batch,
     step_memory,
 )
+from minigpt_jax.runtime.host_memory import host_bytes
 from minigpt_jax.tracking.durations import format_estimate
 
 if TYPE_CHECKING:
