@@ -71,34 +71,58 @@ def read_folder(folder: Path) -> tuple[GPTConfig, dict]:
     Raises InputError for missing and damaged files, and for other architectures.
     """
     config = gpt2.from_gpt2_config(_read_json(folder / "config.json"))
-    tensors: dict[str, np.ndarray] = {}
-    for path in _weight_files(folder):
-        tensors |= _read_tensors(path)
+    tensors = _read_weights(folder)
     try:
         return config, gpt2.from_gpt2(tensors, config)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files with the weights: those of the index if there is one."""
+def _read_weights(folder: Path) -> dict[str, np.ndarray]:
+    """The tensors of `folder`, in one file or in those of an index.
+
+    Raises InputError where it has both and they differ: programs disagree which of them counts.
+    """
+    whole = folder / "model.safetensors"
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
-        names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-        # A name with a folder in it could lead outside of `folder`.
-        if not names or not all(isinstance(n, str) and n == Path(n).name for n in names):
-            raise InputError(f"{index}: expected a weight_map from tensors to files beside it")
-        return [folder / name for name in sorted(set(names))]
-    weights = folder / "model.safetensors"
-    if weights.is_file():
-        return [weights]
+    tensors = _read_tensors(whole) if whole.is_file() else None
+    if not index.is_file():
+        if tensors is None:
+            raise InputError(_nothing_to_read(folder))
+        return tensors
+    parts: dict[str, np.ndarray] = {}
+    for path in _files_of_index(index):
+        parts |= _read_tensors(path)
+    if tensors is not None and not _are_equal(tensors, parts):
+        raise InputError(
+            f"{folder}: {whole.name} and the files of {index.name} hold different weights; "
+            "remove those that are not meant"
+        )
+    return parts
+
+
+def _files_of_index(index: Path) -> list[Path]:
+    weight_map = _read_json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    # A name with a folder in it could lead outside of the index's folder.
+    if not names or not all(isinstance(n, str) and n == Path(n).name for n in names):
+        raise InputError(f"{index}: expected a weight_map from tensors to files beside it")
+    return [index.parent / name for name in sorted(set(names))]
+
+
+def _are_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    """Whether all tensors are the same, bit for bit."""
+    contents = [
+        {name: (t.dtype, t.shape, t.tobytes()) for name, t in tensors.items()} for tensors in (a, b)
+    ]
+    return contents[0] == contents[1]
+
+
+def _nothing_to_read(folder: Path) -> str:
     found = ""
     if (folder / "pytorch_model.bin").exists():
         found = " (pytorch_model.bin is a pickle, which can run code: it is not read)"
-    raise InputError(
-        f"{folder}: no model.safetensors{found}. In transformers: model.save_pretrained(folder)"
-    )
+    return f"{folder}: no model.safetensors{found}. In transformers: model.save_pretrained(folder)"
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -154,6 +154,24 @@ def test_a_malformed_index_is_refused(no_weights, index, message):
         read_folder(no_weights)
 
 
+def test_one_file_and_an_index_must_hold_the_same_weights(tmp_path):
+    weights = tensors(BASE)
+    folder = write_source(tmp_path / "both", weights, pieces=2)
+    whole = folder / "model.safetensors"
+    save_file(weights, whole, metadata={"format": "pt"})
+    read_folder(folder)
+    name = "transformer.h.0.ln_1.bias"
+    assert name in weights
+    for other in (
+        weights | {name: weights[name] + np.float32(1e-3)},
+        {n: w for n, w in weights.items() if n != name},
+        {n: w.astype(np.float16) for n, w in weights.items()},
+    ):
+        save_file(other, whole, metadata={"format": "pt"})
+        with pytest.raises(InputError, match="hold different weights"):
+            read_folder(folder)
+
+
 def test_a_folder_needs_a_config(tmp_path):
     with pytest.raises(InputError, match=r"config\.json: missing"):
         read_folder(tmp_path)
