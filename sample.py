@@ -129,12 +129,23 @@ def read_prompt(options: argparse.Namespace) -> str | None:
         return options.prompt
     if options.file and options.file != "-":
         try:
-            return Path(options.file).read_text(encoding="utf-8")
+            return decode_prompt(Path(options.file).read_bytes())
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--file {options.file}: cannot be read ({error})") from None
     if options.file == "-" or not sys.stdin.isatty():
-        return sys.stdin.buffer.read().decode("utf-8", errors="replace").strip()
+        try:
+            return decode_prompt(sys.stdin.buffer.read())
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input: cannot be read ({error})") from None
     return None
+
+
+def decode_prompt(content: bytes) -> str:
+    """The text of a file: without a byte order mark and the last line end, and with "\\n" for CRLF.
+
+    Editors add all three, and the model would take them for part of the text.
+    """
+    return content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
 
 
 def open_session(folder: Path, options: argparse.Namespace) -> Session:

@@ -102,6 +102,39 @@ def test_a_prompt_file_that_cannot_be_read_is_refused(tmp_path: Path):
             sample.read_prompt(options(file=str(bad)))
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("The river", "The river"),
+        ("The river\n", "The river"),
+        ("The river\r\n", "The river"),
+        ("\ufeffThe river", "The river"),
+        ("\ufeffThe river\r\n", "The river"),
+        # What is not at an end, or was meant, stays.
+        ("one\r\ntwo\n\n", "one\ntwo\n"),
+        ("  The river ", "  The river "),
+        ("The\ufeff river", "The\ufeff river"),
+        ("\n", ""),
+        ("", ""),
+    ],
+)
+def test_a_file_and_standard_input_give_the_same_prompt(
+    tmp_path: Path, monkeypatch, content: str, text: str
+):
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(content.encode())
+    assert sample.read_prompt(options(file=str(path))) == text
+    for given in (options(file="-"), options()):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+        assert sample.read_prompt(given) == text
+
+
+def test_standard_input_that_is_not_text_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    with pytest.raises(InputError, match="standard input: cannot be read"):
+        sample.read_prompt(options())
+
+
 def turn(role: str, size: int) -> dict:
     return {"role": role, "content": "x" * size}
 
