@@ -22,6 +22,7 @@ from configs.pretrain import get_config
 from minigpt_jax import optim
 from minigpt_jax.checkpoint import Checkpoints, array_fingerprints
 from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.runtime.files import expand_home
 from minigpt_jax.sharding import make_mesh
 from minigpt_jax.step import TrainState, abstract_state, init_state
 
@@ -87,7 +88,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--size", default="gpt2", help="gpt2, gpt2-medium, gpt2-large or gpt2-xl")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", help="where to write (default: the folder for temporary files)")
+    parser.add_argument(
+        "--folder",
+        type=expand_home,
+        help="where to write (default: the folder for temporary files)",
+    )
     return parser.parse_args()
 
 

@@ -22,10 +22,10 @@ import importlib
 import os
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks.compiled_text import Traffic, read_traffic
+from minigpt_jax.runtime.files import user_path
 
 # Bytes per second that copies reach, read and written.
 BANDWIDTH = {"h100": 3.0e12, "h200": 4.3e12}
@@ -112,7 +112,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--xla-flags", default="", help="added to XLA_FLAGS")
     parser.add_argument("--call", help="module:function, instead of the training step")
     parser.add_argument("--top", type=int, default=25, help="kernels to print (default: 25)")
-    parser.add_argument("--text", type=Path, help="where to write the compiled text")
+    parser.add_argument("--text", type=user_path, help="where to write the compiled text")
     return parser.parse_args()
 
 

@@ -23,7 +23,7 @@ import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minigpt_jax.runtime.files import read_jsonl
+from minigpt_jax.runtime.files import read_jsonl, user_path
 
 Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
@@ -36,8 +36,8 @@ PAPER = {"light": "#ffffff", "dark": "#15181b"}
 def main() -> None:
     """Write both pictures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.front_picture", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    parser.add_argument("--runs", type=user_path, default=Path("runs"))
+    parser.add_argument("--out", type=user_path, default=Path("docs/images"))
     options = parser.parse_args()
     with serving(options.runs / "quickstart_finetune") as address:
         for scheme in SCHEMES:

@@ -23,6 +23,7 @@ from benchmarks.contenders import seconds_of
 from benchmarks.options import add_integers, model_config
 from benchmarks.training import one_device, random_batch, training_step
 from minigpt_jax.model import GPT
+from minigpt_jax.runtime.files import user_path
 from minigpt_jax.step import init_state
 
 SIZES = {"T": (256, 512, 1024, 2048, 4096), "B": (1, 2, 4, 8, 16), "L": (2, 4, 8, 16, 24)}
@@ -94,7 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--loss-chunk", type=int, default=128)
     parser.add_argument("--axes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--plot", type=Path, help="an .svg or .png file")
+    parser.add_argument("--plot", type=user_path, help="an .svg or .png file")
     return parser.parse_args()
 
 

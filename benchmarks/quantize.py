@@ -7,7 +7,6 @@ Both read the same evenly spaced rows of the validation split.
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from minigpt_jax.decoding import empty_cache, forward, next_logits, prepare_for_
 from minigpt_jax.errors import exit_cleanly
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model import GPT
+from minigpt_jax.runtime.files import expand_home, user_path
 from minigpt_jax.token_stream import open_stream, read_manifest
 
 # Positions whose logits are in memory at the same time.
@@ -30,8 +30,8 @@ def main() -> None:
         prog="python -m benchmarks.quantize",
         description="The loss of a run in float32 and in int8.",
     )
-    parser.add_argument("--run", required=True, help="folder of a run")
-    parser.add_argument("--source", required=True, type=Path, help="folder of shards")
+    parser.add_argument("--run", type=expand_home, required=True, help="folder of a run")
+    parser.add_argument("--source", required=True, type=user_path, help="folder of shards")
     parser.add_argument("--rows", type=int, default=100, help="rows to read (default: 100)")
     options = parser.parse_args()
 

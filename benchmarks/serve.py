@@ -25,6 +25,7 @@ import numpy as np
 
 from benchmarks.contenders import table
 from benchmarks.options import add_integers
+from minigpt_jax.runtime.files import expand_home
 from minigpt_jax.tokenizer import END_OF_TEXT
 
 
@@ -65,7 +66,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.serve", description="Throughput and waiting, by slots."
     )
-    parser.add_argument("--run", required=True, help="folder of a run")
+    parser.add_argument("--run", type=expand_home, required=True, help="folder of a run")
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8])
     add_integers(parser, clients=64, each=2, rounds=5, prompt=60, new=120)
     parser.add_argument("--quantize", choices=["int8"])

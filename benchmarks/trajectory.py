@@ -11,7 +11,6 @@ import argparse
 import math
 import time
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,6 +21,7 @@ from benchmarks.transformers_gpt2 import gpt2_with_weights
 from minigpt_jax import data, optim
 from minigpt_jax.errors import exit_cleanly
 from minigpt_jax.model import GPT
+from minigpt_jax.runtime.files import user_path
 from minigpt_jax.sharding import make_mesh
 from minigpt_jax.step import Batch, init_state, make_train_step
 from minigpt_jax.token_stream import open_stream
@@ -95,7 +95,7 @@ def parse() -> argparse.Namespace:
         prog="python -m benchmarks.trajectory",
         description="Our training curve compared with that of PyTorch and transformers.",
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of token shards")
+    parser.add_argument("--data", type=user_path, required=True, help="folder of token shards")
     add_integers(parser, steps=300, batch=8, warmup=50)
     add_integers(parser, context=256, layers=6, heads=6, embed=384)
     parser.add_argument("--peak", type=float, default=1e-3, help="learning rate (default: 0.001)")

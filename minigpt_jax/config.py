@@ -4,6 +4,7 @@ The only file that uses absl and ml_collections. It imports no JAX, because trai
 config before JAX is loaded.
 """
 
+import difflib
 import json
 import math
 import re
@@ -103,16 +104,18 @@ PATH_FIELDS = ("runs", "init_from", "data.folder", "eval.hellaswag")
 # A new field or a changed default needs an entry here, so that old runs resume unchanged.
 EARLIER: dict[str, object] = {}
 
+_CONFIG_FILE = re.compile(r"^(--?config=)(.+)", re.DOTALL)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 
 
 def parse(argv: Sequence[str]) -> Config:
     """The config of `train.py --config FILE --config.data.batch=64 ...`. Raises InputError."""
+    argv = [_CONFIG_FILE.sub(lambda m: m[1] + expand_home(m[2]), argument) for argument in argv]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config",
         flag_values=values,
-        sys_argv=list(argv),
+        sys_argv=argv,
         help_string="a file of configs/, with `get_config()`",
     )
     if any(argument in ("-h", "--help") for argument in argv[1:]):
@@ -122,9 +125,9 @@ def parse(argv: Sequence[str]) -> Config:
         )
         sys.exit(0)
     for name in sorted(named_fields(argv) - FIELDS.keys()):
-        raise InputError(f"config field {name}: unknown (configs/pretrain.py explains every field)")
+        raise InputError(f"config field {name}: unknown ({_similar_field(name)})")
     try:
-        rest = values(list(argv))[1:]
+        rest = values(argv)[1:]
         config = values["config"].value
         if not isinstance(config, ConfigDict | None):
             # Where a file could not be loaded, ml_collections raises the error at the first use.
@@ -204,6 +207,14 @@ def _expected(allowed: tuple) -> str:
         return "one of " + ", ".join(allowed)
     noun = "a whole number" if isinstance(first, int) else "a number"
     return f"{noun} from {_format(first)} to {_format(allowed[1])}"
+
+
+def _similar_field(name: str) -> str:
+    """What to look at instead of a field that does not exist."""
+    # Of the last part too: --config.steps is meant as horizon.steps.
+    matches = [field for field in FIELDS if field.endswith("." + name)]
+    matches += difflib.get_close_matches(name, FIELDS, n=1)
+    return f"did you mean {matches[0]}?" if matches else "configs/pretrain.py explains every field"
 
 
 def _format(number: float) -> str:
@@ -287,6 +298,8 @@ def _first_line(error: Exception, file: str) -> str:
         name, value = wrong.groups()
         return f"config field {name}: found {value!r}, expected {_expected(FIELDS[name])}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if "get_config() takes 0 positional arguments" in text:
+        return f"{file}: takes no argument after its name"
     if "Traceback" in text:
         # The file raised an error when it was executed: the last line names it.
         return f"{file}: failed when it was read: {lines[-1]}"

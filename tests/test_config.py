@@ -98,7 +98,9 @@ def test_every_value_out_of_range_is_refused_with_field_and_range():
     ("overrides", "words"),
     [
         # Typing mistakes.
-        (["--config.data.batchsize=4"], ["data", "batchsize"]),
+        (["--config.data.batchsize=4"], ["data.batchsize", "did you mean data.batch?"]),
+        (["--config.steps=4"], ["steps", "did you mean horizon.steps?"]),
+        (["--config.log.tensorbord=4"], ["log.tensorbord", "did you mean log.tensorboard?"]),
         (["--config.dat.batch=4"], ["dat"]),
         (["--config.nothing=4"], ["nothing"]),
         (["--config.data.batch=four"], ["data.batch", "four"]),
@@ -203,6 +205,11 @@ def test_an_unknown_size_is_refused_with_the_sizes(size: str):
         configs.parse(["train.py", f"--config={ROOT}/configs/pretrain.py:{size}"])
 
 
+def test_an_argument_that_a_config_file_does_not_take_is_refused():
+    with pytest.raises(InputError, match=r"quickstart.py: takes no argument after its name"):
+        configs.parse(["train.py", f"--config={QUICK}:gpt2"])
+
+
 def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("HOME", str(tmp_path))
     names = ("runs", "init_from", "data.folder", "eval.hellaswag")
@@ -210,6 +217,9 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path: Path):
     config = configs.parse(["train.py", f"--config={QUICK}", *arguments])
     flat = configs.flatten(config.to_dict())
     assert {name: flat[name] for name in names} == {name: f"{tmp_path}/{name}" for name in names}
+    home = tmp_path / "configs"
+    home.symlink_to(ROOT / "configs")
+    assert configs.parse(["train.py", "--config=~/configs/quickstart.py"]).name == config.name
     # Elsewhere it is a character like others.
     assert configs.parse(["train.py", f"--config={QUICK}", "--config.name=a~b"]).name == "a~b"
 

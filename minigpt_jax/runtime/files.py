@@ -12,12 +12,15 @@ from minigpt_jax.runtime.failpoint import failpoint
 
 
 def expand_home(text: str) -> str:
-    """`text` with "~" at its start replaced by the home folder.
+    """`text` with "~" or "~user" at its start replaced by the home folder.
 
     A shell does that, but not in --option=~/folder. The type of every option that names a file or a
     folder, or may name one.
     """
-    return str(Path(text).expanduser()) if text[:2] in ("~", "~/") else text
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:  # no such user
+        return text
 
 
 def user_path(text: str) -> Path:
