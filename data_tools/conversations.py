@@ -95,7 +95,7 @@ def read_row(row: dict[str, Any]) -> Reading:
     used = {*SYSTEM, *HISTORY, *weights, *(name for schema in schemas for name in schema)}
     if _is_pair(schemas[0]):
         used.update(ADDED)
-    unused = {str(name) for name in fields if name not in used}
+    unused = {_printable(name) for name in fields if name not in used}
     for name in used.intersection(fields):
         unused.update(_unknown_in_turns(name, fields[name]))
     return Reading(messages, tuple(sorted(unused)))
@@ -134,7 +134,7 @@ def _schemas_of(row: dict[str, Any], fields: dict[str, Any]) -> list[Schema]:
     # Reading the first schema whose fields are there tells what they lack.
     present = [schema for schema in SCHEMAS if all(row.get(name) is not None for name in schema)]
     if not present:
-        found = ", ".join(map(str, fields)) or "nothing"
+        found = ", ".join(map(_printable, fields)) or "nothing"
         known = ", ".join((*DIALOGUES, *map("/".join, PAIRS)))
         raise BadConversation("field missing", f"found {found}, expected one of {known}")
     return present[:1]
@@ -281,7 +281,7 @@ def _unknown_in_turns(name: str, value: object) -> set[str]:
     known = {*ROLE, *CONTENT, *WEIGHTS_OF_TURN}
     turns = value if isinstance(value, list) else []
     return {
-        f"{name}[].{field}"
+        f"{name}[].{_printable(field)}"
         for turn in turns
         if isinstance(turn, dict)
         for field in _filled(turn)
@@ -296,6 +296,11 @@ def _message(role: str, content: object) -> Message:
         reason = "empty answer" if role == "assistant" else "empty message"
         raise BadConversation(reason, f"the content of the {role} is blank")
     return {"role": role, "content": content.strip()}
+
+
+def _printable(name: str) -> str:
+    """The name of a field in one line that any terminal can show."""
+    return name if name.isprintable() and len(name) <= _SHOWN_CHARACTERS else _shorten(name)
 
 
 def _shorten(value: object) -> str:

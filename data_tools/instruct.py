@@ -125,9 +125,11 @@ def _print_summary(
         ("supervised", sum(int(c.mask.sum()) for c in conversations)),
         *((f"{split} rows", count) for split, count in packed_rows.items()),
     ]
+    width = max(20, *(len(label) for label, _ in table))
     for label, value in table:
-        print(f"{label:<20} {value:>12,}")
-    print(f"{'fill of the rows':<20} {tokens / (context * sum(packed_rows.values())):>12.1%}")
+        print(f"{label:<{width}} {value:>12,}")
+    fill = tokens / (context * sum(packed_rows.values()))
+    print(f"{'fill of the rows':<{width}} {fill:>12.1%}")
     if unused := sorted({field for c in conversations for field in c.unused}):
         more = f" and {len(unused) - SHOWN_FIELDS} more" if len(unused) > SHOWN_FIELDS else ""
         print(f"fields not used: {', '.join(unused[:SHOWN_FIELDS])}{more}")

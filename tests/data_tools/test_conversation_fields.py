@@ -251,3 +251,14 @@ def test_a_field_that_nobody_asked_for_may_be_of_any_type():
 def test_a_field_of_each_table_is_asked_for():
     of_each = {"dialog", "query", "output", "article", "history", "system", "kto_tag", "tools"}
     assert of_each <= set(FIELDS) and len(FIELDS) == len(set(FIELDS))
+
+
+def test_the_name_of_a_field_is_shown_in_one_short_line():
+    row = {**PAIR, "a\nb": 1, "\ud800": 1, "x" * 10_000: 1, "größe": 1}
+    assert conversation(row).unused == (
+        r"'\ud800'",
+        r"'a\nb'",
+        "'xxxxxxxxxxxx...xxxxxxxxxxxxx'",
+        "größe",
+    )
+    assert reason({"a\nb": 1, "x" * 10_000: 1}) == "field missing"
