@@ -1,93 +1,292 @@
 """Turn a row of any known schema into a conversation: its tokens and its loss mask.
 
-Known are `messages` (role/content), `conversations` (from/value), `prompt`/`completion`,
-`instruction`/`input`/`output` and `question`/`answer`.
+conversation_fields.py has the tables of known fields. A field with a meaning for training is used,
+or the row is refused. Every other field that holds something is named as not used.
 """
 
+import math
+import reprlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_tools.conversation_fields import (
+    ADDED,
+    ADDED_TO_PAIRS_ONLY,
+    CONTENT,
+    DIALOGUES,
+    HISTORY,
+    PAIRS,
+    ROLE,
+    ROLES,
+    SCHEMAS,
+    SYSTEM,
+    UNSUPPORTED,
+    UNSUPPORTED_IN_TURN,
+    WEIGHTS_OF_ROW,
+    WEIGHTS_OF_TURN,
+    ZERO_OR_ONE,
+    Schema,
+)
 from minigpt_jax.chat import BadConversation, Message, render
 from minigpt_jax.tokenizer import Tokenizer
 
-# Fields of dialogues, then of pairs, in the order in which they are looked for.
-_DIALOGUES = ("messages", "conversations")
-_PAIRS = (("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
-# ShareGPT's names of roles. The chat template checks all others.
-_ROLES = {"human": "user", "gpt": "assistant"}
 _SHOWN_CHARACTERS = 40
+# Levels of lists and objects in which a value is looked for. The fields above need no more.
+_LEVELS = 3
+
+
+class Reading(NamedTuple):
+    """The messages of a row, and its fields that were not used: "text", "messages[].name"."""
+
+    messages: list[Message]
+    unused: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A rendered conversation: `tokens` [n] uint16, `mask` [n] uint8 with 1 for a learned token."""
+    """A rendered conversation: `tokens` [n] uint16, `mask` [n] uint8 with 1 for a learned token.
+
+    `unused` are the fields of its row that were not used.
+    """
 
     tokens: np.ndarray
     mask: np.ndarray
+    unused: tuple[str, ...] = ()
 
 
 def conversation_of(row: dict[str, Any], context: int, tokenizer: Tokenizer) -> Conversation:
     """The rendered conversation of a row.
 
-    Raises BadConversation for a row of no known schema, for one without an answer, and for one that
-    is longer than `context` tokens.
+    Raises BadConversation as `read_row` does, for a row without an answer to learn, and for one
+    that is longer than `context` tokens.
     """
-    tokens, mask = render(messages_of(row), tokenizer)
+    messages, unused = read_row(row)
+    tokens, mask = render(messages, tokenizer)
     if not any(mask):
-        raise BadConversation("nothing to learn", "found no answer of the assistant")
+        raise BadConversation("nothing to learn", "found no answer that is to be trained on")
     if len(tokens) > context:
         raise BadConversation("too long", f"found {len(tokens)} tokens, expected at most {context}")
-    return Conversation(np.array(tokens, np.uint16), np.array(mask, np.uint8))
+    return Conversation(np.array(tokens, np.uint16), np.array(mask, np.uint8), unused)
 
 
-def messages_of(row: dict[str, Any]) -> list[Message]:
+def read_row(row: dict[str, Any]) -> Reading:
     """The messages of a row of any known schema, without whitespace at their ends.
 
-    A null counts as an absent field. A `system` field becomes the message before a pair; an `input`
-    is added below its instruction. Raises BadConversation.
+    A field without a value (null, NaN, blank, an empty list) counts as absent. Of several schemas
+    that a row fits, the one with the most texts is read. Raises BadConversation for a row that fits
+    none, for one that two schemas read differently, and for a value that cannot be used.
     """
-    fields = {name: value for name, value in row.items() if value is not None}
-    for name in _DIALOGUES:
+    fields = _filled(row)
+    _expect_supported(fields, UNSUPPORTED)
+    schemas = _schemas_of(row, fields)
+    readings = [_messages_of(schema, row, fields) for schema in schemas]
+    if any(messages != readings[0] for messages in readings):
+        names = " or ".join(map("/".join, schemas))
+        raise BadConversation(
+            f"ambiguous: {names}", "found different texts in them: remove what is not meant"
+        )
+    messages = _with_system(fields, _history(fields) + readings[0])
+    weights = _weights_of(fields)
+    if not _is_learned(weights, WEIGHTS_OF_ROW):
+        _learn_nothing(messages)
+    used = {*SYSTEM, *HISTORY, *weights, *(name for schema in schemas for name in schema)}
+    if _is_pair(schemas[0]):
+        used.update(ADDED)
+    unused = {_printable(name) for name in fields if name not in used}
+    for name in used.intersection(fields):
+        unused.update(_unknown_in_turns(name, fields[name]))
+    return Reading(messages, tuple(sorted(unused)))
+
+
+def _filled(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if not _is_empty(value, _LEVELS)}
+
+
+def _is_empty(value: object, levels: int) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, list | dict):
+        children = value.values() if isinstance(value, dict) else value
+        return not value or (levels > 0 and all(_is_empty(c, levels - 1) for c in children))
+    # pandas writes a missing number as NaN.
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _expect_supported(fields: dict[str, Any], unsupported: Iterable[str]) -> None:
+    for name in unsupported:
         if name in fields:
-            return _messages_of_dialogue(name, fields[name])
-    for question, answer in _PAIRS:
-        if question in fields or answer in fields:
-            return _messages_of_pair(fields, question, answer)
-    known = [*_DIALOGUES, *("/".join(pair) for pair in _PAIRS)]
-    found = ", ".join(map(str, fields)) or "nothing"
-    raise BadConversation("field missing", f"found {found}, expected one of {', '.join(known)}")
+            raise BadConversation(
+                f"{name} not supported",
+                f"found {_shorten(fields[name])}, for which the chat template has no place: "
+                "remove the field to train without it",
+            )
 
 
-def _messages_of_dialogue(name: str, turns: object) -> list[Message]:
+def _schemas_of(row: dict[str, Any], fields: dict[str, Any]) -> list[Schema]:
+    """The schemas with a question and an answer in this row, and with the most texts."""
+    complete = [schema for schema in SCHEMAS if _is_complete(schema, fields)]
+    if complete:
+        most = max(_texts(schema, fields) for schema in complete)
+        return [schema for schema in complete if _texts(schema, fields) == most]
+    # Reading the first schema whose fields are there tells what they lack.
+    present = [schema for schema in SCHEMAS if all(row.get(name) is not None for name in schema)]
+    if not present:
+        found = ", ".join(map(_printable, fields)) or "nothing"
+        known = ", ".join((*DIALOGUES, *map("/".join, PAIRS)))
+        raise BadConversation("field missing", f"found {found}, expected one of {known}")
+    return present[:1]
+
+
+def _is_pair(schema: Schema) -> bool:
+    return len(schema) == 2
+
+
+def _is_complete(schema: Schema, fields: dict[str, Any]) -> bool:
+    if schema[0] not in fields or schema[-1] not in fields:
+        return False
+    if schema[0] not in DIALOGUES:
+        return True
+    turns = fields[schema[0]] if isinstance(fields[schema[0]], list) else []
+    return "user" in _roles(turns[-1:]) if _is_pair(schema) else "assistant" in _roles(turns)
+
+
+def _texts(schema: Schema, fields: dict[str, Any]) -> int:
+    """How many texts a schema reads. Each turn of a dialogue is one."""
+    names = (*schema, *ADDED) if _is_pair(schema) else schema
+    values = [fields[name] for name in names if name in fields]
+    return sum(len(value) if isinstance(value, list) else 1 for value in values)
+
+
+def _messages_of(schema: Schema, row: dict[str, Any], fields: dict[str, Any]) -> list[Message]:
+    if not _is_pair(schema):
+        _expect_supported(fields, ADDED_TO_PAIRS_ONLY)
+        return _dialogue(schema[0], row[schema[0]])
+    question, answer = schema
+    answers = _text_or_dialogue(answer, row[answer], "assistant")
+    messages = _text_or_dialogue(question, row[question], "user")
+    _learn_nothing(messages)
+    for name in ADDED:
+        if name in fields and messages and messages[-1]["role"] == "user":
+            messages[-1]["content"] += "\n\n" + _message("user", fields[name])["content"]
+    return messages + answers
+
+
+def _text_or_dialogue(name: str, value: object, role: str) -> list[Message]:
+    if value and isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+        return _dialogue(name, value)
+    return [_message(role, value)]
+
+
+def _dialogue(name: str, turns: object) -> list[Message]:
+    return [_turn(name, turn) for turn in _expect_list(name, turns)]
+
+
+def _expect_list(name: str, turns: object) -> list[Any]:
     if not isinstance(turns, list):
         raise BadConversation("not a list", f"found {_shorten(turns)} in {name}")
-    messages = []
-    for turn in turns:
-        if not isinstance(turn, dict):
-            found = f"found {_shorten(turn)} in {name}"
-            raise BadConversation(
-                "not a dictionary", f"{found}, expected turns with a role and content"
-            )
-        role = turn.get("role", turn.get("from"))
-        role = _ROLES.get(role, role) if isinstance(role, str) else _shorten(role)
-        messages.append(_message(role, turn.get("content", turn.get("value"))))
+    return turns
+
+
+def _turn(name: str, turn: object) -> Message:
+    if not isinstance(turn, dict):
+        raise BadConversation(
+            "not a dictionary",
+            f"found {_shorten(turn)} in {name}, expected turns with a role and content",
+        )
+    fields = _filled(turn)
+    _expect_supported(fields, UNSUPPORTED_IN_TURN)
+    role = _only(name, [_role(value) for value in _values(fields, ROLE)])
+    # A blank text is not among the fields, but a better message than none at all.
+    texts = _values(fields, CONTENT) or _values(turn, CONTENT)
+    message = _message(role if isinstance(role, str) else _shorten(role), _only(name, texts))
+    if message["role"] == "assistant" and not _is_learned(fields, WEIGHTS_OF_TURN):
+        message["weight"] = 0
+    return message
+
+
+def _values(fields: dict[str, Any], names: Iterable[str]) -> list[Any]:
+    return [fields[name] for name in names if name in fields]
+
+
+def _only(name: str, values: list[Any]) -> Any:
+    if any(value != values[0] for value in values):
+        shown = " and ".join(map(_shorten, values))
+        raise BadConversation("two values in one turn", f"found {shown} in {name}, expected one")
+    return values[0] if values else None
+
+
+def _roles(turns: list[Any]) -> list[Any]:
+    dictionaries = [turn for turn in turns if isinstance(turn, dict)]
+    return [_role(value) for turn in dictionaries for value in _values(turn, ROLE)]
+
+
+def _role(value: object) -> object:
+    return ROLES.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+
+def _history(fields: dict[str, Any]) -> list[Message]:
+    """The turns before those of the schema: [question, answer] pairs, or a dialogue."""
+    messages: list[Message] = []
+    for name in HISTORY:
+        for turn in _expect_list(name, fields.get(name, [])):
+            if isinstance(turn, list) and len(turn) == 2:
+                messages += [_message("user", turn[0]), _message("assistant", turn[1])]
+            else:
+                messages.append(_turn(name, turn))
     return messages
 
 
-def _messages_of_pair(fields: dict[str, Any], question: str, answer: str) -> list[Message]:
-    for field in (question, answer):
-        if field not in fields:
-            found = ", ".join(map(str, fields))
-            raise BadConversation("field missing", f"found {found}, expected {field} too")
-    completion = _message("assistant", fields[answer])
-    prompt = _message("user", fields[question])
-    if question == "instruction" and fields.get("input"):
-        prompt["content"] += "\n\n" + _message("user", fields["input"])["content"]
-    if fields.get("system"):
-        return [_message("system", fields["system"]), prompt, completion]
-    return [prompt, completion]
+def _with_system(fields: dict[str, Any], messages: list[Message]) -> list[Message]:
+    """`messages` behind the row's system message. Raises BadConversation for two of them."""
+    systems = [_message("system", text) for text in _values(fields, SYSTEM)]
+    turns = messages
+    if messages and messages[0]["role"] == "system":
+        systems, turns = [*systems, messages[0]], messages[1:]
+    if any(system != systems[0] for system in systems):
+        shown = " and ".join(_shorten(system["content"]) for system in systems)
+        raise BadConversation("two system messages", f"found {shown}, expected one")
+    return systems[:1] + turns
+
+
+def _weights_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a row. A `label` that is neither true nor false is the name of a class."""
+    return {
+        name: fields[name]
+        for name in WEIGHTS_OF_ROW
+        if name in fields and (name != "label" or isinstance(fields[name], bool))
+    }
+
+
+def _is_learned(fields: dict[str, Any], weights: dict[str, int]) -> bool:
+    """Whether no weight in `fields` excludes an answer from training."""
+    given = {name: fields[name] for name in weights if name in fields}
+    for name, value in given.items():
+        if not isinstance(value, str | int | float) or str(value).lower() not in ZERO_OR_ONE:
+            raise BadConversation(
+                "weight neither 0 nor 1", f"found {_shorten(value)} in {name}, expected 0 or 1"
+            )
+    return all(ZERO_OR_ONE[str(value).lower()] == weights[name] for name, value in given.items())
+
+
+def _learn_nothing(messages: list[Message]) -> None:
+    for message in messages:
+        if message["role"] == "assistant":
+            message["weight"] = 0
+
+
+def _unknown_in_turns(name: str, value: object) -> set[str]:
+    known = {*ROLE, *CONTENT, *WEIGHTS_OF_TURN}
+    turns = value if isinstance(value, list) else []
+    return {
+        f"{name}[].{_printable(field)}"
+        for turn in turns
+        if isinstance(turn, dict)
+        for field in _filled(turn)
+        if field not in known
+    }
 
 
 def _message(role: str, content: object) -> Message:
@@ -99,6 +298,12 @@ def _message(role: str, content: object) -> Message:
     return {"role": role, "content": content.strip()}
 
 
+def _printable(name: str) -> str:
+    """The name of a field in one line that any terminal can show."""
+    return name if name.isprintable() and len(name) <= _SHOWN_CHARACTERS else _shorten(name)
+
+
 def _shorten(value: object) -> str:
-    text = repr(value)
+    # Unlike repr, it has no difficulty with lists in lists in lists.
+    text = reprlib.repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."

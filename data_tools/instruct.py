@@ -5,8 +5,9 @@
 
 A source is a hub data set, or a local parquet, jsonl, json or json.gz file, or a folder of them.
 The schema is recognised row by row: `messages` (role/content), `conversations` (from/value),
-`prompt`/`completion`, `instruction`/`input`/`output`, `question`/`answer`. A row that cannot be
-trained on is skipped and counted by reason, never cut to fit.
+`prompt`/`completion`, `instruction`/`input`/`output`, `question`/`answer` and others, with the
+fields that belong to them: docs/data.md has the list. A row that cannot be trained on is skipped
+and counted by reason, never cut to fit. Fields that were not used are named.
 """
 
 import argparse
@@ -34,6 +35,8 @@ from minigpt_jax.tokenizer import Tokenizer, load_tokenizer
 SAMPLE_ROWS = 500
 # Two for the id, one for the mask.
 BYTES_PER_TOKEN = 3
+# A row can have any number of fields that are not used.
+SHOWN_FIELDS = 30
 
 GREEN = "\x1b[32m"
 NO_COLOUR = "\x1b[0m"
@@ -122,9 +125,14 @@ def _print_summary(
         ("supervised", sum(int(c.mask.sum()) for c in conversations)),
         *((f"{split} rows", count) for split, count in packed_rows.items()),
     ]
+    width = max(20, *(len(label) for label, _ in table))
     for label, value in table:
-        print(f"{label:<20} {value:>12,}")
-    print(f"{'fill of the rows':<20} {tokens / (context * sum(packed_rows.values())):>12.1%}")
+        print(f"{label:<{width}} {value:>12,}")
+    fill = tokens / (context * sum(packed_rows.values()))
+    print(f"{'fill of the rows':<{width}} {fill:>12.1%}")
+    if unused := sorted({field for c in conversations for field in c.unused}):
+        more = f" and {len(unused) - SHOWN_FIELDS} more" if len(unused) > SHOWN_FIELDS else ""
+        print(f"fields not used: {', '.join(unused[:SHOWN_FIELDS])}{more}")
 
 
 def marked_text(
@@ -195,7 +203,8 @@ def main() -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
         raise InputError(
             f"{sources}: found {len(conversations)} conversations, "
-            f"expected at least one for each split (skipped: {reasons or 'nothing'})"
+            f"expected at least one for each split (skipped: {reasons or 'nothing'}"
+            f"{'; --strict shows the first row' if skipped else ''})"
         )
     splits = {
         "train": [c for n, c in enumerate(conversations) if n % args.val_every],

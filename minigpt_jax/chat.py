@@ -3,11 +3,12 @@
     <|endoftext|> <|system|>text<|end|> <|user|>text<|end|> <|assistant|>text<|end|> ...
 
 (without the spaces). One function returns the tokens and the loss mask together. The mask is 1 on
-an answer and its `<|end|>`, so that the model learns to stop, and 0 on everything else.
+an answer and its `<|end|>`, so that the model learns to stop, and 0 on everything else. An answer
+of weight 0 is context for those after it.
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.tokenizer import ASSISTANT, END, END_OF_TEXT, SYSTEM, USER, Tokenizer
@@ -16,10 +17,14 @@ _MARKERS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 
 
 class Message(TypedDict):
-    """A message with the role "user" or "assistant", or "system" for the first one."""
+    """A message with the role "user" or "assistant", or "system" for the first one.
+
+    `weight` is 0 for an answer that is not to be learned. Other answers have weight 1.
+    """
 
     role: str
     content: str
+    weight: NotRequired[int]
 
 
 class BadConversation(InputError):
@@ -43,7 +48,7 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int]
     for message in messages:
         # A text such as "<|end|>" is encoded as plain text: no message can add a special token.
         content = tokenizer.encode(message["content"])
-        weight = int(message["role"] == "assistant")
+        weight = message.get("weight", 1) if message["role"] == "assistant" else 0
         tokens += [_MARKERS[message["role"]], *content, END]
         mask += [0] + [weight] * (len(content) + 1)
     return tokens, mask

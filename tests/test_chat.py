@@ -49,6 +49,17 @@ def conversations(count: int = 300) -> list[list]:
     return made
 
 
+def test_a_weight_of_zero_changes_the_mask_of_its_answer_alone(tokenizer):
+    roles = ("user", "assistant", "user", "assistant")
+    messages = [{"role": role, "content": "Hi", "weight": n} for n, role in enumerate(roles)]
+    messages[1]["weight"], messages[3]["weight"] = 0, 1
+    without = [{"role": m["role"], "content": m["content"]} for m in messages]
+    tokens, mask = render(messages, tokenizer)
+    assert tokens == render(without, tokenizer)[0]
+    assert sum(mask) == len(tokenizer.encode("Hi")) + 1 and mask[-1] == 1
+    assert prompt(messages[:3], tokenizer) == prompt(without[:3], tokenizer)
+
+
 def test_the_template_is_the_one_in_its_docstring(tokenizer):
     messages = [
         {"role": "system", "content": "Be kind."},

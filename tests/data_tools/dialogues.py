@@ -7,6 +7,15 @@ from minigpt_jax.tokenizer import ASSISTANT, END
 CONTEXT = 64
 
 
+def turns(*texts: str, weights: tuple[object, ...] = (), weight: str = "weight") -> list[dict]:
+    """Messages of a user and an assistant in turn; the answers have `weights`, if any."""
+    roles = ("user", "assistant")
+    found: list[dict] = [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+    for answer, value in zip(found[1::2], weights, strict=False):
+        answer[weight] = value
+    return found
+
+
 def random_rows(count: int) -> list[dict]:
     """Pairs of many lengths, every fourth row a dialogue; a text begins with the row's number."""
     draw = random.Random(0)
@@ -16,9 +25,7 @@ def random_rows(count: int) -> list[dict]:
         if number % 4:
             rows.append({"prompt": texts[0], "completion": texts[1]})
         else:
-            roles = ("user", "assistant", "user", "assistant")
-            turns = zip(roles, texts, strict=True)
-            rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+            rows.append({"messages": turns(*texts)})
     return rows
 
 

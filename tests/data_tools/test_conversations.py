@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.conversations import conversation_of, messages_of
+from data_tools.conversations import conversation_of, read_row
 from minigpt_jax.chat import BadConversation
 from minigpt_jax.tokenizer import ASSISTANT, END, END_OF_TEXT, USER, load_tokenizer
 from tests.data_tools.dialogues import CONTEXT, expected_mask
@@ -42,7 +42,7 @@ PLAIN_ROLES = [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a
     ],
 )
 def test_every_schema_is_recognised(row: dict, messages: list[dict]):
-    assert messages_of(row) == messages
+    assert read_row(row).messages == messages
 
 
 @pytest.mark.parametrize(

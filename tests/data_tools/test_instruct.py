@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.conversations import messages_of
+from data_tools.conversations import read_row
 from data_tools.instruct import main
 from minigpt_jax.chat import render
 from minigpt_jax.errors import exit_cleanly
 from minigpt_jax.token_stream import MANIFEST, open_stream
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
-from tests.data_tools.dialogues import CONTEXT, expected_mask, random_rows
+from tests.data_tools.dialogues import CONTEXT, expected_mask, random_rows, turns
 from tests.data_tools.preparations import contents, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,9 @@ def test_every_conversation_is_whole_in_a_row_and_masked_on_its_answers(instruct
             own += [tuple(part.tolist()) for part in parts if len(part) > 1]
         numbers[split] = sorted(int(TOKENIZER.decode(part[2:]).split()[0]) for part in own)
         found += own
-    assert sorted(found) == sorted(tuple(render(messages_of(row), TOKENIZER)[0]) for row in rows)
+    assert sorted(found) == sorted(
+        tuple(render(read_row(row).messages, TOKENIZER)[0]) for row in rows
+    )
     assert numbers["val"] == [0, 100, 200, 300]
 
 
@@ -103,6 +105,39 @@ def test_the_summary_counts_what_strict_refuses(instruct, tmp_path: Path):
     strict = instruct(source, tmp_path / "strict", *more, "--strict")
     assert strict.returncode == 2 and not (tmp_path / "strict").exists()
     assert strict.stderr.splitlines()[-1].startswith(f"error: {source}: row 11: broken JSON")
+
+
+def test_every_field_with_a_meaning_is_used_counted_or_named(instruct, tmp_path: Path):
+    numbers = range(12)
+    rows = [
+        *({"system": f"S{n}", "conversations": turns(f"q{n}", f"a{n}")} for n in numbers),
+        *({"messages": turns("q", "WRONG", "no", f"w{n}", weights=(0, 1))} for n in numbers),
+        *(
+            {"instruction": f"i{n}", "input": "", "output": f"o{n}", "prompt": f"i{n}: o{n}"}
+            for n in numbers
+        ),
+        *({"messages": turns("q", "a"), "tools": [{"name": "look"}]} for _ in numbers),
+        {"prompt": "q", "completion": "a", "question": "q", "answer": "b"},
+    ]
+    done = instruct(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "out", "--show", 36)
+    assert done.returncode == 0, done.stderr
+    for n in numbers:
+        assert (
+            f"<|system|>S{n}<|end|><|user|>q{n}<|end|><|assistant|>[[a{n}<|end|>]]" in done.stdout
+        )
+        assert f"WRONG<|end|><|user|>no<|end|><|assistant|>[[w{n}<|end|>]]" in done.stdout
+        assert f"<|user|>i{n}<|end|><|assistant|>[[o{n}<|end|>]]" in done.stdout
+    table = dict(re.findall(r"^ *(\S.*?) {2,}(\d+)$", done.stdout, re.M))
+    assert (table["kept"], table["skipped"], table["tools not supported"]) == ("36", "13", "12")
+    assert table["ambiguous: prompt/completion or question/answer"] == "1"
+    assert re.findall(r".*not used.*", done.stdout) == ["fields not used: prompt"]
+
+
+def test_where_nothing_is_left_the_reasons_and_the_way_out_are_said(instruct, tmp_path: Path):
+    source = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "chosen": "a"}] * 3)
+    done = instruct(source, tmp_path / "out")
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert "skipped: 3 chosen not supported; --strict shows the first row" in done.stderr
 
 
 def test_show_prints_what_is_learned(instruct, tmp_path: Path):
