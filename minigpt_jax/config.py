@@ -149,11 +149,15 @@ def parse(argv: Sequence[str]) -> Config:
             f"found {type(config).__name__}"
         )
     check(config)
+    _expand_home_in_paths(config)
+    return config
+
+
+def _expand_home_in_paths(config: Config) -> None:
     for name in PATH_FIELDS:
         section, _, field = name.rpartition(".")
         values = config[section] if section else config
         values[field] = expand_home(values[field])
-    return config
 
 
 def named_fields(argv: Sequence[str]) -> frozenset[str]:
