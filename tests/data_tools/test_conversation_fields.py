@@ -71,6 +71,7 @@ def test_two_different_system_prompts_are_refused():
     [
         *(("weight", 0, 1), ("weight", 0.0, 1.0), ("weight", False, None), ("weight", 0, NAN)),
         *(("train", False, True), ("trainable", "false", "true"), ("masked", True, False)),
+        *(("training", False, True), ("train_on_turn", False, True)),
         *(("loss", False, True), ("loss_mask", 0, 1), ("loss_weight", 0, 1), ("loss_scale", 0, 1)),
     ],
 )
