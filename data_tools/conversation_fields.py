@@ -41,7 +41,8 @@ WEIGHTS_OF_ROW = {
     **{"label": 1, "kto_tag": 1},
 }
 WEIGHTS_OF_TURN = {
-    **{"weight": 1, "loss_weight": 1, "train": 1, "trainable": 1, "masked": 0},
+    **{"weight": 1, "loss_weight": 1, "masked": 0},
+    **{"train": 1, "training": 1, "train_on_turn": 1, "trainable": 1},
     **{"loss": 1, "loss_mask": 1, "loss_scale": 1},
 }
 ROLE = ("role", "from")

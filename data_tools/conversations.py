@@ -66,7 +66,9 @@ def conversation_of(row: dict[str, Any], context: int, tokenizer: Tokenizer) -> 
     messages, unused = read_row(row)
     tokens, mask = render(messages, tokenizer)
     if not any(mask):
-        raise BadConversation("nothing to learn", "found no answer that is to be trained on")
+        raise BadConversation(
+            "nothing to learn", "found no answer, or only such as a weight excludes"
+        )
     if len(tokens) > context:
         raise BadConversation("too long", f"found {len(tokens)} tokens, expected at most {context}")
     return Conversation(np.array(tokens, np.uint16), np.array(mask, np.uint8), unused)
@@ -86,9 +88,9 @@ def read_row(row: dict[str, Any]) -> Reading:
     if any(messages != readings[0] for messages in readings):
         names = " or ".join(map("/".join, schemas))
         raise BadConversation(
-            f"ambiguous: {names}", "found different texts in them: remove what is not meant"
+            f"ambiguous: {names}", "found different messages in them: remove what is not meant"
         )
-    messages = _with_system(fields, _history(fields) + readings[0])
+    messages = _with_system_and_history(fields, readings[0])
     weights = _weights_of(fields)
     if not _is_learned(weights, WEIGHTS_OF_ROW):
         _learn_nothing(messages)
@@ -168,16 +170,19 @@ def _messages_of(schema: Schema, row: dict[str, Any], fields: dict[str, Any]) ->
     answers = _text_or_dialogue(answer, row[answer], "assistant")
     messages = _text_or_dialogue(question, row[question], "user")
     _learn_nothing(messages)
-    for name in ADDED:
-        if name in fields and messages and messages[-1]["role"] == "user":
-            messages[-1]["content"] += "\n\n" + _message("user", fields[name])["content"]
+    last = messages[-1]
+    if last["role"] != "user":
+        _expect_supported(fields, ADDED)
+    added = [_message(name, "user", fields[name])["content"] for name in ADDED if name in fields]
+    # Some data sets hold the same text in two of these fields.
+    last["content"] = "\n\n".join(dict.fromkeys([last["content"], *added]))
     return messages + answers
 
 
 def _text_or_dialogue(name: str, value: object, role: str) -> list[Message]:
     if value and isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
         return _dialogue(name, value)
-    return [_message(role, value)]
+    return [_message(name, role, value)]
 
 
 def _dialogue(name: str, turns: object) -> list[Message]:
@@ -198,10 +203,16 @@ def _turn(name: str, turn: object) -> Message:
         )
     fields = _filled(turn)
     _expect_supported(fields, UNSUPPORTED_IN_TURN)
-    role = _only(name, [_role(value) for value in _values(fields, ROLE)])
+    roles = [_role(value) for value in _values(fields, ROLE)]
     # A blank text is not among the fields, but a better message than none at all.
     texts = _values(fields, CONTENT) or _values(turn, CONTENT)
-    message = _message(role if isinstance(role, str) else _shorten(role), _only(name, texts))
+    if not roles or not texts:
+        raise BadConversation(
+            "turn without role or content",
+            f"found {_shorten(turn)} in {name}, expected role and content, or from and value",
+        )
+    role = _only(name, roles)
+    message = _message(name, role if isinstance(role, str) else _shorten(role), _only(name, texts))
     if message["role"] == "assistant" and not _is_learned(fields, WEIGHTS_OF_TURN):
         message["weight"] = 0
     return message
@@ -215,7 +226,7 @@ def _only(name: str, values: list[Any]) -> Any:
     if any(value != values[0] for value in values):
         shown = " and ".join(map(_shorten, values))
         raise BadConversation("two values in one turn", f"found {shown} in {name}, expected one")
-    return values[0] if values else None
+    return values[0]
 
 
 def _roles(turns: list[Any]) -> list[Any]:
@@ -233,22 +244,41 @@ def _history(fields: dict[str, Any]) -> list[Message]:
     for name in HISTORY:
         for turn in _expect_list(name, fields.get(name, [])):
             if isinstance(turn, list) and len(turn) == 2:
-                messages += [_message("user", turn[0]), _message("assistant", turn[1])]
+                messages += [_message(name, "user", turn[0]), _message(name, "assistant", turn[1])]
             else:
                 messages.append(_turn(name, turn))
     return messages
 
 
-def _with_system(fields: dict[str, Any], messages: list[Message]) -> list[Message]:
-    """`messages` behind the row's system message. Raises BadConversation for two of them."""
-    systems = [_message("system", text) for text in _values(fields, SYSTEM)]
-    turns = messages
-    if messages and messages[0]["role"] == "system":
-        systems, turns = [*systems, messages[0]], messages[1:]
-    if any(system != systems[0] for system in systems):
-        shown = " and ".join(_shorten(system["content"]) for system in systems)
+def _with_system_and_history(fields: dict[str, Any], messages: list[Message]) -> list[Message]:
+    """`messages` behind the row's system message and its earlier turns.
+
+    Messages that begin with a copy of these turns get them once. Raises BadConversation for two
+    different system messages.
+    """
+    history_system, history = _split_system(_history(fields))
+    system, turns = _split_system(messages)
+    systems = [_message(name, "system", fields[name]) for name in SYSTEM if name in fields]
+    systems += history_system + system
+    if any(other != systems[0] for other in systems):
+        shown = " and ".join(_shorten(other["content"]) for other in systems)
         raise BadConversation("two system messages", f"found {shown}, expected one")
+    copies, others = turns[: len(history)], turns[len(history) :]
+    if _without_weights(copies) == _without_weights(history):
+        # A weight of 0 in either is kept.
+        turns = [turn | copy for turn, copy in zip(history, copies, strict=True)] + others
+    else:
+        turns = history + turns
     return systems[:1] + turns
+
+
+def _split_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    systems = 1 if messages and messages[0]["role"] == "system" else 0
+    return messages[:systems], messages[systems:]
+
+
+def _without_weights(messages: list[Message]) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in messages]
 
 
 def _weights_of(fields: dict[str, Any]) -> dict[str, Any]:
@@ -289,12 +319,15 @@ def _unknown_in_turns(name: str, value: object) -> set[str]:
     }
 
 
-def _message(role: str, content: object) -> Message:
+def _message(name: str, role: str, content: object) -> Message:
+    """A message whose content stands in the field `name`. Raises BadConversation."""
     if not isinstance(content, str):
-        raise BadConversation("not a text", f"found {_shorten(content)} as content of the {role}")
+        raise BadConversation(
+            "not a text", f"found {_shorten(content)} in {name} as content of the {role}"
+        )
     if not content.strip():
         reason = "empty answer" if role == "assistant" else "empty message"
-        raise BadConversation(reason, f"the content of the {role} is blank")
+        raise BadConversation(reason, f"the content of the {role} in {name} is blank")
     return {"role": role, "content": content.strip()}
 
 

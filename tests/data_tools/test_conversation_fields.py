@@ -55,6 +55,7 @@ def reason(row: dict) -> str:
         {"prompt": [SYSTEM, *turns("q")], "completion": "a"},
         {"messages": [{"role": "developer", "content": "s"}, *turns("q", "a")]},
         {"system_prompt": "s", "question": "q", "response": "a"},
+        {"messages": [{"from": "System", "value": "s"}, *turns("q", "a")]},
     ],
 )
 def test_a_system_prompt_begins_the_conversation(row: dict):
@@ -71,6 +72,7 @@ def test_two_different_system_prompts_are_refused():
     [
         *(("weight", 0, 1), ("weight", 0.0, 1.0), ("weight", False, None), ("weight", 0, NAN)),
         *(("train", False, True), ("trainable", "false", "true"), ("masked", True, False)),
+        *(("training", False, True), ("train_on_turn", False, True)),
         *(("loss", False, True), ("loss_mask", 0, 1), ("loss_weight", 0, 1), ("loss_scale", 0, 1)),
     ],
 )
@@ -99,6 +101,14 @@ def test_a_weight_that_the_mask_does_not_have_is_refused(weight: object):
     assert reason({**PAIR, "weight": weight}) == "weight neither 0 nor 1"
 
 
+@pytest.mark.parametrize("weight", [0, 1, 0.5])
+def test_the_weight_of_a_question_changes_nothing(weight: float):
+    question, answer = turns("q", "a")
+    for role in ("user", "Human", "PROMPTER"):
+        row = {"messages": [{**question, "role": role, "weight": weight}, answer]}
+        assert shown(row) == f"{ASKED}[[a<|end|>]]"
+
+
 @pytest.mark.parametrize(
     "history, text",
     [
@@ -121,11 +131,25 @@ def test_earlier_turns_in_a_field_of_their_own_come_first(history: list, text: s
         ([["q", "b", "c"]], "not a dictionary"),
         ([["q", None]], "not a text"),
         ([["q", " "]], "empty answer"),
-        (turns("q"), "role order"),
+        (turns("p"), "role order"),
     ],
 )
 def test_earlier_turns_that_cannot_be_read_are_refused(history: object, why: str):
     assert reason({"history": history, **PAIR}) == why
+
+
+@pytest.mark.parametrize("history", [turns("p", "b"), [["p", "b"]], [SYSTEM, *turns("p", "b")]])
+def test_a_dialogue_that_begins_with_its_history_has_it_once(history: list):
+    asked = f"<|system|>s<|end|><|user|>p<|end|><|assistant|>[[b<|end|>]]{ASKED}[[a<|end|>]]"
+    for dialogue in (turns("q", "a"), turns("p", "b", "q", "a")):
+        assert shown({"history": history, "messages": [SYSTEM, *dialogue]}) == asked
+    context = asked.replace("[[b<|end|>]]", "b<|end|>")
+    prompt = [SYSTEM, *turns("p", "b", "q")]
+    assert shown({"history": history, "prompt": prompt, "completion": "a"}) == context
+    system = [SYSTEM] if history[0] != SYSTEM else []
+    assert shown({"history": [*system, *history], **PAIR}) == asked
+    excluded = turns("p", "b", weights=(0,))
+    assert shown({"history": excluded, "messages": [SYSTEM, *turns("p", "b", "q", "a")]}) == context
 
 
 @pytest.mark.parametrize("field", ["input", "context", "passage", "article"])
@@ -140,6 +164,20 @@ def test_a_context_stands_below_its_question(field: str):
 @pytest.mark.parametrize("field", ["context", "passage", "article"])
 def test_a_context_without_a_question_is_refused(field: str):
     assert reason({"messages": turns("q", "a"), field: "c"}) == f"{field} not supported"
+
+
+@pytest.mark.parametrize("field", ["input", "context", "passage", "article"])
+def test_a_context_below_no_question_is_refused(field: str):
+    for prompt in ([SYSTEM], turns("q", "b")):
+        row = {"prompt": prompt, "completion": turns("q", "a")}
+        assert reason(row | {field: "c"}) == f"{field} not supported"
+        assert shown(row).endswith(f"{ASKED}[[a<|end|>]]")
+
+
+def test_a_text_in_two_fields_of_a_question_stands_once():
+    asked = "<|user|>q\n\nc<|end|><|assistant|>[[a<|end|>]]"
+    assert shown({"instruction": "q", "input": "c", "context": "c ", "output": "a"}) == asked
+    assert shown({"question": "q", "input": "q", "context": "c", "answer": "a"}) == asked
 
 
 @pytest.mark.parametrize("field", UNSUPPORTED)
@@ -236,6 +274,31 @@ def test_two_values_of_one_turn_are_refused():
     assert shown({"messages": twice}) == f"{ASKED}[[a<|end|>]]"
     assert reason({"messages": [{**twice[0], "value": "p"}, twice[1]]}) == "two values in one turn"
     assert reason({"messages": [{**twice[0], "from": "gpt"}, twice[1]]}) == "two values in one turn"
+
+
+@pytest.mark.parametrize(
+    "turn", [{"input": "q", "output": "a"}, {"content": "q"}, {"role": "user"}, {"from": "human"}]
+)
+def test_a_turn_without_role_or_content_is_shown_with_its_field(turn: dict):
+    with pytest.raises(
+        BadConversation, match="found .*" + next(iter(turn)) + ".* in dialog,"
+    ) as bad:
+        conversation({"dialog": [turn, *turns("q", "a")]})
+    assert bad.value.reason == "turn without role or content"
+
+
+@pytest.mark.parametrize(
+    "row, found",
+    [
+        ({"question": "q", "answer": 42}, "found 42 in answer"),
+        ({**PAIR, "context": ["c"]}, r"found \['c'\] in context"),
+        ({**PAIR, "system": {"text": "s"}}, "found .* in system"),
+        ({"messages": turns("q", "")}, "assistant in messages is blank"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_named_by_its_field(row: dict, found: str):
+    with pytest.raises(BadConversation, match=found):
+        conversation(row)
 
 
 @pytest.mark.parametrize("field", ["prompt", "completion", "system", "history", "context"])
