@@ -4,9 +4,6 @@ conversation_fields.py has the tables of known fields. A field with a meaning fo
 or the row is refused. Every other field that holds something is named as not used.
 """
 
-import math
-import reprlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,22 +17,27 @@ from data_tools.conversation_fields import (
     HISTORY,
     PAIRS,
     ROLE,
-    ROLES,
     SCHEMAS,
     SYSTEM,
     UNSUPPORTED,
-    UNSUPPORTED_IN_TURN,
     WEIGHTS_OF_ROW,
     WEIGHTS_OF_TURN,
-    ZERO_OR_ONE,
     Schema,
+)
+from data_tools.turns import (
+    expect_list,
+    expect_supported,
+    filled,
+    is_learned,
+    make_message,
+    printable,
+    read_dialogue,
+    read_turn,
+    roles_of,
+    shorten,
 )
 from minigpt_jax.chat import BadConversation, Message, render
 from minigpt_jax.tokenizer import Tokenizer
-
-_SHOWN_CHARACTERS = 40
-# Levels of lists and objects in which a value is looked for. The fields above need no more.
-_LEVELS = 3
 
 
 class Reading(NamedTuple):
@@ -81,8 +83,8 @@ def read_row(row: dict[str, Any]) -> Reading:
     that a row fits, the one with the most texts is read. Raises BadConversation for a row that fits
     none, for one that two schemas read differently, and for a value that cannot be used.
     """
-    fields = _filled(row)
-    _expect_supported(fields, UNSUPPORTED)
+    fields = filled(row)
+    expect_supported(fields, UNSUPPORTED)
     schemas = _schemas_of(row, fields)
     readings = [_messages_of(schema, row, fields) for schema in schemas]
     if any(messages != readings[0] for messages in readings):
@@ -92,39 +94,15 @@ def read_row(row: dict[str, Any]) -> Reading:
         )
     messages = _with_system_and_history(fields, readings[0])
     weights = _weights_of(fields)
-    if not _is_learned(weights, WEIGHTS_OF_ROW):
+    if not is_learned(weights, WEIGHTS_OF_ROW):
         _learn_nothing(messages)
     used = {*SYSTEM, *HISTORY, *weights, *(name for schema in schemas for name in schema)}
     if _is_pair(schemas[0]):
         used.update(ADDED)
-    unused = {_printable(name) for name in fields if name not in used}
+    unused = {printable(name) for name in fields if name not in used}
     for name in used.intersection(fields):
         unused.update(_unknown_in_turns(name, fields[name]))
     return Reading(messages, tuple(sorted(unused)))
-
-
-def _filled(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if not _is_empty(value, _LEVELS)}
-
-
-def _is_empty(value: object, levels: int) -> bool:
-    if isinstance(value, str):
-        return not value.strip()
-    if isinstance(value, list | dict):
-        children = value.values() if isinstance(value, dict) else value
-        return not value or (levels > 0 and all(_is_empty(c, levels - 1) for c in children))
-    # pandas writes a missing number as NaN.
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _expect_supported(fields: dict[str, Any], unsupported: Iterable[str]) -> None:
-    for name in unsupported:
-        if name in fields:
-            raise BadConversation(
-                f"{name} not supported",
-                f"found {_shorten(fields[name])}, for which the chat template has no place: "
-                "remove the field to train without it",
-            )
 
 
 def _schemas_of(row: dict[str, Any], fields: dict[str, Any]) -> list[Schema]:
@@ -136,7 +114,7 @@ def _schemas_of(row: dict[str, Any], fields: dict[str, Any]) -> list[Schema]:
     # Reading the first schema whose fields are there tells what they lack.
     present = [schema for schema in SCHEMAS if all(row.get(name) is not None for name in schema)]
     if not present:
-        found = ", ".join(map(_printable, fields)) or "nothing"
+        found = ", ".join(map(printable, fields)) or "nothing"
         known = ", ".join((*DIALOGUES, *map("/".join, PAIRS)))
         raise BadConversation("field missing", f"found {found}, expected one of {known}")
     return present[:1]
@@ -152,7 +130,7 @@ def _is_complete(schema: Schema, fields: dict[str, Any]) -> bool:
     if schema[0] not in DIALOGUES:
         return True
     turns = fields[schema[0]] if isinstance(fields[schema[0]], list) else []
-    return "user" in _roles(turns[-1:]) if _is_pair(schema) else "assistant" in _roles(turns)
+    return "user" in roles_of(turns[-1:]) if _is_pair(schema) else "assistant" in roles_of(turns)
 
 
 def _texts(schema: Schema, fields: dict[str, Any]) -> int:
@@ -164,16 +142,18 @@ def _texts(schema: Schema, fields: dict[str, Any]) -> int:
 
 def _messages_of(schema: Schema, row: dict[str, Any], fields: dict[str, Any]) -> list[Message]:
     if not _is_pair(schema):
-        _expect_supported(fields, ADDED_TO_PAIRS_ONLY)
-        return _dialogue(schema[0], row[schema[0]])
+        expect_supported(fields, ADDED_TO_PAIRS_ONLY)
+        return read_dialogue(schema[0], row[schema[0]])
     question, answer = schema
     answers = _text_or_dialogue(answer, row[answer], "assistant")
     messages = _text_or_dialogue(question, row[question], "user")
     _learn_nothing(messages)
     last = messages[-1]
     if last["role"] != "user":
-        _expect_supported(fields, ADDED)
-    added = [_message(name, "user", fields[name])["content"] for name in ADDED if name in fields]
+        expect_supported(fields, ADDED)
+    added = [
+        make_message(name, "user", fields[name])["content"] for name in ADDED if name in fields
+    ]
     # Some data sets hold the same text in two of these fields.
     last["content"] = "\n\n".join(dict.fromkeys([last["content"], *added]))
     return messages + answers
@@ -181,72 +161,22 @@ def _messages_of(schema: Schema, row: dict[str, Any], fields: dict[str, Any]) ->
 
 def _text_or_dialogue(name: str, value: object, role: str) -> list[Message]:
     if value and isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
-        return _dialogue(name, value)
-    return [_message(name, role, value)]
-
-
-def _dialogue(name: str, turns: object) -> list[Message]:
-    return [_turn(name, turn) for turn in _expect_list(name, turns)]
-
-
-def _expect_list(name: str, turns: object) -> list[Any]:
-    if not isinstance(turns, list):
-        raise BadConversation("not a list", f"found {_shorten(turns)} in {name}")
-    return turns
-
-
-def _turn(name: str, turn: object) -> Message:
-    if not isinstance(turn, dict):
-        raise BadConversation(
-            "not a dictionary",
-            f"found {_shorten(turn)} in {name}, expected turns with a role and content",
-        )
-    fields = _filled(turn)
-    _expect_supported(fields, UNSUPPORTED_IN_TURN)
-    roles = [_role(value) for value in _values(fields, ROLE)]
-    # A blank text is not among the fields, but a better message than none at all.
-    texts = _values(fields, CONTENT) or _values(turn, CONTENT)
-    if not roles or not texts:
-        raise BadConversation(
-            "turn without role or content",
-            f"found {_shorten(turn)} in {name}, expected role and content, or from and value",
-        )
-    role = _only(name, roles)
-    message = _message(name, role if isinstance(role, str) else _shorten(role), _only(name, texts))
-    if message["role"] == "assistant" and not _is_learned(fields, WEIGHTS_OF_TURN):
-        message["weight"] = 0
-    return message
-
-
-def _values(fields: dict[str, Any], names: Iterable[str]) -> list[Any]:
-    return [fields[name] for name in names if name in fields]
-
-
-def _only(name: str, values: list[Any]) -> Any:
-    if any(value != values[0] for value in values):
-        shown = " and ".join(map(_shorten, values))
-        raise BadConversation("two values in one turn", f"found {shown} in {name}, expected one")
-    return values[0]
-
-
-def _roles(turns: list[Any]) -> list[Any]:
-    dictionaries = [turn for turn in turns if isinstance(turn, dict)]
-    return [_role(value) for turn in dictionaries for value in _values(turn, ROLE)]
-
-
-def _role(value: object) -> object:
-    return ROLES.get(value.lower(), value.lower()) if isinstance(value, str) else value
+        return read_dialogue(name, value)
+    return [make_message(name, role, value)]
 
 
 def _history(fields: dict[str, Any]) -> list[Message]:
     """The turns before those of the schema: [question, answer] pairs, or a dialogue."""
     messages: list[Message] = []
     for name in HISTORY:
-        for turn in _expect_list(name, fields.get(name, [])):
+        for turn in expect_list(name, fields.get(name, [])):
             if isinstance(turn, list) and len(turn) == 2:
-                messages += [_message(name, "user", turn[0]), _message(name, "assistant", turn[1])]
+                messages += [
+                    make_message(name, "user", turn[0]),
+                    make_message(name, "assistant", turn[1]),
+                ]
             else:
-                messages.append(_turn(name, turn))
+                messages.append(read_turn(name, turn))
     return messages
 
 
@@ -258,10 +188,10 @@ def _with_system_and_history(fields: dict[str, Any], messages: list[Message]) ->
     """
     history_system, history = _split_system(_history(fields))
     system, turns = _split_system(messages)
-    systems = [_message(name, "system", fields[name]) for name in SYSTEM if name in fields]
+    systems = [make_message(name, "system", fields[name]) for name in SYSTEM if name in fields]
     systems += history_system + system
     if any(other != systems[0] for other in systems):
-        shown = " and ".join(_shorten(other["content"]) for other in systems)
+        shown = " and ".join(shorten(other["content"]) for other in systems)
         raise BadConversation("two system messages", f"found {shown}, expected one")
     copies, others = turns[: len(history)], turns[len(history) :]
     if _without_weights(copies) == _without_weights(history):
@@ -290,17 +220,6 @@ def _weights_of(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _is_learned(fields: dict[str, Any], weights: dict[str, int]) -> bool:
-    """Whether no weight in `fields` excludes an answer from training."""
-    given = {name: fields[name] for name in weights if name in fields}
-    for name, value in given.items():
-        if not isinstance(value, str | int | float) or str(value).lower() not in ZERO_OR_ONE:
-            raise BadConversation(
-                "weight neither 0 nor 1", f"found {_shorten(value)} in {name}, expected 0 or 1"
-            )
-    return all(ZERO_OR_ONE[str(value).lower()] == weights[name] for name, value in given.items())
-
-
 def _learn_nothing(messages: list[Message]) -> None:
     for message in messages:
         if message["role"] == "assistant":
@@ -311,32 +230,9 @@ def _unknown_in_turns(name: str, value: object) -> set[str]:
     known = {*ROLE, *CONTENT, *WEIGHTS_OF_TURN}
     turns = value if isinstance(value, list) else []
     return {
-        f"{name}[].{_printable(field)}"
+        f"{name}[].{printable(field)}"
         for turn in turns
         if isinstance(turn, dict)
-        for field in _filled(turn)
+        for field in filled(turn)
         if field not in known
     }
-
-
-def _message(name: str, role: str, content: object) -> Message:
-    """A message whose content stands in the field `name`. Raises BadConversation."""
-    if not isinstance(content, str):
-        raise BadConversation(
-            "not a text", f"found {_shorten(content)} in {name} as content of the {role}"
-        )
-    if not content.strip():
-        reason = "empty answer" if role == "assistant" else "empty message"
-        raise BadConversation(reason, f"the content of the {role} in {name} is blank")
-    return {"role": role, "content": content.strip()}
-
-
-def _printable(name: str) -> str:
-    """The name of a field in one line that any terminal can show."""
-    return name if name.isprintable() and len(name) <= _SHOWN_CHARACTERS else _shorten(name)
-
-
-def _shorten(value: object) -> str:
-    # Unlike repr, it has no difficulty with lists in lists in lists.
-    text = reprlib.repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."

@@ -62,6 +62,19 @@ def test_a_system_prompt_begins_the_conversation(row: dict):
     assert shown(row) == f"<|system|>s<|end|>{ASKED}[[a<|end|>]]"
 
 
+def test_a_blank_system_prompt_is_none():
+    for blank in ({"role": "system", "content": ""}, {"from": "system", "value": None}):
+        assert shown({"messages": [blank, *turns("q", "a")]}) == f"{ASKED}[[a<|end|>]]"
+
+
+def test_a_content_in_parts_of_text_is_joined():
+    parts = [{"type": "text", "text": "q"}, {"type": "text", "text": "r", "image_url": None}]
+    row = {"messages": [{"role": "user", "content": parts}, *turns("", "a")[1:]]}
+    assert shown(row) == f"{ASKED}[[a<|end|>]]".replace("q", "qr")
+    parts[1]["type"] = "image_url"
+    assert reason(row) == "not a text"
+
+
 def test_two_different_system_prompts_are_refused():
     assert reason({"system": "t", "messages": [SYSTEM, *turns("q", "a")]}) == "two system messages"
     assert reason({"system": "t", "system_prompt": "s", **PAIR}) == "two system messages"
