@@ -7,6 +7,7 @@ cluster.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from minigpt_jax.errors import InputError
@@ -29,7 +30,8 @@ _PMI = (
 _SLURM_ADDRESS = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_LOCALID")
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """A process among those that a launcher started. None: the launcher does not say."""
 
     launcher: str
@@ -69,7 +71,8 @@ def _mpi_place(environment: Mapping[str, str], launchers: tuple) -> Place | None
             # Open MPI 4 announces its address, Open MPI 5 and the others do not.
             has_address = launcher == "Open MPI" and "OMPI_MCA_orte_hnp_uri" in environment
             count, index, *local = map(int, values)
-            return Place(launcher, count, index, *(local or (None, None)), has_address)
+            local_count, local_index = local or (None, None)
+            return Place(launcher, count, index, local_count, local_index, has_address)
     return None
 
 
