@@ -46,6 +46,8 @@ def join_processes(environment: Mapping[str, str] = os.environ, root: Path = Pat
         print(f"note: {socket.gethostname()}: {idle}", file=sys.stderr)
     if arguments is None:
         return
+    if arguments.process_id == 0 and arguments.coordinator_address:
+        _check_port(arguments.coordinator_address)
     try:
         jax.distributed.initialize(
             **arguments._asdict(), heartbeat_timeout_seconds=HEARTBEAT_SECONDS
@@ -57,6 +59,20 @@ def join_processes(environment: Mapping[str, str] = os.environ, root: Path = Pat
             "a launcher announces several processes, but JAX does not find them "
             f"({first_line(error)}): set JAX_COORDINATOR_ADDRESS"
         ) from None
+
+
+def _check_port(address: str) -> None:
+    """Raise InputError if process 0 cannot listen at the port of `address`: JAX would crash."""
+    with socket.socket() as probe:
+        # A port that an ended program has used is free at once.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(address.rpartition(":")[2])))
+        except OSError as error:
+            raise InputError(
+                f"JAX_COORDINATOR_ADDRESS {address}: process 0 cannot use the port "
+                f"({error.strerror}): name another one"
+            ) from None
 
 
 def _found_by_jax(environment: Mapping[str, str], place: Place | None) -> JoinArguments | None:

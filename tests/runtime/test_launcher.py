@@ -3,6 +3,7 @@
 The fixture `join` (conftest.py) lets JAX's own code decide; only the connection is left out.
 """
 
+import socket
 import sys
 
 import pytest
@@ -146,6 +147,13 @@ def test_what_does_not_fit_is_one_clear_line(join: Join, environment: dict, word
         join(environment)
     message = str(refused.value)
     assert "\n" not in message and all(word in message for word in words), message
+
+
+def test_a_port_that_another_program_uses_is_named(join: Join):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"{address}: process 0 cannot use the port"):
+            join(explicit(0, 2) | {"JAX_COORDINATOR_ADDRESS": address})
 
 
 @pytest.mark.parametrize(
