@@ -13,6 +13,7 @@ if __name__ == "__main__":
     # at any time.
     checked = preflight()
 
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -52,10 +53,10 @@ from minigpt_jax.tracking.report import write_report
 from minigpt_jax.tracking.run_log import RunLog
 
 
-def train(checked: Preflight) -> None:
+def train(checked: Preflight) -> int:
     """Train from the newest checkpoint to the horizon, which is the number of steps of the run.
 
-    Raises InputError and RunError.
+    Returns the exit code. Raises InputError and RunError.
     """
     # ---- devices and settings
     prepare_jax(Path(checked.config.runs), deterministic=checked.config.deterministic)
@@ -136,7 +137,7 @@ def train(checked: Preflight) -> None:
         if begin >= horizon and done.evaluated and done.reported:
             if main_process:
                 print(f"{run}: all {horizon} steps are done. To train longer, raise config.horizon")
-            return
+            return 0
 
         # ---- records
         run_log = RunLog(
@@ -251,6 +252,7 @@ def train(checked: Preflight) -> None:
         if main_process:
             run_log.say(f"report: {write_report(run)}")
         without = " without --config.fresh" if c.fresh else ""
+        exit_code = c.interrupted_exit_code
         if steps_done < horizon:
             saved = "everything is saved" if steps_done else "there was nothing to save"
             run_log.say(
@@ -263,17 +265,19 @@ def train(checked: Preflight) -> None:
                 f"To make it, run the same command{without} again"
             )
         else:
+            exit_code = 0
             run_log.say(
                 f"all {horizon} steps are done. Try the model: "
                 f"python sample.py --run {quote(str(run))}"
             )
         run_log.close()
+    return exit_code
 
 
-def main() -> None:
-    """Train as the command line says."""
+def main() -> int:
+    """Train as the command line says; returns the exit code."""
     try:
-        train(checked)
+        return train(checked)
     except jax.errors.JaxRuntimeError as error:
         if not jax.distributed.is_initialized():
             raise
@@ -285,4 +289,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     # Hard: after an error, waiting for Orbax's threads or for other processes could take forever.
-    exit_on_error(main, hard=True)
+    sys.exit(exit_on_error(main, hard=True))

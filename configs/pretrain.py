@@ -42,6 +42,9 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.deterministic = False
     # Write a profiler trace of ten steps to <run>/profile.
     c.profile = False
+    # Exit code of a run that a signal stopped before its end, after saving. 75 tells Kubernetes and
+    # the like to start it again.
+    c.interrupted_exit_code = 0
 
     c.model = ConfigDict(SIZES[size])
     # Token ids in use; the embedding table is padded to a multiple of 128 rows.

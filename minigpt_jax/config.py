@@ -34,6 +34,7 @@ FIELDS: dict[str, tuple] = {
     "accept_changes": (bool,),
     "deterministic": (bool,),
     "profile": (bool,),
+    "interrupted_exit_code": (0, 125),
     "model.vocab_size": (2, 65536),
     "model.context": (1, 2**20),
     "model.layers": (1, 1000),
@@ -88,6 +89,7 @@ MAY_CHANGE_ON_RESUME = (
     "fresh",
     "accept_changes",
     "profile",
+    "interrupted_exit_code",
     "data.folder",
     "data.micro_batch",
     "horizon.",
@@ -101,8 +103,9 @@ MAY_CHANGE_ON_RESUME = (
 PATH_FIELDS = ("runs", "init_from", "data.folder", "eval.hellaswag")
 
 # Field -> the value that does what versions before that field, or before its present default, did.
-# A new field or a changed default needs an entry here, so that old runs resume unchanged.
-EARLIER: dict[str, object] = {}
+# A new field or a changed default needs an entry here, so that old runs resume unchanged and config
+# files without the field keep working.
+EARLIER: dict[str, object] = {"interrupted_exit_code": 0}
 
 _CONFIG_FILE = re.compile(r"^(--?config=)(.+)", re.DOTALL)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
@@ -148,6 +151,10 @@ def parse(argv: Sequence[str]) -> Config:
             "get_config() of the config file must return a ConfigDict, "
             f"found {type(config).__name__}"
         )
+    # The file may have been written for a version before these fields.
+    missing = EARLIER.keys() - flatten(config.to_dict()).keys()
+    with config.unlocked():
+        config.update_from_flattened_dict({name: EARLIER[name] for name in missing})
     check(config)
     _expand_home_in_paths(config)
     return config
@@ -156,8 +163,13 @@ def parse(argv: Sequence[str]) -> Config:
 def _expand_home_in_paths(config: Config) -> None:
     for name in PATH_FIELDS:
         section, _, field = name.rpartition(".")
-        values = config[section] if section else config
+        values = _section(config, section)
         values[field] = expand_home(values[field])
+
+
+def _section(config: Config, name: str) -> Config:
+    """A section of the config; the whole config where the name is empty."""
+    return config[name] if name else config
 
 
 def named_fields(argv: Sequence[str]) -> frozenset[str]:
@@ -255,7 +267,7 @@ def to_json(config: Config) -> dict:
 def settings_for_resume(config: Config, named: Set[str], recorded: Mapping | None) -> Config:
     """A copy of `config` in which the fields of EARLIER have the values that the old run used.
 
-    So has compute.dtype, where it is "auto".
+    So has compute.dtype, where it is "auto". Fields that may change keep what `config` says.
 
     `recorded` is the config of the run's checkpoint, None where the run is new. A field in `named`
     keeps its value: the command line sets it.
@@ -264,8 +276,9 @@ def settings_for_resume(config: Config, named: Set[str], recorded: Mapping | Non
     if recorded is not None:
         before = EARLIER | flatten(recorded)
         for name in EARLIER.keys() - named:
-            section, _, field = name.rpartition(".")
-            (config[section] if section else config)[field] = before[name]
+            if not name.startswith(MAY_CHANGE_ON_RESUME):
+                section, _, field = name.rpartition(".")
+                _section(config, section)[field] = before[name]
         if config.compute.dtype == "auto":
             # What it meant on the machine where the run began.
             config.compute.dtype = before.get("compute.dtype", "auto")
@@ -301,6 +314,10 @@ def _first_line(error: Exception, file: str) -> str:
     if wrong and wrong[1] in FIELDS:
         name, value = wrong.groups()
         return f"config field {name}: found {value!r}, expected {_expected(FIELDS[name])}"
+    unset = text.strip("'\"")
+    if unset in FIELDS:
+        # The command line names it.
+        return f"config field {unset}: missing in {file} (configs/pretrain.py shows it)"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if "get_config() takes 0 positional arguments" in text:
         return f"{file}: takes no argument after its name"

@@ -204,19 +204,26 @@ def train(runs: Path, expect: int = 0, environment: dict | None = None, **change
     return done.stdout
 
 
+def explicit_launcher(index: int) -> dict[str, str]:
+    """JAX's own variables for the process `index` of two."""
+    return {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)}
+
+
 def start_pair(
-    runs: Path, environments: Sequence[dict] = ({}, {}), **changes
+    runs: Path,
+    environments: Sequence[dict] = ({}, {}),
+    launcher: Callable[[int], dict] = explicit_launcher,
+    **changes,
 ) -> list[subprocess.Popen]:
-    """Two processes of one run, as a launcher starts them; each may have its own variables."""
+    """Two processes of one run, as `launcher` starts them; each may have its own variables."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    launcher = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+        address = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}"}
     return [
         subprocess.Popen(
             command(runs, **changes),
             cwd=ROOT,
-            env=ENVIRONMENT | launcher | {"JAX_PROCESS_ID": str(process)} | own,
+            env=ENVIRONMENT | address | launcher(process) | own,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -314,6 +314,15 @@ def test_a_new_field_has_its_earlier_value_in_an_old_run(field: str, monkeypatch
     assert configs.flatten(configs.to_json(config))[field] != 3
 
 
+@pytest.mark.parametrize("recorded", [{}, {"interrupted_exit_code": 3}])
+def test_a_field_that_may_change_is_taken_from_the_config_in_an_old_run_too(recorded: dict):
+    config = parse("--config.interrupted_exit_code=75")
+    old = without(configs.to_json(config), "interrupted_exit_code") | recorded
+    resumed = configs.settings_for_resume(config, frozenset(), old)
+    assert resumed.interrupted_exit_code == 75
+    assert configs.config_diff(old, configs.to_json(resumed)) == []
+
+
 def test_a_named_field_keeps_its_value_and_is_refused_where_it_differs(monkeypatch):
     monkeypatch.setitem(configs.EARLIER, "seed", 3)
     config = parse("--config.seed=4")

@@ -25,6 +25,7 @@ from tests.harness import (
     train,
     train_here,
 )
+from tests.runtime.launchers import slurm
 
 DEADLINE = 300
 # Two tests share the compiled program of this run.
@@ -179,7 +180,13 @@ def test_a_trained_run_is_finetuned_and_sampled(finetuned_run, trained_run, caps
 
 
 def test_two_processes_train_as_one(tmp_path, corpus, trained_run):
-    pair = start_pair(tmp_path, name="pair", data__folder=corpus)
+    """As tasks on two nodes of Slurm. They end with 0, not with the code of an interrupted run."""
+
+    def launcher(index: int) -> dict:
+        return slurm(index, 1, nodes=2)
+
+    settings = {"name": "pair", "data__folder": corpus, "interrupted_exit_code": 75}
+    pair = start_pair(tmp_path, launcher=launcher, **settings)
     outputs = [process.communicate(timeout=DEADLINE)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], "\n".join(outputs)
     assert "on 2 x cpu" in outputs[0]

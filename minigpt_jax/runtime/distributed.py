@@ -3,15 +3,27 @@
 import json
 import os
 import signal
+import socket
+import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from minigpt_jax.errors import InputError
+from minigpt_jax.errors import InputError, first_line
+from minigpt_jax.runtime.cloud_tpu import tpu_hosts
+from minigpt_jax.runtime.gpus import count_gpus
+from minigpt_jax.runtime.launcher import (
+    JoinArguments,
+    Place,
+    find_place,
+    idle_gpus,
+    join_arguments,
+)
 
 T = TypeVar("T")
 
@@ -19,51 +31,67 @@ T = TypeVar("T")
 HEARTBEAT_SECONDS = 10
 
 
-def join_processes(environment: Mapping[str, str] = os.environ) -> None:
+def join_processes(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> None:
     """Join the other processes of the run where a launcher started several.
 
-    Must precede any other JAX call. JAX itself recognises Slurm, Open MPI and Kubernetes;
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID serve any other launcher.
-    Raises InputError where the launcher's variables are incomplete.
+    Must precede any other JAX call. Says on the console where GPUs of this machine lie idle.
+    `root`: where /dev and /proc are. Raises InputError where the variables of the launcher are
+    incomplete, or where its processes and the GPUs of a machine are not equally many.
     """
-    if "JAX_COORDINATOR_ADDRESS" in environment:
-        names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-        missing = [name for name in names if not environment.get(name, "").isdigit()]
-        if missing:
-            raise InputError(
-                "JAX_COORDINATOR_ADDRESS is set, but these are missing or not numbers: "
-                f"{', '.join(missing)}. Set them too"
-            )
-        count, index = (int(environment[name]) for name in names)
+    gpus = count_gpus(environment, root)
+    place = find_place(environment)
+    arguments = join_arguments(environment, place, gpus) or _found_by_jax(environment, place)
+    idle = idle_gpus(environment, place, arguments, gpus)
+    if idle:
+        print(f"note: {socket.gethostname()}: {idle}", file=sys.stderr)
+    if arguments is None:
+        return
+    if arguments.process_id == 0 and arguments.coordinator_address:
+        _check_port(arguments.coordinator_address)
+    try:
         jax.distributed.initialize(
-            environment["JAX_COORDINATOR_ADDRESS"],
-            count,
-            index,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            **arguments._asdict(), heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
-    elif _several_processes(environment):
+    except jax.errors.JaxRuntimeError:
+        raise
+    except (ValueError, RuntimeError, OSError) as error:
+        raise InputError(
+            "a launcher announces several processes, but JAX does not find them "
+            f"({first_line(error)}): set JAX_COORDINATOR_ADDRESS"
+        ) from None
+
+
+def _check_port(address: str) -> None:
+    """Raise InputError if process 0 cannot listen at the port of `address`: JAX would crash."""
+    with socket.socket() as probe:
+        # A port that an ended program has used is free at once.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
-        except ValueError as error:
+            probe.bind(("", int(address.rpartition(":")[2])))
+        except OSError as error:
             raise InputError(
-                "a launcher announces several processes, but JAX does not find them "
-                f"({error}): set JAX_COORDINATOR_ADDRESS"
+                f"JAX_COORDINATOR_ADDRESS {address}: process 0 cannot use the port "
+                f"({error.strerror}): name another one"
             ) from None
 
 
-def _several_processes(environment: Mapping[str, str]) -> bool:
-    """Whether srun, mpirun or an indexed Kubernetes job started several processes."""
-    # Of the job step, not of the job: SLURM_NTASKS also counts tasks that srun has not started.
-    slurm = environment.get("SLURM_STEP_NUM_TASKS", "1") if "SLURM_PROCID" in environment else "1"
-    sizes = (slurm, environment.get("OMPI_COMM_WORLD_SIZE", "1"))
-    if any(size.isdigit() and int(size) > 1 for size in sizes):
-        return True
-    in_indexed_job = (
-        "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
+def _found_by_jax(environment: Mapping[str, str], place: Place | None) -> JoinArguments | None:
+    """The arguments where JAX asks others who belongs together; None where nobody else does."""
+    # JAX sets this variable on a machine without TPUs.
+    on_tpu = find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in environment
+    if tpu_hosts(environment, ask_machine=on_tpu) > 1:
+        return JoinArguments()
+    if place is None or place.launcher != "Kubernetes":
+        return None
+    if find_spec("kubernetes") is not None:
+        # With it, JAX asks the cluster for the number of pods.
+        return JoinArguments()
+    print(
+        f"note: pod {place.index} of an indexed job works alone: several work together with "
+        "JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES (docs/running.md)",
+        file=sys.stderr,
     )
-    # JAX needs this package to ask the cluster for the number of pods. Without it, the process
-    # runs alone.
-    return in_indexed_job and find_spec("kubernetes") is not None
+    return None
 
 
 def is_main_process() -> bool:

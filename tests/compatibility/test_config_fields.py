@@ -1,6 +1,7 @@
 """A new config field or a changed default does not change a run that began before it."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from minigpt_jax import config
 from minigpt_jax.errors import InputError
 from tests.compatibility import OLD_SETTINGS
-from tests.harness import copy_run, history, train_here
+from tests.harness import ROOT, copy_run, history, train_here
 
 # The old run has 6 steps. Step 7 shows what the update of step 6 did.
 HORIZON = 8
@@ -70,6 +71,17 @@ def test_the_command_line_overrides_the_table_and_is_compared(old, tmp_path, mon
     monkeypatch.setitem(config.EARLIER, "optimizer.clip", 1.0)
     with pytest.raises(InputError, match=r"optimizer.clip: 1.0 -> 0.5"):
         resume(old, tmp_path / "runs", optimizer__clip=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module.* method is deprecated:DeprecationWarning")
+def test_a_config_file_from_before_a_field_works_as_before(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    argv = ["train.py", f"--config={config_file(tmp_path, 'del c.interrupted_exit_code')}"]
+    assert config.parse(argv).interrupted_exit_code == 0
+    # The command line can only change a field that the file has.
+    with pytest.raises(InputError, match=r"interrupted_exit_code: missing in .*later\.py"):
+        config.parse([*argv, "--config.interrupted_exit_code=75"])
 
 
 def test_every_field_that_an_old_run_lacks_has_an_earlier_value(old):

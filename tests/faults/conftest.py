@@ -1,14 +1,14 @@
 """One workspace per test process, and trainers in the background that do not outlive their test."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.processes import Start, StartTwo, kill_at_deadline, start_one
 from tests.faults.workspace import Workspace
-from tests.harness import start_pair
+from tests.harness import explicit_launcher, start_pair
 
 
 @pytest.fixture(scope="session")
@@ -40,10 +40,17 @@ def start(started: list[subprocess.Popen]) -> Start:
 
 @pytest.fixture
 def start_two(started: list[subprocess.Popen]) -> StartTwo:
-    """`start_two(settings, {}, {})` starts two processes of one run, each with its variables."""
+    """`start_two(settings, {}, {})` starts two processes of one run, each with its variables.
 
-    def start_and_remember(settings: dict, *environments: dict) -> list[subprocess.Popen]:
-        pair = start_pair(environments=environments or ({}, {}), **settings)
+    `launcher(index)`: what a launcher gives each of them.
+    """
+
+    def start_and_remember(
+        settings: dict,
+        *environments: dict,
+        launcher: Callable[[int], dict] = explicit_launcher,
+    ) -> list[subprocess.Popen]:
+        pair = start_pair(environments=environments or ({}, {}), launcher=launcher, **settings)
         started.extend(pair)
         for process in pair:
             kill_at_deadline(process)

@@ -23,12 +23,12 @@ def wait_for_handlers(process: subprocess.Popen) -> None:
 
 
 def test_signals_are_handled_before_jax_is_loaded(workspace: Workspace, start: Start):
-    process = start(workspace.settings("early"))
+    process = start(workspace.settings("early", interrupted_exit_code=75))
     wait_for_handlers(process)
     assert "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text()
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
-    assert process.returncode == 0, output
+    assert process.returncode == 75, output
     assert "stopped after step 0" in output and "Traceback" not in output
     assert not history(workspace.runs / "early")
 
@@ -58,10 +58,10 @@ def test_a_run_that_is_stopped_several_times_is_the_same_run(
 def test_an_evaluation_that_a_signal_stops_is_repeated(workspace: Workspace):
     """At the start, on the way and at the end of a run."""
     # Many batches: time to notice the signal.
-    settings = workspace.settings("cut_short", eval__rows=10**6)
+    settings = workspace.settings("cut_short", eval__rows=10**6, interrupted_exit_code=75)
     for step in (0, 7, HORIZON):
         environment = {"MINIGPT_FAILPOINT": f"during_evaluation@{step}:term"}
-        output = train(environment=environment, **settings)
+        output = train(expect=75, environment=environment, **settings)
         assert f"after {step} steps: validation" not in output
         assert "finishing this step" in output
         endings = {

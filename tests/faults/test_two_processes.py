@@ -1,6 +1,7 @@
 """Two processes of one run: they stop, fail and choose a checkpoint together."""
 
 import signal
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from minigpt_jax.runtime.files import read_jsonl
 from tests.faults.processes import StartTwo, wait_until
 from tests.faults.workspace import SAVE_EVERY, Workspace, resumed_step
 from tests.harness import ENVIRONMENT, history, train
+from tests.runtime.launchers import kubernetes, mpich, open_mpi, slurm
 
 # What docs/reliability.md promises. The heartbeat is 10 s; JAX's own would be 100 s.
 NOTICED_WITHIN = 20
@@ -24,6 +26,32 @@ def test_an_error_in_one_of_two_processes_ends_both(workspace: Workspace, start_
     # It would run forever.
     good.communicate(timeout=NOTICED_WITHIN)
     assert good.returncode != 0
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize(
+    ("name", "launcher"),
+    [
+        ("slurm", lambda index: slurm(index, 1, nodes=2)),
+        ("slurm_tasks", lambda index: slurm(index, 2, gpus=2)),
+        ("open_mpi", lambda index: open_mpi(index, 2, 2)),
+        ("mpich", lambda index: mpich(index, 2, 1)),
+        ("kubernetes", lambda index: kubernetes(index) | {"JAX_NUM_PROCESSES": "2"}),
+    ],
+)
+def test_two_processes_of_a_launcher_train_together_and_a_stop_is_told_by_their_exit_code(
+    workspace: Workspace, start_two: StartTwo, name: str, launcher: Callable[[int], dict]
+):
+    """Both are stopped after step 5, and end with the exit code for it; started again, with 0."""
+    settings = workspace.settings(f"launched_{name}", interrupted_exit_code=75)
+    stop = {"MINIGPT_FAILPOINT": "after_step@4:term"}
+    for environments, code in ((({}, stop), 75), (({}, {}), 0)):
+        pair = start_two(settings, *environments, launcher=launcher)
+        outputs = [process.communicate()[0] for process in pair]
+        assert [process.returncode for process in pair] == [code, code], "\n".join(outputs)
+    assert steps_and_batches(workspace.runs / f"launched_{name}") == steps_and_batches(
+        workspace.expected
+    )
 
 
 @pytest.mark.campaign
