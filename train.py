@@ -127,8 +127,8 @@ def train(checked: Preflight) -> int:
             # 3. fresh weights
             state = init_state(model, optimizer, c.seed, mesh)
             origin = "starts with fresh weights"
-        if not restored:
-            # With --config.fresh there may be old ones, from which the next command would resume.
+        if c.fresh:
+            # The next command would resume from the old ones.
             checkpoints.clear()
         begin = int(state.step)
         done = Done(evaluated=False, reported=False)
@@ -279,7 +279,7 @@ def main() -> int:
     try:
         return train(checked)
     except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized():
+        if not jax.distributed.is_initialized() or "RESOURCE_EXHAUSTED" in str(error):
             raise
         reason = str(error).splitlines()[0]
         raise RunError(

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
@@ -21,18 +22,19 @@ import jax.numpy as jnp
 
 from minigpt_jax import orbax_io
 from minigpt_jax.checkpoint_meta import (
-    DAMAGE_ERRORS,
     FORMAT,
     check_architecture,
     check_arrays,
     read_meta,
+    reads,
     validation_loss,
     with_checksum,
 )
-from minigpt_jax.errors import InputError, RunError
+from minigpt_jax.errors import DamageError, InputError, RunError
 from minigpt_jax.fingerprints import array_fingerprints, verify_arrays
 from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.runs import checkpoint_steps
+from minigpt_jax.runtime.backend import start_jax
 from minigpt_jax.runtime.distributed import (
     all_agree,
     barrier,
@@ -42,6 +44,8 @@ from minigpt_jax.runtime.distributed import (
 from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.step import TrainState
 from minigpt_jax.tokenizer import load_tokenizer
+
+T = TypeVar("T")
 
 
 class Checkpoints:
@@ -122,7 +126,8 @@ class Checkpoints:
 
         Damaged ones are named on stderr and skipped. `accept` gets the meta before any array is
         read, and may raise InputError. Raises InputError for another architecture, and RunError if
-        all are damaged: a run never starts again without being told to.
+        all are damaged or one cannot be read: a run never starts again without being told to, and
+        never passes over a checkpoint that may be good.
         """
         steps = broadcast_from_main(checkpoint_steps(self.run))
         for step in reversed(steps):
@@ -147,28 +152,49 @@ class Checkpoints:
         self, step: int, abstract: TrainState, config: GPTConfig, accept: Callable[[dict], None]
     ) -> tuple[TrainState, dict] | None:
         """One checkpoint and its meta; None if any process finds it damaged."""
-        restored = error = None
-        try:
+
+        def read() -> tuple[TrainState, dict]:
             restored = self._read(step, abstract, config, accept)
             failpoint("during_restore", step)
-        except DAMAGE_ERRORS as found:
-            error = found
-        if not all_agree(error is None):
-            _warn_damaged(self.run, step, error or "another process could not read it")
-            return None
-        assert restored is not None
-        state, meta = restored
-        # Checksums are computed by all processes together, so all of them must have read it.
-        try:
+            return restored
+
+        def verify() -> bool:
             verify_arrays(state, meta["arrays"])
             failpoint("during_verify", step)
-        except (OSError, ValueError) as found:
-            error = found
-        # Each process has read its own copy of replicated arrays, so their results can differ.
-        if not all_agree(error is None):
-            _warn_damaged(self.run, step, error or "another process read other values")
+            return True
+
+        restored = self._on_all_processes(step, read)
+        if not restored:
             return None
-        return state, meta
+        state, meta = restored
+        # Checksums are computed by all processes together, so all of them must have read it. Each
+        # has read its own copy of replicated arrays, so their results can differ.
+        return restored if self._on_all_processes(step, verify) else None
+
+    def _on_all_processes(self, step: int, work: Callable[[], T]) -> T | None:
+        """The result of `work`; None, with a warning, if any process finds the checkpoint damaged.
+
+        If anything else prevents the work, every process raises an error: the checkpoint may be
+        good, and must not be passed over.
+        """
+        result = error = None
+        try:
+            with reads(self.run, step):
+                result = work()
+        except Exception as found:
+            error = found
+        damaged = isinstance(error, DamageError)
+        if not all_agree(error is None or damaged):
+            if error and not damaged:
+                raise error
+            raise RunError(
+                f"{self.run}: another process cannot read checkpoint {step}, and says why; "
+                "nothing was changed"
+            )
+        if not all_agree(error is None):
+            _warn_damaged(self.run, step, error or "another process found that")
+            return None
+        return result
 
     def _read(
         self, step: int, abstract: TrainState, config: GPTConfig, accept: Callable[[dict], None]
@@ -190,8 +216,11 @@ class Checkpoints:
             return
         steps = checkpoint_steps(self.run)
         losses = {step: validation_loss(self.run, step) for step in steps}
+        lowest = min((loss for loss in losses.values() if loss is not None), default=math.inf)
         for step in steps[: -self.keep]:
-            if losses[step] == math.inf or losses[step] > min(losses.values()):
+            loss = losses[step]
+            # One that cannot be read now may be the best.
+            if loss is not None and (loss == math.inf or loss > lowest):
                 self._delete(step)
         if self._has_saved:
             for entry in self.folder.glob("damaged-*"):
@@ -222,9 +251,11 @@ class Checkpoints:
         orbax_io.remove_temporary_folders(self.folder)
         steps = checkpoint_steps(self.run)
         newest = f"step {steps[-1]} is safe" if steps else "no checkpoint exists"
+        cause = orbax_io.error_text(error)
+        way_out = "Free space" if "no space left" in cause else "Correct this"
         return RunError(
-            f"{self.folder}: a checkpoint could not be written ({orbax_io.error_text(error)}); "
-            f"{newest}. Free space, then run the same command again"
+            f"{self.folder}: a checkpoint could not be written ({cause}); "
+            f"{newest}. {way_out}, then run the same command again"
         )
 
 
@@ -234,17 +265,21 @@ def load_params(
     """Weights, their config and the checkpoint's meta, from the newest checkpoint that verifies.
 
     `sharding` is that of every array; default: all on the first device. Damaged checkpoints are
-    named on stderr and skipped. Raises InputError if no checkpoint can be used.
+    named on stderr and skipped. Raises InputError if no checkpoint can be used, RunError if one
+    cannot be read, and what `start_jax` raises.
     """
+    start_jax()
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     for step in reversed(checkpoint_steps(run)):
         try:
             meta = read_meta(run, step)
             config = GPTConfig(**meta["model"])
-            folder = run / "checkpoints" / str(step) / "params"
-            params = orbax_io.read_arrays(folder, abstract_params(config, sharding))
+            abstract = abstract_params(config, sharding)
+            check_arrays(run, meta, {"params": abstract}, only="params/")
+            with reads(run, step):
+                params = orbax_io.read_arrays(run / "checkpoints" / str(step) / "params", abstract)
             verify_arrays({"params": params}, meta["arrays"])
-        except DAMAGE_ERRORS as error:
+        except DamageError as error:
             _warn_damaged(run, step, error)
             continue
         return params, config, meta

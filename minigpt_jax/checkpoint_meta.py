@@ -7,18 +7,20 @@ every array, so that loading a checkpoint needs no flags and everything loaded i
 import hashlib
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from minigpt_jax.errors import InputError
+from minigpt_jax.errors import DamageError, InputError, RunError, os_error_text
 from minigpt_jax.fingerprints import array_specs
 from minigpt_jax.model import GPTConfig
-from minigpt_jax.step import TrainState
+from minigpt_jax.runtime.files import read_written
 from minigpt_jax.tokenizer import load_tokenizer
 
 FORMAT = 1
-# What reading a damaged checkpoint raises: a lost file, broken JSON, JSON with other content.
-DAMAGE_ERRORS = (OSError, ValueError, KeyError, TypeError)
+# What every version wrote.
+FIELDS = ("format", "step", "tokenizer", "arrays", "model", "config", "data", "validation_loss")
 
 
 def with_checksum(meta: dict) -> dict:
@@ -27,20 +29,30 @@ def with_checksum(meta: dict) -> dict:
     return meta | {"seal": hashlib.sha256(content).hexdigest()}
 
 
+@contextmanager
+def reads(run: Path, step: int) -> Iterator[None]:
+    """What prevents reading a checkpoint is reported by its own name: RunError, not DamageError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{run}: checkpoint {step} cannot be read ({os_error_text(error)}). This is no damage, "
+            "and nothing was changed: correct it, then run the same command again"
+        ) from error
+
+
 def read_meta(run: Path, step: int) -> dict:
     """The JSON of a checkpoint.
 
-    Raises one of DAMAGE_ERRORS if it is damaged, InputError if another version wrote it.
+    Raises DamageError if it is not as it was written, RunError if it cannot be read, InputError if
+    another version wrote it.
     """
     # Not read through Orbax, which would wait for all processes: a single one may call this.
-    meta = json.loads((run / "checkpoints" / str(step) / "meta" / "metadata").read_text())
-    recorded = meta["seal"]
-    content = {name: value for name, value in meta.items() if name != "seal"}
-    if with_checksum(content)["seal"] != recorded:
-        raise ValueError("its meta data changed after they were written")
-    if meta["format"] != FORMAT:
+    with reads(run, step):
+        meta = _unsealed(read_written(run / "checkpoints" / str(step) / "meta" / "metadata"))
+    if meta.get("format") != FORMAT:
         raise InputError(
-            f"{run}: checkpoint {step} has format {meta['format']}, expected {FORMAT}: "
+            f"{run}: checkpoint {step} has format {meta.get('format')}, expected {FORMAT}: "
             "use the version that wrote it"
         )
     if meta["tokenizer"] != load_tokenizer().hash:
@@ -48,6 +60,11 @@ def read_meta(run: Path, step: int) -> dict:
             f"{run}: checkpoint {step} was trained with another tokenizer "
             f"({meta['tokenizer'][:12]}, expected {load_tokenizer().hash[:12]}): "
             "use the version that wrote it"
+        )
+    missing = [name for name in FIELDS if name not in meta]
+    if missing:
+        raise InputError(
+            f"{run}: checkpoint {step} has no {', '.join(missing)}: use the version that wrote it"
         )
     unknown = meta["model"].keys() - {field.name for field in fields(GPTConfig)}
     if unknown:
@@ -59,12 +76,30 @@ def read_meta(run: Path, step: int) -> dict:
     return meta
 
 
-def validation_loss(run: Path, step: int) -> float:
-    """The validation loss in a checkpoint; infinity if there is none or it cannot be read."""
+def _unsealed(content: bytes) -> dict:
+    """The JSON in `content`, compared with its checksum. Raises DamageError."""
+    try:
+        meta = json.loads(content.decode())
+        recorded = meta["seal"]
+        fields = {name: value for name, value in meta.items() if name != "seal"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamageError(f"its meta data cannot be parsed: {error!r}") from None
+    if with_checksum(fields)["seal"] != recorded:
+        raise DamageError("its meta data changed after they were written")
+    return meta
+
+
+def validation_loss(run: Path, step: int) -> float | None:
+    """The validation loss in a checkpoint; infinity if it has none or is damaged.
+
+    None if it cannot be read now: it may be the lowest.
+    """
     try:
         loss = read_meta(run, step)["validation_loss"]
-    except (*DAMAGE_ERRORS, InputError):
+    except DamageError:
         return math.inf
+    except (RunError, InputError):
+        return None
     return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
@@ -86,9 +121,14 @@ def check_architecture(run: Path, meta: dict, config: GPTConfig) -> None:
         )
 
 
-def check_arrays(run: Path, meta: dict, abstract: TrainState) -> None:
-    """Raises InputError naming the arrays whose shape or dtype differs."""
-    saved = {path: _spec_text(entry) for path, entry in meta["arrays"].items()}
+def check_arrays(run: Path, meta: dict, abstract, *, only: str = "") -> None:
+    """Raises InputError naming the arrays whose shape or dtype differs.
+
+    `abstract` is the tree of all saved arrays, or of those whose path begins with `only`.
+    """
+    saved = {
+        path: _spec_text(entry) for path, entry in meta["arrays"].items() if path.startswith(only)
+    }
     wanted = {path: _spec_text(entry) for path, entry in array_specs(abstract).items()}
     differing = [
         f"{path}: {saved.get(path, 'none')} -> {wanted.get(path, 'none')}"

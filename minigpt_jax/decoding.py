@@ -100,6 +100,9 @@ def prefill(
     No logits: `decode` begins with the last token of the prompt. Rows are padded on the right; what
     padding writes is overwritten before a query can attend to it.
     """
+    # A mask silences old contents only if they are numbers: 0 x NaN is NaN.
+    kept = jnp.arange(cache[0].k.shape[2])[None] < start[:, None]
+    cache = jax.tree.map(lambda a: jnp.where(kept[:, None, :, None], a, 0), cache)
     positions = start[:, None] + jnp.arange(tokens.shape[1])[None]
     return forward(model, params, tokens, positions, cache)[1]
 

@@ -9,6 +9,8 @@ and the number of processes do not change it, because the order of such a sum do
 import jax
 import jax.numpy as jnp
 
+from minigpt_jax.errors import DamageError
+
 
 def array_specs(tree) -> dict[str, dict]:
     """{path: {"shape", "dtype"}} of every array of a pytree."""
@@ -31,15 +33,15 @@ def array_fingerprints(tree) -> dict[str, dict]:
 def verify_arrays(tree, recorded: dict[str, dict]) -> None:
     """Compare arrays with their `recorded` fingerprints.
 
-    Raises ValueError naming the first array that differs or holds a value that is not finite.
+    Raises DamageError naming the first array that differs or holds a value that is not finite.
     """
     for path, found in array_fingerprints(tree).items():
         if recorded.get(path) != found:
-            raise ValueError(f"array {path}: found {found}, saved was {recorded.get(path)}")
+            raise DamageError(f"array {path}: found {found}, saved was {recorded.get(path)}")
     finite = jax.device_get(_all_finite(jax.tree.leaves(tree)))
     for path, is_finite in zip(array_specs(tree), finite, strict=True):
         if not is_finite:
-            raise ValueError(f"array {path}: holds values that are not finite")
+            raise DamageError(f"array {path}: holds values that are not finite")
 
 
 @jax.jit

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import jax
 import orbax.checkpoint as ocp
 import tensorstore
 
+from minigpt_jax.errors import DamageError
 from minigpt_jax.runtime.failpoint import failpoint
+from minigpt_jax.runtime.files import read_written
 
 TEMPORARY_MARK = ".orbax-checkpoint-tmp"
 # Arrays that are read at the same time.
@@ -86,35 +89,85 @@ class Writer:
 def read_arrays(folder: Path, target: Any) -> Any:
     """The arrays of one item of a checkpoint, with the shapes, dtypes and shardings of `target`.
 
-    Raises ValueError with a text of one line.
+    Raises DamageError with a text of one line for lost files and for bytes that do not parse. What
+    else prevents reading is raised as it is: OSError, which names the file, or an error of JAX.
     """
-    # TensorStore reads the Zarr folders that Orbax wrote, one for each array. There are two reasons
-    # not to use Orbax's restore. At its end it waits for all processes, forever if one of them has
-    # met an error. And after one read has failed, the other reads still report on stderr.
+    # TensorStore parses the Zarr folders that Orbax wrote, one for each array. There are two
+    # reasons not to use Orbax's restore. At its end it waits for all processes, forever if one of
+    # them has met an error. And after one read has failed, the other reads still report on stderr.
     leaves, structure = jax.tree_util.tree_flatten_with_path(target)
-    try:
-        with ThreadPoolExecutor(MAX_READERS) as pool:
-            arrays = list(pool.map(lambda leaf: _read_array(folder, *leaf), leaves))
-    # TensorStore raises several types for a damaged file.
-    except Exception as error:
-        raise ValueError(error_text(error)) from error
+    with ThreadPoolExecutor(MAX_READERS) as pool:
+        arrays = list(pool.map(lambda leaf: _read_array(folder, *leaf), leaves))
     return jax.tree.unflatten(structure, arrays)
 
 
 def _read_array(folder: Path, path: tuple, target: jax.ShapeDtypeStruct) -> jax.Array:
-    name = jax.tree_util.keystr(path, simple=True, separator=".")
-    file_store = {"driver": "file", "path": f"{folder.absolute() / name}/"}
+    folder = folder.absolute() / jax.tree_util.keystr(path, simple=True, separator=".")
+    files = {"driver": "file", "path": f"{folder}/"}
+
+    def read(index: tuple[slice, ...]):
+        try:
+            return _open_zarr(files, tensorstore.Context(), target)[index].read().result()
+        # TensorStore raises one type for a damaged file and for one without permission.
+        except Exception:
+            return _read_then_parse(folder, index, target)
+
+    return jax.make_array_from_callback(target.shape, target.sharding, read)
+
+
+def _read_then_parse(folder: Path, index: tuple[slice, ...], target: jax.ShapeDtypeStruct):
+    """`array[index]`; an error says whether reading the bytes failed or parsing them.
+
+    TensorStore parses them in memory, which holds them twice: for arrays that it could not read.
+    """
+    context = tensorstore.Context()
+    memory = tensorstore.KvStore.open({"driver": "memory"}, context=context).result()
+    memory[".zarray"] = read_written(folder / ".zarray")
+    with _parse_errors(folder):
+        array = _open_zarr({"driver": "memory"}, context, target)
+    for name in _chunk_names(array, index):
+        memory[name] = read_written(folder / name)
+    with _parse_errors(folder):
+        return array[index].read().result()
+
+
+def _open_zarr(
+    store: dict, context: tensorstore.Context, target: jax.ShapeDtypeStruct
+) -> tensorstore.TensorStore:
+    """The array in `store`. A wrong shape, dtype or chunk size raises ValueError."""
     # A lost chunk is an error: by default TensorStore reads it as zeros.
-    stored = tensorstore.open(
-        {"driver": "zarr", "kvstore": file_store, "fill_missing_data_reads": False},
-        read=True,
-        open=True,
-        dtype=target.dtype.name,
-        shape=target.shape,
+    spec = {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}
+    array = tensorstore.open(
+        spec, context=context, read=True, open=True, dtype=target.dtype.name, shape=target.shape
     ).result()
-    return jax.make_array_from_callback(
-        target.shape, target.sharding, lambda index: stored[index].read().result()
-    )
+    chunk = array.chunk_layout.read_chunk.shape or ()
+    # Larger ones would be allocated before their bytes are found to be too few.
+    if any(of_chunk > size for of_chunk, size in zip(chunk, target.shape, strict=True)):
+        raise ValueError(f"chunks of {chunk} in an array of {target.shape}")
+    return array
+
+
+def _chunk_names(array: tensorstore.TensorStore, index: tuple[slice, ...]) -> Iterator[str]:
+    """The files that hold `array[index]`."""
+    chunk = array.chunk_layout.read_chunk.shape or ()
+    blocks = []
+    for part, size, of_chunk in zip(index, array.shape, chunk, strict=True):
+        start, stop, _ = part.indices(size)
+        blocks.append(range(start // of_chunk, -(-stop // of_chunk)))
+    for block in product(*blocks):
+        yield ".".join(map(str, block)) or "0"
+
+
+@contextmanager
+def _parse_errors(folder: Path) -> Iterator[None]:
+    """Errors of TensorStore are DamageError: it parses bytes that have been read."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    # TensorStore raises several types.
+    except Exception as error:
+        raise DamageError(f"{folder}: {error_text(error)}") from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import jax
 from minigpt_jax.checkpoint import load_params
 from minigpt_jax.checkpoint_meta import read_meta
 from minigpt_jax.config import config_diff
-from minigpt_jax.errors import InputError
+from minigpt_jax.errors import DamageError, InputError
 from minigpt_jax.model import GPTConfig, grow_vocab
 from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.runtime.files import read_jsonl
@@ -37,10 +37,10 @@ def already_done(run: Path, step: int) -> Done:
 
 
 def recorded_config(run: Path) -> dict | None:
-    """The config in the newest checkpoint of `run` that can be read; None where there is none."""
+    """The config in the newest undamaged checkpoint of `run`; None where there is none."""
     for step in reversed(checkpoint_steps(run)):
-        # An unreadable checkpoint is skipped silently: restoring it reports what is wrong.
-        with suppress(OSError, ValueError, KeyError, TypeError, InputError):
+        # A damaged checkpoint is skipped silently: restoring it reports what is wrong.
+        with suppress(DamageError, InputError):
             return read_meta(run, step)["config"]
     return None
 

@@ -29,17 +29,23 @@ def checkpoint_steps(run: Path) -> list[int]:
     """Steps with a committed checkpoint, oldest first; other entries of the folder are ignored.
 
     Orbax commits by renaming a folder. So a folder with a number as its name and anything in it was
-    a checkpoint once; if it is damaged now, the reader must report that.
+    a checkpoint once; if it is damaged now, the reader must report that. Raises OSError.
     """
     folder = run / "checkpoints"
-    if not folder.is_dir():
+    names = [name for name in _names_in(folder) if name.isdecimal()]
+    return sorted(int(name) for name in names if _names_in(folder / name))
+
+
+def _names_in(folder: Path) -> list[str]:
+    """What the folder holds; nothing if there is no such folder.
+
+    Any other error is raised: a run whose folder cannot be read now is not a run without
+    checkpoints, which would start again.
+    """
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    committed = [
-        entry
-        for entry in folder.iterdir()
-        if entry.name.isdecimal() and entry.is_dir() and any(entry.iterdir())
-    ]
-    return sorted(int(entry.name) for entry in committed)
 
 
 def newest_run(root: Path) -> Path:
@@ -63,12 +69,13 @@ def _newest_checkpoint_time(run: Path) -> float:
 def lock(run: Path) -> Iterator[None]:
     """Lock the run for this process. Raises RunError if another process holds the lock.
 
-    The operating system releases it when the process ends, however it ends.
+    The operating system releases it when the process ends, however it ends. The file has the number
+    of the process that holds it.
     """
     with (run / "lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "unknown"
             raise RunError(
@@ -78,4 +85,7 @@ def lock(run: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)

@@ -19,7 +19,7 @@ from shlex import quote
 import numpy as np
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.runtime.files import sha256
+from minigpt_jax.runtime.files import errors_name, read_bytes, sha256
 from minigpt_jax.tokenizer import load_tokenizer
 
 FORMAT = 1
@@ -44,14 +44,16 @@ def mask_file(token_file: str) -> str:
 def read_manifest(folder: Path) -> dict:
     """The manifest of `folder`. Raises InputError if there is none, or one of another format."""
     path = folder / MANIFEST
-    if not path.is_file():
+    try:
+        content = read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise InputError(
             f"{folder}: no {MANIFEST} here. Prepare data with a tool of data_tools/ "
             "(see the README), or write a manifest for token files made elsewhere: "
             f"python -m data_tools.verify {quote(str(folder))}"
-        )
+        ) from None
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(content.decode())
         found = manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise _bad_manifest(path, error) from None
@@ -234,12 +236,16 @@ def _check_unchanged(folder: Path, shard: Shard) -> None:
 
 
 def _load(path: Path, dtype: np.dtype, expected: int | None) -> np.ndarray:
-    """Memory-map a `.npy` file of one dimension. Raises InputError."""
+    """Memory-map a `.npy` file of one dimension. Raises InputError, and OSError naming the file."""
     try:
         # open_memmap never unpickles, and a memory map takes no memory until it is read.
-        array = np.lib.format.open_memmap(path, mode="r")
+        with errors_name(path):
+            array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise InputError(f"{path}: missing, although {MANIFEST} lists it") from None
+    # The machine's fault, not the file's: each mapped file counts as an open one, for example.
+    except (OSError, MemoryError):
+        raise
     # numpy evaluates a header as Python source: a damaged one can raise any type.
     except Exception as error:
         if "mmap length" in str(error):

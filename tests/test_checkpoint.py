@@ -215,6 +215,29 @@ def test_the_newest_and_the_best_are_kept(tmp_path, state):
     assert read_meta(run, 2)["validation_loss"] == 3.0
 
 
+def test_a_checkpoint_that_cannot_be_read_now_is_kept(tmp_path, state):
+    """It may be the best: a disk that fails for a moment must not cost it."""
+    run = save(tmp_path / "run", state, [1, 2, 3, 4], losses=[5.0, 3.0, 4.0, 6.0])
+    # Reading address 0 of a process fails with EIO.
+    meta_file(run, 2).rename(run / "away")
+    meta_file(run, 2).symlink_to("/proc/self/mem")
+    save(run, state, [5], keep=1, losses=[7.0])
+    assert checkpoint_steps(run) == [2, 3, 5]
+    (run / "away").replace(meta_file(run, 2))
+    save(run, state, [6], keep=1, losses=[8.0])
+    assert checkpoint_steps(run) == [2, 6]
+
+
+def test_meta_data_of_another_program_are_refused_by_the_missing_fields(tmp_path, state, mesh):
+    run = save(tmp_path / "run", state, [1, 2])
+    meta = {n: v for n, v in read_meta(run, 2).items() if n not in ("seal", "model", "data")}
+    meta_file(run, 2).write_text(json.dumps(with_checksum(meta)))
+    for load in (lambda: restore(run, mesh), lambda: load_params(run)):
+        with pytest.raises(InputError, match="checkpoint 2 has no model, data"):
+            load()
+    assert checkpoint_steps(run) == [1, 2]
+
+
 def test_weights_that_are_not_finite_are_not_used(tmp_path, state, mesh, capfd):
     run = tmp_path / "run"
     checkpoints = Checkpoints(run, keep=10)

@@ -104,6 +104,15 @@ def test_the_cache_of_an_earlier_call_changes_no_text(make):
     assert complete(generator, [PROMPT]) == [first]
 
 
+def test_numbers_that_overflow_in_one_call_change_no_later_one(make, params):
+    """The logits of a text that reaches position 30 are NaN."""
+    overflowing = params | {"wpe": params["wpe"].at[30].set(jnp.nan)}
+    generator = Generator(overflowing, CONFIG, load_tokenizer())
+    complete(generator, [[41] * 35], GREEDY, 5)
+    for prompt in (PROMPT, PROMPT[:1]):
+        assert complete(generator, [prompt], DRAWN, 10) == complete(make(), [prompt], DRAWN, 10)
+
+
 def test_a_text_ends_with_the_context(make, uncached):
     prompt = [41] * CONTEXT
     for length in (CONTEXT - 1, CONTEXT):

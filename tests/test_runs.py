@@ -140,3 +140,17 @@ def test_the_folder_of_a_run_is_directly_in_the_root(tmp_path: Path):
     for name in ("", ".", "..", "a/b", "/tmp/x", "../x", ".hidden", "a/", "./a"):
         with pytest.raises(InputError, match="must be a plain folder name"):
             runs.run_folder(tmp_path, name)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_a_run_without_checkpoints(tmp_path):
+    """A run whose disk is away for a moment would start again."""
+    assert runs.checkpoint_steps(tmp_path) == []
+    (tmp_path / "checkpoints").symlink_to("checkpoints")
+    with pytest.raises(OSError, match="symbolic links"):
+        runs.checkpoint_steps(tmp_path)
+
+
+def test_the_lock_names_its_process_only_while_it_is_held(tmp_path):
+    with runs.lock(tmp_path):
+        assert (tmp_path / "lock").read_text() == str(os.getpid())
+    assert (tmp_path / "lock").read_text() == ""

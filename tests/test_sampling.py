@@ -136,9 +136,14 @@ def test_the_penalty_makes_tokens_in_the_text_less_likely():
     assert best not in drawn(temperature=0.0, penalized=penalized, repetition_penalty=100.0)
 
 
-def test_padded_rows_of_the_vocabulary_are_never_drawn():
-    scores = logits(jnp.ones((1, 1, 8)), jnp.zeros((VOCAB, 8)), 300)[:, 0]
+@pytest.mark.parametrize("content", [0.0, 1e30, np.inf, np.nan])
+def test_padded_rows_of_the_vocabulary_are_never_drawn(content):
+    """Whatever they hold."""
+    table = jnp.zeros((VOCAB, 8)).at[300:].set(content)
+    scores = logits(jnp.ones((1, 1, 8)), table, 300)[:, 0]
     assert drawn(scores, count=8 * ROWS, temperature=50.0).max() < 300
+    assert drawn(scores, temperature=0.0).max() < 300
+    assert drawn(scores, top_p=0.999, top_k=299, min_p=0.001).max() < 300
 
 
 @pytest.mark.parametrize(

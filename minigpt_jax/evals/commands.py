@@ -16,6 +16,7 @@ from minigpt_jax.evals import answers, bits, harness, hellaswag, scoring
 from minigpt_jax.evals.answers import Answer, Pair
 from minigpt_jax.loaded_run import LoadedRun, load_run
 from minigpt_jax.model import GPT, grow_vocab, resolve_compute_dtype
+from minigpt_jax.runtime.backend import start_jax
 from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
 from minigpt_jax.runtime.files import write_json
 from minigpt_jax.sharding import data_parallel_size, make_mesh, replicated
@@ -161,6 +162,7 @@ def load(path: Path) -> tuple[LoadedRun, jax.sharding.Mesh]:
 
     Raises InputError where there is no usable checkpoint.
     """
+    start_jax()
     mesh = make_mesh()
     run = load_run(path, replicated(mesh))
     enable_compilation_cache(path.parent)

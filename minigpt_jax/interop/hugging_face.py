@@ -15,6 +15,7 @@ from minigpt_jax.interop import gpt2, vocabulary
 from minigpt_jax.interop.model_card import model_card
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model import GPTConfig
+from minigpt_jax.runtime.files import errors_name
 from minigpt_jax.tokenizer import END_OF_TEXT
 
 # The same defaults as sample.py.
@@ -126,8 +127,15 @@ def _nothing_to_read(folder: Path) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of one file. Raises InputError for a damaged file and for integer weights."""
+    """The tensors of one file.
+
+    Raises InputError for a lost or damaged file and for integer weights, OSError naming a file that
+    cannot be read.
+    """
     try:
+        # safetensors calls whatever prevents opening a file "No such file or directory".
+        with errors_name(path), path.open("rb") as opened:
+            opened.read(1)
         with safetensors.safe_open(path, "numpy") as file:
             for name in file.keys():  # noqa: SIM118 (the file itself is not iterable)
                 dtype = file.get_slice(name).get_dtype()
@@ -136,11 +144,19 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
                         f"{path}: tensor {name} is {dtype}, expected {', '.join(WEIGHT_TYPES[:-1])}"
                         f" or {WEIGHT_TYPES[-1]}"
                     )
-        # Through JAX on the CPU, because numpy alone does not know bfloat16.
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        # Through JAX, because numpy alone does not know bfloat16.
+        with jax.default_device(_cpu_or_first_device()):
             return {name: np.asarray(tensor) for name, tensor in load_file(path).items()}
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, FileNotFoundError) as error:
         raise InputError(f"{path}: cannot be read ({error}): fetch it again") from None
+
+
+def _cpu_or_first_device() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    # JAX_PLATFORMS=cuda leaves out the CPU.
+    except RuntimeError:
+        return jax.local_devices()[0]
 
 
 def _read_json(path: Path) -> dict:

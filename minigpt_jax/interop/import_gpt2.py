@@ -40,7 +40,9 @@ def main() -> int:
     # Imported after parsing: --help and a wrong flag need not wait for JAX.
     from minigpt_jax.interop.hugging_face import read_folder
     from minigpt_jax.interop.imported_run import write_run
+    from minigpt_jax.runtime.backend import start_jax
 
+    start_jax()
     config, params = read_folder(fetch(options.source))
     out.mkdir(parents=True, exist_ok=True)
     with lock(out):

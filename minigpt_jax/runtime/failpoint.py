@@ -1,14 +1,17 @@
-"""Named points at which a test kills the process or fills the disk, to prove that crashes are safe.
+"""Named points at which a test kills the process or makes the machine fail, to prove it is safe.
 
 `MINIGPT_FAILPOINT="before_save@7:kill"` kills the process at the point `before_save` of step 7;
 without `@7`, the first time it gets there. Actions: `kill` (SIGKILL, as the kernel does when memory
-runs out), `term` (SIGTERM) and `enospc` (the error of a full disk). Several points are separated
+runs out), `term` (SIGTERM), `damage` (what a checksum that differs raises), and the name of any
+error of the operating system, such as `enospc` (a full disk) or `eio`. Several points are separated
 by commas. Without the variable a point costs one dictionary look-up.
 """
 
 import errno
 import os
 import signal
+
+from minigpt_jax.errors import DamageError
 
 
 def failpoint(name: str, step: int | None = None) -> None:
@@ -25,9 +28,13 @@ def failpoint(name: str, step: int | None = None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         elif action == "term":
             os.kill(os.getpid(), signal.SIGTERM)
-        elif action == "enospc":
-            raise OSError(errno.ENOSPC, f"failpoint {name}: no space left on device")
+        elif action == "damage":
+            raise DamageError(f"failpoint {name}")
+        elif action.upper() in errno.errorcode.values():
+            number = getattr(errno, action.upper())
+            raise OSError(number, f"{os.strerror(number)} (failpoint {name})")
         else:
             raise ValueError(
-                f"MINIGPT_FAILPOINT: unknown action {action!r}, expected kill, term or enospc"
+                f"MINIGPT_FAILPOINT: unknown action {action!r}, expected kill, term, damage or "
+                "the name of an error, such as enospc"
             )

@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from minigpt_jax.errors import DamageError
 from minigpt_jax.runtime.failpoint import failpoint
 
 
@@ -28,22 +30,49 @@ def user_path(text: str) -> Path:
     return Path(expand_home(text))
 
 
+@contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Errors of the operating system name `path`. Python does that when a file is opened only."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises OSError naming `path`."""
+    with errors_name(path):
+        return path.read_bytes()
+
+
+def read_written(path: Path) -> bytes:
+    """The content of a file that was written whole.
+
+    Raises DamageError if it is lost, OSError naming `path` for whatever else prevents reading.
+    """
+    try:
+        return read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise DamageError(f"{path}: {error.strerror}") from None
+
+
 def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Replace `path` with what `write` writes to a binary file.
 
     A reader finds the old file or the new one, also after a crash. Raises OSError naming `path`.
     """
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        failpoint("before_replace")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    with errors_name(path):
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            failpoint("before_replace")
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, content: object) -> None:
@@ -58,10 +87,12 @@ def read_jsonl(path: Path) -> list[dict]:
     A line without its end is ignored: its writer was killed. Other damaged lines are named on
     stderr and ignored.
     """
-    if not path.is_file():
+    try:
+        content = read_bytes(path)
+    except FileNotFoundError:
         return []
     records = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             continue
         try:
@@ -73,6 +104,6 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
+    """SHA-256 (hex) of a file's bytes. Raises OSError naming `path`."""
+    with errors_name(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -141,11 +141,8 @@ def _prefill_slot(model: GPT, params, state: DecodeState, tokens, size, row) -> 
         lambda a: jnp.zeros((1, a.shape[1], length, a.shape[3]), a.dtype), state.cache
     )
     own_cache = decoding.prefill(model, params, own_cache, tokens, jnp.zeros(1, jnp.int32))
-    cache = jax.tree.map(
-        lambda shared, own: jax.lax.dynamic_update_slice(shared, own, (row, 0, 0, 0)),
-        state.cache,
-        own_cache,
-    )
+    # The whole row: a mask silences what an earlier request left there only if it is no NaN.
+    cache = jax.tree.map(lambda shared, own: _replace_row(shared, own, row), state.cache, own_cache)
     vocab = state.penalized.shape[1]
     # Padding gets an id beyond the vocabulary, which mode="drop" ignores.
     ids = jnp.where(jnp.arange(length) < size, tokens[0], vocab)
@@ -158,6 +155,12 @@ def _prefill_slot(model: GPT, params, state: DecodeState, tokens, size, row) -> 
         state.penalized.at[row].set(penalized),
         state.done,
     )
+
+
+def _replace_row(shared: jax.Array, own: jax.Array, row) -> jax.Array:
+    """`shared` [B, H, S, K] with `own` [1, H, T, K] in `row`, and zeros from T on."""
+    rest = ((0, 0), (0, 0), (0, shared.shape[2] - own.shape[2]), (0, 0))
+    return jax.lax.dynamic_update_slice(shared, jnp.pad(own, rest), (row, 0, 0, 0))
 
 
 def prompt_lengths(context: int) -> list[int]:

@@ -6,15 +6,40 @@ from pathlib import Path
 
 import pytest
 
+from minigpt_jax import optim
+from minigpt_jax.checkpoint import Checkpoints
+from minigpt_jax.checkpoint_meta import read_meta
+from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.sharding import make_mesh
+from minigpt_jax.step import TrainState, abstract_state
 from tests.faults.processes import Start, StartTwo, kill_at_deadline, start_one
 from tests.faults.workspace import Workspace
 from tests.harness import explicit_launcher, start_pair
+
+Restore = Callable[[Path], tuple[TrainState, dict] | None]
 
 
 @pytest.fixture(scope="session")
 def workspace(shared: Path, tmp_path_factory) -> Workspace:
     """Data, an uninterrupted run, and programs that are compiled already."""
     return Workspace(tmp_path_factory.mktemp("workspace"), shared / "faults")
+
+
+@pytest.fixture(scope="session")
+def restore(workspace: Workspace) -> Restore:
+    """Restores a run of the workspace as its trainer would."""
+    meta = read_meta(workspace.two_checkpoints, 18)
+    config = GPTConfig(**meta["model"])
+    optimizer = optim.make_optimizer(**meta["config"]["optimizer"])
+    abstract = abstract_state(GPT(config), optimizer, make_mesh())
+
+    def restore_run(run: Path) -> tuple[TrainState, dict] | None:
+        checkpoints = Checkpoints(run, keep=2)
+        restored = checkpoints.restore(abstract, config, lambda meta: None)
+        checkpoints.close()
+        return restored
+
+    return restore_run
 
 
 @pytest.fixture

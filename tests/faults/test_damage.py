@@ -1,44 +1,20 @@
 """Damage to any file of a checkpoint is harmless, or is found and the checkpoint before is used."""
 
 import random
-from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from minigpt_jax import optim
-from minigpt_jax.checkpoint import Checkpoints, load_params
+from minigpt_jax.checkpoint import load_params
 from minigpt_jax.checkpoint_meta import read_meta
 from minigpt_jax.fingerprints import array_fingerprints
-from minigpt_jax.model import GPT, GPTConfig
-from minigpt_jax.sharding import make_mesh
-from minigpt_jax.step import TrainState, abstract_state
+from tests.faults.conftest import Restore
 from tests.faults.scenarios import damage_checkpoint, damage_file
 from tests.faults.workspace import Workspace
 
 # One whose damage is in an array of the optimizer.
 SEED_OF_WHOLE_RUN = 1000
 SEEDS_IN_THIS_PROCESS = range(40)
-
-Restore = Callable[[Path], tuple[TrainState, dict] | None]
-
-
-@pytest.fixture(scope="module")
-def restore(workspace: Workspace) -> Restore:
-    """Restores a run of the workspace as its trainer would."""
-    meta = read_meta(workspace.two_checkpoints, 18)
-    config = GPTConfig(**meta["model"])
-    optimizer = optim.make_optimizer(**meta["config"]["optimizer"])
-    abstract = abstract_state(GPT(config), optimizer, make_mesh())
-
-    def restore_run(run: Path) -> tuple[TrainState, dict] | None:
-        checkpoints = Checkpoints(run, keep=2)
-        restored = checkpoints.restore(abstract, config, lambda meta: None)
-        checkpoints.close()
-        return restored
-
-    return restore_run
 
 
 class Saved(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.runtime.files import read_jsonl
 from tests.faults.processes import StartTwo, wait_until
-from tests.faults.workspace import SAVE_EVERY, Workspace, resumed_step
+from tests.faults.workspace import SAVE_EVERY, Workspace, fingerprint, resumed_step
 from tests.harness import ENVIRONMENT, history, train
 from tests.runtime.launchers import kubernetes, mpich, open_mpi, slurm
 
@@ -82,14 +82,29 @@ def test_if_one_of_two_processes_is_killed_the_other_ends_and_the_run_can_contin
 def test_two_processes_agree_on_the_checkpoint_to_resume_from(
     workspace: Workspace, start_two: StartTwo, point: str
 ):
-    """If one of them cannot read the newest, both take the one before and report it."""
+    """If one of them finds the newest damaged, both take the one before and report it."""
     run = workspace.copy(workspace.two_checkpoints, f"disagree_{point}")
-    pair = start_two(workspace.settings(run.name), {}, {"MINIGPT_FAILPOINT": f"{point}@18:enospc"})
+    pair = start_two(workspace.settings(run.name), {}, {"MINIGPT_FAILPOINT": f"{point}@18:damage"})
     outputs = [process.communicate()[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], "\n".join(outputs)
     assert all("checkpoint 18 is damaged" in output for output in outputs)
     assert resumed_step(outputs[0]) == 15
     assert steps_and_batches(run) == steps_and_batches(workspace.expected)
+
+
+@pytest.mark.campaign
+def test_if_one_of_two_processes_cannot_read_a_checkpoint_both_end_and_it_stays(
+    workspace: Workspace, start_two: StartTwo
+):
+    run = workspace.copy(workspace.two_checkpoints, "one_cannot_read")
+    before = fingerprint(run)
+    stale = {"MINIGPT_FAILPOINT": "during_restore@18:estale"}
+    pair = start_two(workspace.settings(run.name), {}, stale)
+    outputs = [process.communicate()[0] for process in pair]
+    assert [process.returncode for process in pair] == [1, 1], "\n".join(outputs)
+    assert "another process cannot read checkpoint 18" in outputs[0]
+    assert "checkpoint 18 cannot be read ([Errno 116] Stale file handle" in outputs[1]
+    assert fingerprint(run) == before
 
 
 def steps_and_batches(run) -> list[tuple]:

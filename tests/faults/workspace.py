@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from minigpt_jax.runs import checkpoint_steps
-from minigpt_jax.runtime.files import read_jsonl
+from minigpt_jax.runtime.files import read_jsonl, sha256
 from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.tokenizer import load_tokenizer
 from tests.harness import final_arrays, history, made_once, run_train
@@ -29,13 +29,13 @@ SMALL = {
 }
 
 
-def write_numbers(folder: Path) -> Path:
+def write_numbers(folder: Path, shard_tokens: int = 4000) -> Path:
     """Shards of ids below VOCAB, each close to the one before; several files per split."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
     splits = {}
     for split, count in (("train", 9000), ("val", 900)):
-        writer = ShardWriter(folder, split, shard_tokens=4000)
+        writer = ShardWriter(folder, split, shard_tokens=shard_tokens)
         ids = np.cumsum(draw.integers(1, 4, count)) % VOCAB
         writer.append(ids.astype(np.uint16))
         splits[split] = (writer.close(), 1)
@@ -120,6 +120,17 @@ class Workspace:
         if leftovers:
             found.append(f"left behind: {', '.join(leftovers)}")
         return found
+
+
+def fingerprint(folder: Path) -> dict[str, tuple]:
+    """Mode and SHA-256 of everything in `folder`: equal only if nothing was changed."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            path.lstat().st_mode,
+            str(path.readlink()) if path.is_symlink() else sha256(path) if path.is_file() else "",
+        )
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 def evaluated_steps(run: Path) -> list[int]:

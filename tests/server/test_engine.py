@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +98,24 @@ def test_an_answer_does_not_depend_on_other_requests(engine):
     assert generate(engine, MIXED) == alone
     assert generate(engine, MIXED[::-1]) == alone[::-1]
     assert len({text for text, _, _ in alone}) > len(MIXED) // 2
+
+
+def test_numbers_that_overflow_in_one_slot_change_no_other_answer(engine, run):
+    """Neither that of a neighbour, nor beside the slot when it is idle, nor later in the slot.
+
+    The logits of a text that reaches position 50 are NaN.
+    """
+    params = run.params | {"wpe": run.params["wpe"].at[50].set(jnp.nan)}
+    overflowing = make_engine(replace(run, params=params))
+    long = Request([7] * 52, sampling_params(1, TINY), 5)
+    # Their padding ends before it.
+    short = [request(text, 10) for text in ("The river", "model", "")]
+    expected = generate(engine, short)
+    assert generate(overflowing, [*short, long])[:3] == expected
+    # Every slot gets one.
+    generate(overflowing, [long] * NUM_SLOTS)
+    assert [generate(overflowing, [one])[0] for one in short] == expected
+    overflowing.close()
 
 
 def test_the_engine_and_the_generator_give_the_same_answers(engine, run):
