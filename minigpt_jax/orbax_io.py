@@ -105,7 +105,7 @@ def _read_array(folder: Path, path: tuple, target: jax.ShapeDtypeStruct) -> jax.
     folder = folder.absolute() / jax.tree_util.keystr(path, simple=True, separator=".")
     files = {"driver": "file", "path": f"{folder}/"}
 
-    def read(index: tuple[slice, ...]):
+    def read(index):
         try:
             return _open_zarr(files, tensorstore.Context(), target)[index].read().result()
         # TensorStore raises one type for a damaged file and for one without permission.
@@ -140,18 +140,22 @@ def _open_zarr(
     array = tensorstore.open(
         spec, context=context, read=True, open=True, dtype=target.dtype.name, shape=target.shape
     ).result()
-    chunk = array.chunk_layout.read_chunk.shape or ()
+    chunk = _chunk_shape(array)
     # Larger ones would be allocated before their bytes are found to be too few.
     if any(of_chunk > size for of_chunk, size in zip(chunk, target.shape, strict=True)):
         raise ValueError(f"chunks of {chunk} in an array of {target.shape}")
     return array
 
 
+def _chunk_shape(array: tensorstore.TensorStore) -> tuple[int, ...]:
+    # Of a Zarr array every dimension has a chunk size.
+    return tuple(size or 1 for size in array.chunk_layout.read_chunk.shape or ())
+
+
 def _chunk_names(array: tensorstore.TensorStore, index: tuple[slice, ...]) -> Iterator[str]:
     """The files that hold `array[index]`."""
-    chunk = array.chunk_layout.read_chunk.shape or ()
     blocks = []
-    for part, size, of_chunk in zip(index, array.shape, chunk, strict=True):
+    for part, size, of_chunk in zip(index, array.shape, _chunk_shape(array), strict=True):
         start, stop, _ = part.indices(size)
         blocks.append(range(start // of_chunk, -(-stop // of_chunk)))
     for block in product(*blocks):

@@ -151,7 +151,7 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: cannot be read ({error}): fetch it again") from None
 
 
-def _cpu_or_first_device() -> jax.Device:
+def _cpu_or_first_device():
     try:
         return jax.local_devices(backend="cpu")[0]
     # JAX_PLATFORMS=cuda leaves out the CPU.
