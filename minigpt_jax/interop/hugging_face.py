@@ -44,8 +44,7 @@ def _write_files(folder: Path, run: LoadedRun, name: str) -> None:
         "bos_token_id": END_OF_TEXT,
         "eos_token_id": stop_tokens if len(stop_tokens) > 1 else stop_tokens[0],
         "pad_token_id": END_OF_TEXT,
-        # There are no positions beyond the context.
-        "max_length": config.context,
+        # No max_length: transformers would warn at every generate(max_new_tokens=...).
     }
     contents = {
         "config.json": gpt2.to_gpt2_config(config),
