@@ -4,7 +4,8 @@
 
 The source is a hub id (with "@revision" if wanted) or a folder with config.json and
 model.safetensors, in one file or in several with an index. It may be a GPT-2 of any size, or a
-folder that export_hf wrote.
+folder that export_hf wrote. Rows of its embedding that no token of its tokenizer reaches are left
+out.
 """
 
 import argparse
@@ -78,8 +79,10 @@ def fetch(source: str) -> Path:
         return Path(source)
     from huggingface_hub import snapshot_download
 
+    from minigpt_jax.interop.foreign_vocabulary import FILES as TOKENIZER_FILES
+
     name, _, revision = source.partition("@")
-    files = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+    files = ["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
     try:
         folder = snapshot_download(name, revision=revision or None, allow_patterns=files)
     # The hub's own errors, and those of whichever HTTP library it uses.

@@ -40,8 +40,8 @@ text there.)
 """
 
 ROOM = """\
-Always give `max_new_tokens`: transformers' own limits suit other models, and it fails where prompt \
-and answer together are longer than the context of $context tokens.
+Always give `max_new_tokens`: transformers' own limits suit other models, and it fails where \
+prompt and answer together are longer than the context of $context tokens.
 """
 
 LIMITS = """\
