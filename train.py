@@ -17,7 +17,6 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from shlex import quote
 
 import jax
 
@@ -41,7 +40,7 @@ from minigpt_jax.runtime.distributed import (
     should_stop,
 )
 from minigpt_jax.runtime.failpoint import failpoint
-from minigpt_jax.runtime.files import write_json
+from minigpt_jax.runtime.files import shell_word, write_json
 from minigpt_jax.runtime.startup import prepare_jax
 from minigpt_jax.sharding import batch_sharding, check_divides, data_parallel_size, make_mesh
 from minigpt_jax.step import abstract_state, init_state, make_eval_step, make_train_step
@@ -270,7 +269,7 @@ def train(checked: Preflight) -> None:
         else:
             run_log.say(
                 f"all {horizon} steps are done. Try the model: "
-                f"python sample.py --run {quote(str(run))}"
+                f"python sample.py --run {shell_word(run)}"
             )
         run_log.close()
 

@@ -10,11 +10,10 @@ out.
 
 import argparse
 from pathlib import Path
-from shlex import quote
 
 from minigpt_jax.errors import InputError, exit_cleanly, first_line
 from minigpt_jax.runs import checkpoint_steps, lock
-from minigpt_jax.runtime.files import expand_home, user_path
+from minigpt_jax.runtime.files import expand_home, shell_word, user_path
 
 
 def main() -> int:
@@ -52,7 +51,7 @@ def main() -> int:
         f"{out}: GPT-2 with {config.parameters:,} parameters, {config.vocab_size:,} token ids, "
         f"context {config.context}"
     )
-    run = quote(str(out))
+    run = shell_word(out)
     print(f"sample:   python sample.py --run {run}")
     sizes = " ".join(
         f"--config.model.{name}={getattr(config, name)}"

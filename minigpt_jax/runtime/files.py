@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import IO
 
 from minigpt_jax.runtime.failpoint import failpoint
@@ -23,6 +24,13 @@ def expand_home(text: str) -> str:
 def user_path(text: str) -> Path:
     """`expand_home` as a path."""
     return Path(expand_home(text))
+
+
+def shell_word(path: Path | str) -> str:
+    """`path` as one argument of a command that is printed for copying into a shell."""
+    text = str(path)
+    # Otherwise a program would take a dash for an option, and `expand_home` a tilde for the home.
+    return quote(f"./{text}" if text.startswith(("-", "~")) else text)
 
 
 def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:

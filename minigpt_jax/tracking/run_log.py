@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from shlex import quote
 
 import jax
 
 from minigpt_jax.errors import RunError
 from minigpt_jax.hardware import peak_flops
 from minigpt_jax.runtime.failpoint import failpoint
-from minigpt_jax.runtime.files import atomic_write, read_jsonl
+from minigpt_jax.runtime.files import atomic_write, read_jsonl, shell_word
 from minigpt_jax.tracking.console import Console
 from minigpt_jax.tracking.rates import StepTime, Window, data_share, seconds_left, tokens_per_second
 from minigpt_jax.tracking.step_clock import StepClock
@@ -126,7 +125,7 @@ class RunLog:
             raise RunError(
                 f"step {step}: loss or gradient was not finite {TOO_MANY_SKIPPED} times in a row; "
                 "these updates were skipped and the last checkpoint is good. To see the curves: "
-                f"python -m minigpt_jax.report {quote(str(self.run))}. To continue: a lower "
+                f"python -m minigpt_jax.report {shell_word(self.run)}. To continue: a lower "
                 "schedule.peak or a longer schedule.warmup, with --config.accept_changes=True"
             )
 
