@@ -18,7 +18,6 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from shlex import quote
 
 import jax
 
@@ -42,7 +41,7 @@ from minigpt_jax.runtime.distributed import (
     should_stop,
 )
 from minigpt_jax.runtime.failpoint import failpoint
-from minigpt_jax.runtime.files import write_json
+from minigpt_jax.runtime.files import shell_word, write_json
 from minigpt_jax.runtime.startup import prepare_jax
 from minigpt_jax.sharding import batch_sharding, check_divides, data_parallel_size, make_mesh
 from minigpt_jax.step import abstract_state, init_state, make_eval_step, make_train_step
@@ -157,6 +156,8 @@ def train(checked: Preflight) -> int:
             f"{run}: {model_config.parameters:,} parameters on {devices} in {c.compute.dtype}; "
             f"{horizon} steps of {c.data.batch} x {context} tokens; {origin}"
         )
+        # Names the waits of the devices, so that the rates of the run are those of its steps.
+        clock = run_log.clock
         profile = Profile(run / "profile", enabled=c.profile)
 
         # ---- evaluation
@@ -180,7 +181,9 @@ def train(checked: Preflight) -> int:
         stop = should_stop(checked.stop_requested, begin)
         if evaluator.due(begin) and not (done.evaluated or stop):
             try:
-                run_log.evaluation(evaluator.evaluate(begin, state.params))
+                with clock.pause("evaluation"):
+                    record = evaluator.evaluate(begin, state.params)
+                run_log.evaluation(record)
             except EvaluationStopped:
                 stop = True
 
@@ -193,20 +196,20 @@ def train(checked: Preflight) -> int:
             accumulation=accumulation,
             context=context,
             horizon=horizon,
-            waiting=run_log.waiting,
+            waiting=partial(clock.pause, "data"),
         )
         steps_done = begin
         # The step whose metrics are not recorded yet: (number, hash of its batch, metrics).
         pending = None
-        # The time of a step excludes evaluations, saves and the preparations above.
-        run_log.start_clock()
+        timed_step = clock.timed(train_step)
         for step in range(begin, begin if stop else horizon):
-            state, metrics = train_step(state, batches.at(step))
+            state, metrics = timed_step(state, batches.at(step))
             if pending:
                 # The devices compute this step while the metrics of the step before are read. A
                 # step's metrics are recorded only after the save before it is on disk, so a kill
                 # loses at most one save interval.
-                checkpoints.wait()
+                with clock.pause("save"):
+                    checkpoints.wait()
                 run_log.step(*pending)
             pending = (step, batches.hash(step), metrics)
             profile.after_step(step - begin)
@@ -220,12 +223,14 @@ def train(checked: Preflight) -> int:
             save_now = stop or steps_done % c.save.every == 0 or steps_done == horizon
             if evaluate_now or save_now:
                 # All steps of a checkpoint are recorded before the checkpoint is saved.
-                checkpoints.wait()
+                with clock.pause("save"):
+                    checkpoints.wait()
                 run_log.step(*pending)
                 pending = None
             if evaluate_now:
                 try:
-                    record = evaluator.evaluate(steps_done, state.params)
+                    with clock.pause("evaluation"):
+                        record = evaluator.evaluate(steps_done, state.params)
                     run_log.evaluation(record)
                     validation_loss = record["validation_loss"]
                 except EvaluationStopped:
@@ -238,9 +243,8 @@ def train(checked: Preflight) -> int:
                     "data": data_identity,
                     "validation_loss": validation_loss,
                 }
-                checkpoints.save(state, steps_done, meta)
-            if evaluate_now or save_now:
-                run_log.start_clock()
+                with clock.pause("save"):
+                    checkpoints.save(state, steps_done, meta)
             if stop:
                 break
 
@@ -268,7 +272,7 @@ def train(checked: Preflight) -> int:
             exit_code = 0
             run_log.say(
                 f"all {horizon} steps are done. Try the model: "
-                f"python sample.py --run {quote(str(run))}"
+                f"python sample.py --run {shell_word(run)}"
             )
         run_log.close()
     return exit_code

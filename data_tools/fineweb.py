@@ -23,7 +23,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from shlex import quote
 
 from data_tools.encoders import Encoded, cores, encode_all, make_batches
 from data_tools.fast_tokenizer import FastTokenizer
@@ -36,7 +35,7 @@ from data_tools.resumable_shards import (
     expect_same_source,
 )
 from minigpt_jax.errors import InputError, RunError, exit_cleanly
-from minigpt_jax.runtime.files import expand_home, user_path
+from minigpt_jax.runtime.files import expand_home, shell_word, user_path
 from minigpt_jax.shard_writer import SHARD_TOKENS
 from minigpt_jax.sources import BadRow, documents, identity, local_files, text_bytes
 from minigpt_jax.token_stream import MANIFEST, Shard, read_manifest
@@ -121,7 +120,7 @@ def prepare(
         (out / PROGRESS_FILE).unlink(missing_ok=True)
         print(
             f"{out}: done before, from the same text; "
-            f"to check its files: python -m data_tools.verify {quote(str(out))}"
+            f"to check its files: python -m data_tools.verify {shell_word(out)}"
         )
         return
     shards = ResumableShards(

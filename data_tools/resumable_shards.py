@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 
 from data_tools.encoders import Encoded
 from minigpt_jax.errors import InputError, RunError
 from minigpt_jax.runtime.failpoint import failpoint
-from minigpt_jax.runtime.files import sha256, write_json
+from minigpt_jax.runtime.files import sha256, shell_word, write_json
 from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.token_stream import Shard
 from minigpt_jax.tokenizer import TEXT_VOCAB, load_tokenizer
@@ -164,7 +163,7 @@ def _load(out: Path, source: str) -> dict[str, SplitProgress]:
         if any(out.glob("*.npy")):
             raise InputError(
                 f"{out}: holds .npy files of unknown origin: choose another --out, "
-                f"or adopt them: python -m data_tools.verify {quote(str(out))}"
+                f"or adopt them: python -m data_tools.verify {shell_word(out)}"
             )
         return {split: SplitProgress() for split in SPLITS}
     found, progress = _parse(path)

@@ -38,7 +38,7 @@ REMAT_CHOICES = FIELDS["compute.remat"]
 # Share of the peak FLOP/s that training is assumed to reach.
 SHARE_OF_PEAK = 0.4
 # Bytes of a line of metrics.jsonl.
-RECORD_BYTES = 290
+RECORD_BYTES = 370
 # Bytes of a token in a shard.
 TOKEN_BYTES = 2
 # Bytes of a parameter in a checkpoint: the parameter and both moments of AdamW, in f32.

@@ -14,12 +14,11 @@ from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.runtime.files import errors_name, read_bytes, sha256
+from minigpt_jax.runtime.files import errors_name, read_bytes, sha256, shell_word
 from minigpt_jax.tokenizer import load_tokenizer
 
 FORMAT = 1
@@ -50,7 +49,7 @@ def read_manifest(folder: Path) -> dict:
         raise InputError(
             f"{folder}: no {MANIFEST} here. Prepare data with a tool of data_tools/ "
             "(see the README), or write a manifest for token files made elsewhere: "
-            f"python -m data_tools.verify {quote(str(folder))}"
+            f"python -m data_tools.verify {shell_word(folder)}"
         ) from None
     try:
         manifest = json.loads(content.decode())

@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,21 @@ try:
 except InputError as error:
     print(json.dumps(["refused", str(error)]))
 """
+
+
+# Characters of which real texts have long runs: lines, tables, padding, damaged files.
+RUNS = ("a", "=", "-", "0", " ", "\n", "\0", "é", "日", "🙂", "ab", "\ufffd")
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_long_run_of_one_character_takes_no_time(tokenizer, run: str):
+    """With old versions of tiktoken this takes a minute, and 1 MB half an hour."""
+    text = "x" + run * 200_000 + "x"
+    began = time.monotonic()
+    ids = tokenizer.encode_array(text)
+    # Less than 0.1 s on one core.
+    assert time.monotonic() - began < 10
+    assert tokenizer.decode(ids) == text
 
 
 def test_a_damaged_vocabulary_is_refused(tmp_path: Path, tokenizer):

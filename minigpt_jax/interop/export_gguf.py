@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minigpt_jax import load_run
 from minigpt_jax.errors import InputError, exit_cleanly
-from minigpt_jax.runtime.files import user_path
+from minigpt_jax.runtime.files import shell_word, user_path
 
 
 def main() -> int:
@@ -43,7 +43,7 @@ def main() -> int:
         write_file(unfinished, run, name=options.run.resolve().name, dtype=options.type)
         unfinished.rename(out)
     size = out.stat().st_size / 1e6
-    print(f"{options.out}: {size:,.1f} MB, {options.type}; llama-cli -m {options.out}")
+    print(f"{options.out}: {size:,.1f} MB, {options.type}; llama-cli -m {shell_word(options.out)}")
     return 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from minigpt_jax import load_run
 from minigpt_jax.errors import InputError, RunError, exit_cleanly, first_line
-from minigpt_jax.runtime.files import user_path
+from minigpt_jax.runtime.files import shell_word, user_path
 
 
 def main() -> int:
@@ -67,7 +67,8 @@ def push(folder: Path, name: str) -> str:
     except Exception as error:
         raise RunError(
             f"{name}: the upload to the hub failed ({first_line(error)}). "
-            f"{folder} is complete; upload it later with: hf upload {name} {folder}"
+            f"{folder} is complete; upload it later with: hf upload "
+            f"{shell_word(name)} {shell_word(folder)}"
         ) from None
     return str(commit)
 

@@ -6,6 +6,7 @@ have dimensions for heads; and our embedding is padded with rows that are no tok
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -49,6 +50,18 @@ FIXED_FIELDS = {
     "tie_word_embeddings": True,
     "add_cross_attention": False,
 }
+# Names in transformers of one and the same function, GPT-2's GELU.
+SAME_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate", "gelu_fast")
+# What to do about a field with another value.
+WAYS_OUT = {
+    "scale_attn_weights": "multiply the part of each c_attn that makes queries by the root of the "
+    "head's size, and set it to true",
+    "scale_attn_by_inverse_layer_idx": "divide the part of each c_attn that makes queries by its "
+    "layer's number, counted from 1, and set it to false",
+    "tie_word_embeddings": "if lm_head.weight and wte.weight are the same, set it to true; "
+    "otherwise choose a model with one matrix for both",
+}
+ANOTHER_MODEL = "choose a model that is a GPT-2, such as openai-community/gpt2"
 # Field of GPTConfig -> field of config.json.
 SIZE_FIELDS = {
     "vocab_size": "vocab_size",
@@ -97,6 +110,14 @@ def from_gpt2(tensors: Mapping[str, np.ndarray], config: GPTConfig) -> dict:
     padding = config.padded_vocab - config.vocab_size
     params["wte"] = np.pad(params["wte"], ((0, padding), (0, 0)))
     return params
+
+
+def with_vocab_size(params: dict, config: GPTConfig, vocab_size: int) -> tuple[dict, GPTConfig]:
+    """The model with the first `vocab_size` rows of its embedding, the others being padding."""
+    config = replace(config, vocab_size=vocab_size)
+    padding = config.padded_vocab - vocab_size
+    rows = np.pad(params["wte"][:vocab_size], ((0, padding), (0, 0)))
+    return params | {"wte": rows}, config
 
 
 def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -154,13 +175,18 @@ def to_gpt2_config(config: GPTConfig) -> dict:
 def from_gpt2_config(fields: Mapping) -> GPTConfig:
     """The model that config.json describes.
 
-    Raises InputError for another architecture or vocabulary, and for a size or a dropout that is
-    missing or not possible.
+    Its vocabulary counts all rows of the embedding. Raises InputError for another architecture, and
+    for a size or a dropout that is missing or not possible.
     """
+    if fields.get("activation_function") in SAME_GELU:
+        fields = {**fields, "activation_function": FIXED_FIELDS["activation_function"]}
     # A field that is missing has transformers' default, which is the value of GPT-2.
     for name, expected in FIXED_FIELDS.items():
         if fields.get(name, expected) != expected:
-            raise InputError(f"config.json: {name} is {fields[name]!r}, but GPT-2 has {expected!r}")
+            raise InputError(
+                f"config.json: {name} is {fields[name]!r}, but GPT-2 has {expected!r}: "
+                f"{WAYS_OUT.get(name, ANOTHER_MODEL)}"
+            )
     sizes = {ours: _size(fields, theirs) for ours, theirs in SIZE_FIELDS.items()}
     # transformers' default is 0.1. Dropout matters only for training, where a config sets its own.
     dropout = fields.get("resid_pdrop", 0.0)
@@ -171,12 +197,13 @@ def from_gpt2_config(fields: Mapping) -> GPTConfig:
     config = GPTConfig(**sizes, dropout=float(dropout))
     if fields.get("n_inner") not in (None, config.mlp):
         raise InputError(
-            f"config.json: n_inner is {fields['n_inner']}, but GPT-2 has 4 * n_embd = {config.mlp}"
+            f"config.json: n_inner is {fields['n_inner']}, but GPT-2 has 4 * n_embd = "
+            f"{config.mlp}: {ANOTHER_MODEL}"
         )
-    if config.vocab_size not in (TEXT_VOCAB, CHAT_VOCAB):
+    if config.vocab_size < TEXT_VOCAB:
         raise InputError(
             f"config.json: vocab_size is {config.vocab_size}, expected {TEXT_VOCAB} "
-            f"(GPT-2's vocabulary) or {CHAT_VOCAB} (with our role markers)"
+            "(GPT-2's vocabulary) or more (with padding): choose a model with GPT-2's tokenizer"
         )
     return config
 

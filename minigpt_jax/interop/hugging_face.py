@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.interop import gpt2, vocabulary
+from minigpt_jax.interop.foreign_vocabulary import known_vocab_size
 from minigpt_jax.interop.model_card import model_card
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model import GPTConfig
@@ -21,6 +22,8 @@ from minigpt_jax.tokenizer import END_OF_TEXT
 # The same defaults as sample.py.
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
 WEIGHT_TYPES = ("F32", "F16", "BF16")
+# Weights in formats that are not read.
+UNREAD = ("*.bin", "*.h5", "*.msgpack", "*.gguf", "*.ckpt*", "*.pt", "*.pth", "*.onnx")
 
 
 def write_folder(folder: Path, run: LoadedRun, name: str) -> None:
@@ -45,8 +48,7 @@ def _write_files(folder: Path, run: LoadedRun, name: str) -> None:
         "bos_token_id": END_OF_TEXT,
         "eos_token_id": stop_tokens if len(stop_tokens) > 1 else stop_tokens[0],
         "pad_token_id": END_OF_TEXT,
-        # There are no positions beyond the context.
-        "max_length": config.context,
+        # No max_length: transformers would warn at every generate(max_new_tokens=...).
     }
     contents = {
         "config.json": gpt2.to_gpt2_config(config),
@@ -67,16 +69,19 @@ def _write_files(folder: Path, run: LoadedRun, name: str) -> None:
 
 
 def read_folder(folder: Path) -> tuple[GPTConfig, dict]:
-    """Config and weights (f32, on the host) of a model folder.
+    """Config and weights (f32, on the host) of a model folder, without padding of its vocabulary.
 
-    Raises InputError for missing and damaged files, and for other architectures.
+    Raises InputError for missing and damaged files, and for other architectures and tokenizers.
     """
     config = gpt2.from_gpt2_config(_read_json(folder / "config.json"))
     tensors = _read_weights(folder)
     try:
-        return config, gpt2.from_gpt2(tensors, config)
+        params = gpt2.from_gpt2(tensors, config)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
+    vocab_size = known_vocab_size(folder, params["wte"][: config.vocab_size])
+    params, config = gpt2.with_vocab_size(params, config, vocab_size)
+    return config, params
 
 
 def _read_weights(folder: Path) -> dict[str, np.ndarray]:
@@ -121,9 +126,17 @@ def _are_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 
 def _nothing_to_read(folder: Path) -> str:
     found = ""
-    if (folder / "pytorch_model.bin").exists():
-        found = " (pytorch_model.bin is a pickle, which can run code: it is not read)"
-    return f"{folder}: no model.safetensors{found}. In transformers: model.save_pretrained(folder)"
+    others = [name for pattern in UNREAD for name in sorted(folder.glob(pattern))]
+    if others:
+        name = others[0].name
+        kind = "a pickle, which can run code" if name.endswith(".bin") else "of another format"
+        found = f" ({name} is {kind}: it is not read)"
+    if (folder / "adapter_model.safetensors").exists():
+        found = " (adapter_model.safetensors holds an adapter: merge it into its model first)"
+    return (
+        f"{folder}: no model.safetensors{found}. To make one, in transformers: "
+        "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
+    )
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -142,7 +155,8 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
                 if dtype not in WEIGHT_TYPES and not name.endswith(gpt2.MASK_BUFFERS):
                     raise InputError(
                         f"{path}: tensor {name} is {dtype}, expected {', '.join(WEIGHT_TYPES[:-1])}"
-                        f" or {WEIGHT_TYPES[-1]}"
+                        f" or {WEIGHT_TYPES[-1]}: convert it, in transformers: "
+                        "model.float().save_pretrained(folder)"
                     )
         # Through JAX, because numpy alone does not know bfloat16.
         with jax.default_device(_cpu_or_first_device()):

@@ -4,16 +4,16 @@
 
 The source is a hub id (with "@revision" if wanted) or a folder with config.json and
 model.safetensors, in one file or in several with an index. It may be a GPT-2 of any size, or a
-folder that export_hf wrote.
+folder that export_hf wrote. Rows of its embedding that no token of its tokenizer reaches are left
+out.
 """
 
 import argparse
 from pathlib import Path
-from shlex import quote
 
 from minigpt_jax.errors import InputError, exit_cleanly, first_line
 from minigpt_jax.runs import checkpoint_steps, lock
-from minigpt_jax.runtime.files import expand_home, user_path
+from minigpt_jax.runtime.files import expand_home, shell_word, user_path
 
 
 def main() -> int:
@@ -53,7 +53,7 @@ def main() -> int:
         f"{out}: GPT-2 with {config.parameters:,} parameters, {config.vocab_size:,} token ids, "
         f"context {config.context}"
     )
-    run = quote(str(out))
+    run = shell_word(out)
     print(f"sample:   python sample.py --run {run}")
     sizes = " ".join(
         f"--config.model.{name}={getattr(config, name)}"
@@ -80,8 +80,10 @@ def fetch(source: str) -> Path:
         return Path(source)
     from huggingface_hub import snapshot_download
 
+    from minigpt_jax.interop.foreign_vocabulary import FILES as TOKENIZER_FILES
+
     name, _, revision = source.partition("@")
-    files = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+    files = ["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
     try:
         folder = snapshot_download(name, revision=revision or None, allow_patterns=files)
     # The hub's own errors, and those of whichever HTTP library it uses.

@@ -1,10 +1,20 @@
 """The model card of an exported run: README.md on the hub."""
 
 from pathlib import Path
+from string import Template
 
 from minigpt_jax.loaded_run import LoadedRun
 
 COMPLETION_USAGE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+ids = tokenizer("<|endoftext|>Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=$max_new_tokens)[0]))
+```
+
 It continues text. In training, every document began with `<|endoftext|>`, so put that first.
 """
 
@@ -19,7 +29,7 @@ messages = [{"role": "user", "content": "Hello"}]
 ids = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
 )
-print(tokenizer.decode(model.generate(**ids)[0]))
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=$max_new_tokens)[0]))
 ```
 
 **Untrusted text.** Turns are marked by `<|user|>`, `<|assistant|>`, `<|system|>` and `<|end|>`, \
@@ -27,6 +37,11 @@ and a conversation begins with `<|endoftext|>`. Hugging Face's tokenizer reads t
 special tokens everywhere, also inside a message, so a user could write turns of other roles. \
 Remove them from messages before you apply the template. (miniGPT-JAX itself treats them as plain \
 text there.)
+"""
+
+ROOM = """\
+Always give `max_new_tokens`: transformers' own limits suit other models, and it fails where \
+prompt and answer together are longer than the context of $context tokens.
 """
 
 LIMITS = """\
@@ -59,8 +74,15 @@ A {"conversational" if run.can_chat else "language"} model: {origin}.
 |---|---|
 {table}
 
-{CHAT_USAGE if run.can_chat else COMPLETION_USAGE}
+{_usage(run)}
 {LIMITS}"""
+
+
+def _usage(run: LoadedRun) -> str:
+    """How to use the model, with numbers that its context has room for."""
+    context = run.config.context
+    usage = Template(f"{CHAT_USAGE if run.can_chat else COMPLETION_USAGE}\n{ROOM}")
+    return usage.substitute(context=context, max_new_tokens=max(min(256, context // 2), 1))
 
 
 def _facts(run: LoadedRun) -> list[tuple[str, str]]:

@@ -123,6 +123,8 @@ def tokenizer_config(vocab_size: int, context: int, stop_token: int) -> dict:
         "eos_token": names[stop_token],
         "pad_token": names[END_OF_TEXT],
         "model_max_length": context,
+        # Text is generated to the right, so shorter texts of a batch are padded on the left.
+        "padding_side": "left",
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
     }

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import IO
 
 from minigpt_jax.errors import DamageError
@@ -54,6 +55,13 @@ def read_written(path: Path) -> bytes:
         return read_bytes(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DamageError(f"{path}: {error.strerror}") from None
+
+
+def shell_word(path: Path | str) -> str:
+    """`path` as one argument of a command that is printed for copying into a shell."""
+    text = str(path)
+    # Otherwise a program would take a dash for an option, and `expand_home` a tilde for the home.
+    return quote(f"./{text}" if text.startswith(("-", "~")) else text)
 
 
 def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:

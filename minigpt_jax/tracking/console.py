@@ -7,6 +7,8 @@ from minigpt_jax.tracking.durations import format_duration
 
 # Seconds between two updates of the line on a terminal.
 UPDATE_INTERVAL = 0.2
+# Shorter waits for saves and evaluations have no column of their own.
+SHOWN_WAIT = 0.05
 
 
 class Console:
@@ -25,12 +27,15 @@ class Console:
         print(text, flush=True)
         self._line_open = False
 
-    def progress(self, record: dict, horizon: int, *, due: bool) -> None:
-        """Print the line of a step if it is `due`; on a terminal, also after UPDATE_INTERVAL."""
+    def progress(self, record: dict, horizon: int, remaining: float | None, *, due: bool) -> None:
+        """Print the line of a step if it is `due`; on a terminal, also after UPDATE_INTERVAL.
+
+        `remaining`: seconds to the end of the run, None where they are not known.
+        """
         outdated = time.monotonic() - self._last_update > UPDATE_INTERVAL
         if not (due or (self._is_tty and outdated)):
             return
-        line = progress_line(record, horizon)
+        line = progress_line(record, horizon, remaining)
         if self._is_tty:
             # Return to the start of the line and erase it.
             print(f"\r\x1b[K{line}", end="", flush=True)
@@ -40,20 +45,24 @@ class Console:
         self._line_open = self._is_tty
 
 
-def progress_line(record: dict, horizon: int) -> str:
+def progress_line(record: dict, horizon: int, remaining: float | None) -> str:
     """What people read of a step."""
+    rate = "n/a" if record["tokens_per_s"] is None else f"{record['tokens_per_s']:,.0f}"
     mfu = "n/a" if record["mfu"] is None else f"{record['mfu']:.1%}"
-    remaining = (horizon - record["step"] - 1) * record["seconds"]
     columns = [
         f"step {record['step']:>{len(str(horizon))}}/{horizon}",
         f"loss {record['loss']:.4f}",
         f"lr {record['learning_rate']:.2e}",
         f"grad {record['grad_norm']:.2f}",
-        f"{record['tokens_per_s']:,.0f} tokens/s",
+        f"{rate} tokens/s",
         f"MFU {mfu}",
         f"data wait {record['data_wait']:.1%}",
-        f"ETA {format_duration(remaining)}",
     ]
+    for wait in ("save", "evaluation"):
+        seconds = record[f"{wait}_seconds"]
+        if seconds >= SHOWN_WAIT:
+            columns.append(f"{wait} {seconds:.1f}s")
+    columns.append(f"ETA {'n/a' if remaining is None else format_duration(remaining)}")
     if record["skipped"]:
         columns.append("skipped: not finite")
     return "  ".join(columns)

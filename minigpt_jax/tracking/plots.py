@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
+from minigpt_jax.tracking.rates import WindowRates
 from minigpt_jax.tracking.records import Columns
 
 # Most points of a curve: more than a plot is wide in pixels, and few enough that the report of the
@@ -47,7 +48,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw_plots(steps: Columns, evaluations: list[dict]) -> list[tuple[str, str]]:
+def draw_plots(
+    steps: Columns, evaluations: list[dict], rates: WindowRates
+) -> list[tuple[str, str]]:
     """(title, SVG) of every plot of a run with at least one step."""
     first_tenth = steps["step"][len(steps["step"]) // 10]
     return [
@@ -65,8 +68,8 @@ def draw_plots(steps: Columns, evaluations: list[dict]) -> list[tuple[str, str]]
         ("Learning rate", _svg("learning rate", lambda axes: _draw_rate(axes, steps))),
         ("Gradient norm, before clipping", _svg("norm", lambda axes: _draw_norm(axes, steps))),
         (
-            "Throughput, without the first step, which compiles",
-            _svg("tokens/s", lambda axes: _draw_throughput(axes, steps)),
+            "Throughput, without compilation, saves and other waits",
+            _svg("tokens/s", lambda axes: _draw_throughput(axes, rates)),
         ),
     ]
 
@@ -142,14 +145,12 @@ def _draw_norm(axes: Axes, steps: Columns) -> None:
     _draw_curve(axes, steps["step"], steps["grad_norm"], every_step)
 
 
-def _draw_throughput(axes: Axes, steps: Columns) -> None:
-    rest = steps["step"] > steps["step"][0]
-    if rest.any():
-        speeds = np.where(rest, steps["tokens_per_s"], np.nan)
-        _draw_curve(axes, steps["step"], speeds, rest)
+def _draw_throughput(axes: Axes, rates: WindowRates) -> None:
+    if len(rates.step):
+        _draw_curve(axes, rates.step, rates.tokens_per_s, np.full(len(rates.step), True))
         axes.set_yscale("linear")
         # A few extreme values must not flatten the curve.
-        axes.set_ylim(0, 1.2 * np.nanpercentile(speeds, 99))
+        axes.set_ylim(0, 1.2 * np.percentile(rates.tokens_per_s, 99))
     axes.yaxis.set_major_formatter(EngFormatter())
 
 

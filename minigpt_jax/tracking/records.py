@@ -20,12 +20,22 @@ FIELDS = (
     "learning_rate",
     "weight",
     "skipped",
-    # Time of the step in seconds, and the share of it (0 to 1) that was spent waiting for data.
+    # Time of the step without waits for data, saves and evaluations; and the share (0 to 1) of the
+    # time with waits for data that was spent in these.
     "seconds",
     "data_wait",
+    # Null where the time of the step is not known: the first step is compiled.
     "tokens_per_s",
     # Model FLOPs utilisation: the share of the devices' peak FLOP/s; null where that is unknown.
     "mfu",
+)
+# Fields that the records of version 0.1.0 lack.
+NEWER_FIELDS = (
+    "tokens",
+    # Seconds before the step in which the devices waited.
+    "data_seconds",
+    "save_seconds",
+    "evaluation_seconds",
 )
 
 
@@ -66,7 +76,11 @@ def _read_steps(path: Path) -> Columns:
         )
     records = _read(path, read_jsonl)
     try:
-        columns = {name: np.array([record[name] for record in records], float) for name in FIELDS}
+        records = [_with_newer_fields(record) for record in records]
+        columns = {
+            name: np.array([record[name] for record in records], float)
+            for name in FIELDS + NEWER_FIELDS
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: not the records of a minigpt_jax run ({error!r}): name a folder that "
@@ -74,6 +88,17 @@ def _read_steps(path: Path) -> Columns:
         ) from None
     # The means and limits of the plots leave out NaN, but not infinite values.
     return {name: np.where(np.isfinite(values), values, np.nan) for name, values in columns.items()}
+
+
+def _with_newer_fields(record: dict) -> dict:
+    """The record of a step; one of version 0.1.0 in today's form.
+
+    Its seconds hold the wait for data, a part of which the devices spent computing: how large a
+    part is not known, so it stays in. Times of saves and evaluations were not recorded.
+    """
+    tokens = record["seconds"] * (record["tokens_per_s"] or np.nan)
+    of_before = {"tokens": tokens, "data_seconds": 0.0}
+    return dict.fromkeys(NEWER_FIELDS) | of_before | record
 
 
 def _read(path: Path, reader: Callable):

@@ -12,6 +12,7 @@ from minigpt_jax.errors import RunError
 from minigpt_jax.runtime.files import atomic_write
 from minigpt_jax.tracking import page
 from minigpt_jax.tracking.durations import format_duration
+from minigpt_jax.tracking.rates import REPORT_WINDOW, WindowRates, window_rates
 from minigpt_jax.tracking.records import Columns, RunRecords, best_evaluation, read_records
 
 
@@ -37,14 +38,15 @@ def report_page(records: RunRecords) -> str:
     """The page as HTML."""
     steps = records.steps
     evaluations = records.evaluations
+    rates = window_rates(steps)
     curves = page.paragraph("No step is recorded yet.")
     if len(steps["step"]):
         # Imported here, so that train.py does not wait for matplotlib when it starts.
         from minigpt_jax.tracking.plots import draw_plots
 
-        curves = page.figures(draw_plots(steps, evaluations))
+        curves = page.figures(draw_plots(steps, evaluations, rates))
     sections = {
-        "Summary": summary(steps, evaluations, records.config),
+        "Summary": summary(steps, evaluations, rates, records.config) + left_out(rates),
         "Before and after": f"{before_and_after(evaluations)}\n{answers(records.answers)}",
         "Curves": curves,
         "Samples": samples(evaluations),
@@ -54,16 +56,17 @@ def report_page(records: RunRecords) -> str:
     return page.document(records.name, sections)
 
 
-def summary(steps: Columns, evaluations: list[dict], config: dict) -> str:
+def summary(steps: Columns, evaluations: list[dict], rates: WindowRates, config: dict) -> str:
     """The numbers that are asked for first, each with a note on what it means."""
     losses = steps["loss"][np.isfinite(steps["loss"])]
     last_loss = losses[-1] if len(losses) else None
-    seconds = steps["seconds"].sum()
-    tokens = (steps["tokens_per_s"] * steps["seconds"]).sum()
+    seconds = steps["seconds"] + steps["data_seconds"]
+    training_seconds = np.nansum(seconds)
+    tokens = np.nansum(steps["tokens"])
     learned = np.nansum(steps["weight"])
     waited = None
-    if seconds:
-        waited = (steps["data_wait"] * steps["seconds"]).sum() / seconds
+    if training_seconds:
+        waited = np.nansum(steps["data_wait"] * seconds) / training_seconds
     skipped = int((steps["skipped"] > 0).sum())
     best = best_evaluation(evaluations)
     last = evaluations[-1] if evaluations else {}
@@ -75,13 +78,29 @@ def summary(steps: Columns, evaluations: list[dict], config: dict) -> str:
         ("Last validation loss", _number(last.get("validation_loss")), _when(last)),
         ("Bits per byte", _number(last.get("bits_per_byte"), ".3f"), "of validation text, last"),
         ("Tokens seen", f"{tokens:,.0f}", f"{learned:,.0f} of them have loss weight"),
-        ("Training time", format_duration(seconds), "without evaluations and saving"),
-        ("Throughput", _number(_median(steps["tokens_per_s"]), ",.0f"), "tokens/s, median"),
-        ("MFU", _number(_median(steps["mfu"]), ".1%"), "share of peak FLOP/s, median"),
+        ("Training time", format_duration(training_seconds), "without evaluations and saving"),
+        ("Throughput", _number(_median(rates.tokens_per_s), ",.0f"), "tokens/s, median"),
+        ("MFU", _number(_median(rates.mfu), ".1%"), "share of peak FLOP/s, median"),
         ("Waiting for data", _number(waited, ".1%"), "of the training time"),
+        ("Saving", _total(steps["save_seconds"]), "the devices waited for it between steps"),
+        ("Evaluations", _total(steps["evaluation_seconds"]), "the devices waited between steps"),
         ("Skipped updates", f"{skipped:,}", "loss or gradient not finite"),
     ]
     return page.facts(boxes)
+
+
+def left_out(rates: WindowRates) -> str:
+    """A note where the records claim more than the devices can do; "" for all others."""
+    if not rates.steps_above_peak:
+        return ""
+    text = (
+        f"The records of {rates.steps_above_peak:,} steps claim a rate above the peak of the "
+        "devices, because the time between two steps was measured late. The rates shown are those "
+        f"of at least {REPORT_WINDOW} steps together."
+    )
+    if rates.windows_above_peak:
+        text += f" {rates.windows_above_peak:,} of these are above the peak too and are left out."
+    return page.paragraph(text)
 
 
 def before_and_after(evaluations: list[dict]) -> str:
@@ -154,6 +173,11 @@ def _when(evaluation: dict) -> str:
 def _median(values: np.ndarray) -> float | None:
     known = values[np.isfinite(values)]
     return float(np.median(known)) if len(known) else None
+
+
+def _total(seconds: np.ndarray) -> str:
+    known = seconds[np.isfinite(seconds)]
+    return format_duration(known.sum()) if len(known) else "n/a"
 
 
 def _number(value: float | None, form: str = ".4f") -> str:

@@ -1,20 +1,20 @@
 """Record a run: JSON lines for programs, TensorBoard for curves, the console for people."""
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from shlex import quote
 
 import jax
 
 from minigpt_jax.errors import RunError
 from minigpt_jax.hardware import peak_flops
 from minigpt_jax.runtime.failpoint import failpoint
-from minigpt_jax.runtime.files import atomic_write, read_jsonl
+from minigpt_jax.runtime.files import atomic_write, read_jsonl, shell_word
 from minigpt_jax.tracking.console import Console
+from minigpt_jax.tracking.rates import StepTime, Window, data_share, seconds_left, tokens_per_second
+from minigpt_jax.tracking.step_clock import StepClock
 
 # Updates in a row that were not finite, after which the run has diverged.
 TOO_MANY_SKIPPED = 5
@@ -47,7 +47,8 @@ class StepLog:
 class RunLog:
     """Writes a record per step and per evaluation to its file, to TensorBoard and to the console.
 
-    The console gets a line every `every` steps; on a terminal one line is rewritten more often.
+    The console gets a line every `every` steps; on a terminal one line is rewritten more often. The
+    rates of a line are those of the steps since the line before. `clock` measures the steps.
     Only the main process writes; the others count the skipped updates. `start` is the first step to
     come: what an interrupted process wrote from there on is dropped. Raises RunError if the disk is
     full.
@@ -70,9 +71,14 @@ class RunLog:
         self.every = every
         self.main_process = main_process
         self.tokens_per_step = tokens_per_step
-        self.flops_per_step = flops_per_step
         peak = peak_flops(jax.devices()[0].device_kind)
-        self._peak_flops = peak * jax.device_count() if peak else None
+        # Tokens per second at the peak FLOP/s of all devices.
+        self._peak_rate = None
+        if peak:
+            self._peak_rate = peak * jax.device_count() / flops_per_step * tokens_per_step
+        self.clock = StepClock()
+        # Since the last line that stays on the console, and since the first step.
+        self._window = self._whole = Window()
         self._start = start
         self._console = Console()
         self._steps = None
@@ -86,53 +92,40 @@ class RunLog:
                 self._steps = StepLog(run / "metrics.jsonl", start)
                 # The evaluation "at step n" follows update n, so that of step `start` is done.
                 self._evaluations = StepLog(run / "evaluations.jsonl", start + 1 if start else 0)
-        self.start_clock()
-
-    def start_clock(self) -> None:
-        """Begin to measure a step; call it after a pause that is not training."""
-        self._step_began = time.monotonic()
-        self._waited = 0.0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for data."""
-        began = time.monotonic()
-        yield
-        self._waited += time.monotonic() - began
 
     def step(self, step: int, batch: str, values: dict[str, jax.Array]) -> None:
         """Record 0-based `step` from the metrics of the step (waits for them).
 
-        `batch`: hash of its rows. Raises RunError if the run has diverged.
+        `clock` must have timed it. `batch`: hash of its rows. Raises RunError if the run has
+        diverged.
         """
         with self._on_disk():
             # While the devices compute their first step.
             self._open_tensorboard()
         numbers = {name: float(value) for name, value in jax.device_get(values).items()}
-        seconds = max(time.monotonic() - self._step_began, 1e-9)
-        mfu = None
-        if self._peak_flops:
-            mfu = self.flops_per_step / seconds / self._peak_flops
+        time = self.clock.next()
         record = {
             "step": step,
             **numbers,
             "batch": batch,
-            "seconds": seconds,
-            "data_wait": min(self._waited / seconds, 1.0),
-            "tokens_per_s": self.tokens_per_step / seconds,
-            "mfu": mfu,
+            "tokens": self.tokens_per_step,
+            "seconds": time.seconds,
+            "data_seconds": time.data_seconds,
+            "save_seconds": time.save_seconds,
+            "evaluation_seconds": time.evaluation_seconds,
+            "data_wait": data_share(time.seconds, time.data_seconds),
+            **self._rates(int(time.measured), time.seconds),
         }
-        self.start_clock()
         if self._steps:
             with self._on_disk():
                 self._steps.write(record)
-                self._show(record)
+                self._show(record, time)
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if record["skipped"] else 0
         if self._skipped_in_a_row == TOO_MANY_SKIPPED:
             raise RunError(
                 f"step {step}: loss or gradient was not finite {TOO_MANY_SKIPPED} times in a row; "
                 "these updates were skipped and the last checkpoint is good. To see the curves: "
-                f"python -m minigpt_jax.report {quote(str(self.run))}. To continue: a lower "
+                f"python -m minigpt_jax.report {shell_word(self.run)}. To continue: a lower "
                 "schedule.peak or a longer schedule.warmup, with --config.accept_changes=True"
             )
 
@@ -161,17 +154,38 @@ class RunLog:
             self._console.message(text)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files and the clock."""
+        self.clock.close()
         for writer in (self._steps, self._evaluations, self._tensorboard):
             if writer:
                 writer.close()
 
-    def _show(self, record: dict) -> None:
+    def _show(self, record: dict, time: StepTime) -> None:
+        self._window = self._window.add(time)
+        # The first step is compiled, and may follow an evaluation: no other step is like it.
+        if time.measured or self._whole.steps:
+            self._whole = self._whole.add(time)
         done = record["step"] + 1
         due = done % self.every == 0 or done in (1, self.horizon)
+        shown = record | {
+            "save_seconds": self._window.save_seconds,
+            "evaluation_seconds": self._window.evaluation_seconds,
+            **self._rates(self._window.steps, self._window.seconds),
+        }
+        if self._window.steps:
+            shown["data_wait"] = data_share(self._window.seconds, self._window.data_seconds)
         if due:
-            self._write_points("training", record)
-        self._console.progress(record, self.horizon, due=due)
+            self._write_points("training", shown)
+        remaining = seconds_left(self.horizon - done, self._window, self._whole)
+        self._console.progress(shown, self.horizon, remaining, due=due)
+        if due:
+            self._window = Window()
+
+    def _rates(self, steps: int, seconds: float) -> dict[str, float | None]:
+        """Tokens per second, and the share of the peak where that is known."""
+        rate = tokens_per_second(steps * self.tokens_per_step, seconds, self._peak_rate)
+        mfu = rate / self._peak_rate if rate and self._peak_rate else None
+        return {"tokens_per_s": rate, "mfu": mfu}
 
     def _write_points(self, group: str, record: dict) -> None:
         """A point for each number of the record, if TensorBoard is wanted."""

@@ -3,6 +3,8 @@
 from functools import cache
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from minigpt_jax.interop.gpt2 import from_gpt2
@@ -48,7 +50,8 @@ def _tensors(config: GPTConfig) -> dict[str, np.ndarray]:
 
 def random_run(config: GPTConfig) -> LoadedRun:
     """A run with these tensors, which is not on disk."""
-    return LoadedRun(from_gpt2(tensors(config), config), config, load_tokenizer())
+    params = jax.tree.map(jnp.asarray, from_gpt2(tensors(config), config))
+    return LoadedRun(params, config, load_tokenizer())
 
 
 def write_random_run(folder: Path, config: GPTConfig) -> Path:

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import logging
 import threading
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -46,7 +48,10 @@ def test_configs_have_the_stop_tokens_and_the_chat_template(exported):
     assert found["config.json"]["vocab_size"] == 50261
     assert found["config.json"]["eos_token_id"] == 50260
     assert found["generation_config.json"]["eos_token_id"] == [50260, 50256]
-    assert found["generation_config.json"]["max_length"] == 64
+    # transformers warns at generate(max_new_tokens=...) where there is one.
+    assert "max_length" not in found["generation_config.json"]
+    # It warns where the shorter texts of a batch are padded on the right.
+    assert found["tokenizer_config.json"]["padding_side"] == "left"
     assert found["tokenizer_config.json"]["eos_token"] == "<|end|>"
     assert "<|assistant|>" in found["tokenizer_config.json"]["chat_template"]
 
@@ -56,6 +61,8 @@ def test_the_model_card_has_the_facts_of_the_run(exported):
     assert f"{CHAT.parameters:,}" in card
     assert "Untrusted text" in card
     assert "imported from random numbers, not trained further" in card
+    # There is room for these tokens.
+    assert "max_new_tokens=32" in card and "the context of 64 tokens" in card
 
 
 def test_weights_are_the_same_bits_without_padded_vocabulary(exported):
@@ -92,6 +99,34 @@ def test_transformers_computes_the_same(tmp_path):
     run = random_run(CHAT)
     write_folder(tmp_path / "out", run, "chat")
     assert compare_with_transformers(run, tmp_path / "out", 4) == []
+
+
+def code_of(card: str) -> str:
+    """The program in a model card."""
+    return card.split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize("model", ["chat_run", "base_run"])
+def test_transformers_generates_without_a_warning(model, request, tmp_path, caplog, monkeypatch):
+    pytest.importorskip("torch", exc_type=ImportError)
+    transformers = pytest.importorskip("transformers", minversion="5")
+    folder = tmp_path / "out"
+    write_folder(folder, load_run(request.getfixturevalue(model)), "tiny")
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    texts = ["<|endoftext|>one two three", "<|endoftext|>one"]
+    one = tokenizer(texts[0], return_tensors="pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for settings in ({}, {"do_sample": False}, {"num_beams": 2}, {"max_new_tokens": 9}):
+            ids = model.generate(**one, **{"max_new_tokens": 5, **settings})
+            assert 4 <= ids.shape[1] <= 4 + settings.get("max_new_tokens", 5)
+        model.generate(one["input_ids"], max_new_tokens=5)
+        model.generate(**one, max_length=20)
+        model.generate(**tokenizer(texts, return_tensors="pt", padding=True), max_new_tokens=5)
+        exec(code_of((folder / "README.md").read_text()), {"folder": folder})
+    assert caplog.messages == []
 
 
 class Hub(BaseHTTPRequestHandler):

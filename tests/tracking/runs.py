@@ -24,12 +24,24 @@ def step_record(step: int, **changes) -> dict:
         "skipped": 0.0,
         "weight": 900.0,
         "batch": "0" * 16,
+        "tokens": TOKENS_PER_STEP,
         "seconds": seconds,
+        "data_seconds": seconds / 9,
+        "save_seconds": 2.0 if step and step % 10 == 0 else 0.0,
+        "evaluation_seconds": 60.0 if step == 20 else 0.0,
         "data_wait": 0.1,
-        "tokens_per_s": TOKENS_PER_STEP / seconds,
+        "tokens_per_s": TOKENS_PER_STEP / seconds if step else None,
         "mfu": None,
     }
     return record | changes
+
+
+def record_of_0_1_0(step: int, **changes) -> dict:
+    """What RunLog of version 0.1.0 wrote: the wait for data is a part of the seconds."""
+    record = step_record(step, **changes)
+    for field in ("tokens", "data_seconds", "save_seconds", "evaluation_seconds"):
+        del record[field]
+    return record | {"tokens_per_s": TOKENS_PER_STEP / record["seconds"]}
 
 
 def evaluation_record(step: int, loss: float, text: str = "some text") -> dict:

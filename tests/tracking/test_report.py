@@ -11,7 +11,13 @@ import pytest
 
 from minigpt_jax.errors import InputError, RunError
 from minigpt_jax.tracking.report import write_report
-from tests.tracking.runs import evaluation_record, make_run, report_of, step_record
+from tests.tracking.runs import (
+    evaluation_record,
+    make_run,
+    record_of_0_1_0,
+    report_of,
+    step_record,
+)
 
 COMMAND_TIMEOUT = 120
 LINK_ATTRIBUTES = ("src", "href", "srcset", "data", "action", "poster")
@@ -60,8 +66,10 @@ def test_the_summary_shows_the_numbers_of_the_records(full_report: str):
     assert fact(full_report, "Last validation loss") == ("3.5000", "after 40 steps")
     assert fact(full_report, "Bits per byte")[0] == "0.875"
     assert fact(full_report, "Tokens seen") == ("40,000", "36,000 of them have loss weight")
-    # 30 s for the first step and 39 times 0.5 s.
-    assert fact(full_report, "Training time")[0] == "49s"
+    # 30 s for the first step and 39 times 0.5 s, of which each is 9/10 of its time with the data.
+    assert fact(full_report, "Training time")[0] == "55s"
+    assert fact(full_report, "Saving")[0] == "6s"
+    assert fact(full_report, "Evaluations")[0] == "1m00s"
     # The median is that of the steps that do not compile.
     assert fact(full_report, "Throughput")[0] == "2,000"
     assert fact(full_report, "MFU")[0] == "n/a"
@@ -104,6 +112,62 @@ def test_the_page_loads_nothing(full_report: str):
     assert "@import" not in full_report
     assert not re.search(r"url\((?!#)", full_report)
     assert not links.tags & {"script", "link", "iframe", "img", "object"}
+
+
+# ---- runs of version 0.1.0, whose times are those at which metrics were read
+
+
+def test_a_report_of_version_0_1_0_has_the_same_numbers(tmp_path: Path):
+    page = report_of(make_run(tmp_path, [record_of_0_1_0(s) for s in range(40)], []))
+    assert fact(page, "Training time")[0] == "49s"
+    assert fact(page, "Throughput")[0] == "2,000"
+    assert fact(page, "Waiting for data")[0] == "10.0%"
+    assert fact(page, "Tokens seen")[0] == "40,000"
+    assert fact(page, "Saving")[0] == fact(page, "Evaluations")[0] == "n/a"
+    assert "above the peak" not in page
+
+
+def late_records(count: int, *, peak_known: bool) -> list[dict]:
+    """Steps of 0.5 s at 43% of the peak; after every fifth one a save, and two late readings."""
+    seconds = [{1: 0.999, 2: 0.001}.get(step % 5, 0.5) for step in range(count)]
+    return [
+        record_of_0_1_0(
+            step, seconds=s if step else 30.0, mfu=0.43 * 0.5 / s if peak_known else None
+        )
+        for step, s in enumerate(seconds)
+    ]
+
+
+def highest_tick(page: str) -> float:
+    """The largest number at the axis of the throughput's plot, in thousands of tokens/s."""
+    plot = page[page.index("<h3>Throughput") :].split("</figure>")[0]
+    ticks = [float(tick) for tick in re.findall(r">([\d.]+) k</text>", plot)]
+    assert ticks
+    return max(ticks)
+
+
+def test_a_rate_above_the_peak_is_not_shown(tmp_path: Path):
+    """Each fifth step claims 21,500% of the peak and a million tokens/s."""
+    page = report_of(make_run(tmp_path, late_records(101, peak_known=True), []))
+    assert fact(page, "MFU")[0] == "43.0%"
+    assert fact(page, "Throughput")[0] == "2,000"
+    assert "The records of 20 steps claim a rate above the peak" in page
+    assert "left out" not in page
+    assert highest_tick(page) <= 2.5
+
+
+def test_a_rate_far_above_the_others_is_not_shown_where_the_peak_is_unknown(tmp_path: Path):
+    page = report_of(make_run(tmp_path, late_records(101, peak_known=False), []))
+    assert fact(page, "Throughput")[0] == "2,000" and fact(page, "MFU")[0] == "n/a"
+    assert highest_tick(page) <= 2.5
+
+
+def test_a_run_that_claims_more_than_the_peak_everywhere_shows_no_rate(tmp_path: Path):
+    records = [record_of_0_1_0(step, seconds=0.001, mfu=8.55) for step in range(30)]
+    page = report_of(make_run(tmp_path, records, []))
+    assert fact(page, "MFU")[0] == fact(page, "Throughput")[0] == "n/a"
+    assert "2 of these are above the peak too and are left out" in page
+    assert "855" not in page
 
 
 # ---- unusual runs

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -56,6 +58,12 @@ def metrics(loss: float = 2.5, skipped: int = 0) -> dict:
         "skipped": skipped,
     }
     return {name: jnp.float32(number) for name, number in numbers.items()}
+
+
+def do_step(log: RunLog, step: int, batch: str, values: dict) -> None:
+    """Do a step that returns these metrics, and record it."""
+    log.clock.timed(lambda: (None, values))()
+    log.step(step, batch, values)
 
 
 # ---- the file
@@ -128,7 +136,7 @@ def test_what_was_written_before_a_kill_is_there_and_the_rest_follows(tmp_path: 
 
 def test_every_line_is_json_even_if_the_loss_is_not_a_number(tmp_path: Path):
     log = run_log(tmp_path)
-    log.step(0, "", metrics(loss=float("nan"), skipped=1))
+    do_step(log, 0, "", metrics(loss=float("nan"), skipped=1))
     log.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     record = json.loads(line)
@@ -145,7 +153,7 @@ def test_a_resumed_log_drops_the_steps_to_come_and_keeps_the_evaluation_at_its_s
     first = run_log(tmp_path)
     first.evaluation({"step": 0} | evaluation)
     for step in range(6):
-        first.step(step, "hash", metrics())
+        do_step(first, step, "hash", metrics())
         if step in (2, 5):
             first.evaluation({"step": step + 1} | evaluation)
     first.close()
@@ -158,30 +166,52 @@ def test_a_resumed_log_drops_the_steps_to_come_and_keeps_the_evaluation_at_its_s
 
 def test_a_record_holds_what_the_step_measured(tmp_path: Path, capsys):
     log = run_log(tmp_path)
-    with log.waiting():
-        pass
-    log.step(0, "abcd", metrics(loss=0.1))
+    for step in range(2):
+        for kind in ("data", "save", "evaluation"):
+            with log.clock.pause(kind):
+                time.sleep(0.1)
+        do_step(log, step, "abcd", metrics(loss=0.1))
     log.close()
-    (record,) = read_jsonl(tmp_path / "metrics.jsonl")
-    assert record["loss"] == float(jnp.float32(0.1)) and record["batch"] == "abcd"
-    assert record["learning_rate"] == pytest.approx(3e-4)
-    assert record["tokens_per_s"] == pytest.approx(TOKENS_PER_STEP / record["seconds"])
-    assert 0 <= record["data_wait"] <= 1
-    # A CPU is not in the table of peak rates.
-    assert record["mfu"] is None
-    line = capsys.readouterr().out
-    for part in ("step   0/100", "loss 0.1000", "lr 3.00e-04", "grad 1.25"):
-        assert part in line
-    for part in ("tokens/s", "MFU n/a", "data wait", "ETA"):
-        assert part in line
+    first, second = read_jsonl(tmp_path / "metrics.jsonl")
+    assert second["loss"] == float(jnp.float32(0.1)) and second["batch"] == "abcd"
+    assert second["learning_rate"] == pytest.approx(3e-4)
+    assert second["tokens"] == TOKENS_PER_STEP
+    assert second["tokens_per_s"] == pytest.approx(TOKENS_PER_STEP / second["seconds"])
+    for wait in ("data_seconds", "save_seconds", "evaluation_seconds"):
+        # The pauses themselves, and what the machine adds to a sleep.
+        assert 0.1 <= first[wait] < 1 and 0.1 <= second[wait] < 1
+    of_training = second["seconds"] + second["data_seconds"]
+    assert second["data_wait"] == pytest.approx(second["data_seconds"] / of_training)
+    # The first step compiles, and a CPU is not in the table of peak rates.
+    assert first["tokens_per_s"] is None and first["mfu"] is second["mfu"] is None
+    lines = capsys.readouterr().out.splitlines()
+    for part in (
+        "step   0/100",
+        "loss 0.1000",
+        "lr 3.00e-04",
+        "grad 1.25",
+        "n/a tokens/s",
+        "ETA n/a",
+    ):
+        assert part in lines[0]
+    for part in (
+        f"{second['tokens_per_s']:,.0f} tokens/s",
+        "MFU n/a",
+        "data wait",
+        "  save 0.",
+        "  evaluation 0.",
+    ):
+        assert part in lines[1]
+    # 98 steps, each with 0.3 s of waits.
+    assert re.search(r"ETA (29|[3-9]\d)s|ETA [1-9]m", lines[1])
     # Without a terminal the line is not rewritten.
-    assert line.count("\n") == 1 and "\r" not in line
+    assert len(lines) == 2 and "\r" not in lines[0]
 
 
 def test_lines_appear_at_the_first_the_last_and_every_nth_step(tmp_path: Path, capsys):
     log = run_log(tmp_path, horizon=10, every=4)
     for step in range(10):
-        log.step(step, "", metrics())
+        do_step(log, step, "", metrics())
     log.close()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["0/10", "3/10", "7/10", "9/10"]
@@ -194,8 +224,8 @@ def test_on_a_terminal_the_line_is_rewritten_until_a_message_follows(
 ):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     log = run_log(tmp_path)
-    log.step(0, "", metrics())
-    log.step(1, "", metrics())
+    do_step(log, 0, "", metrics())
+    do_step(log, 1, "", metrics())
     log.say("done")
     log.say("and more")
     log.close()
@@ -206,7 +236,7 @@ def test_on_a_terminal_the_line_is_rewritten_until_a_message_follows(
 
 def test_only_the_main_process_writes(tmp_path: Path, capsys):
     log = run_log(tmp_path, main_process=False, tensorboard=True)
-    log.step(0, "", metrics())
+    do_step(log, 0, "", metrics())
     log.say("hello")
     log.close()
     assert capsys.readouterr().out == "" and list(tmp_path.iterdir()) == []
@@ -220,10 +250,10 @@ def test_five_skipped_updates_in_a_row_end_the_run_and_four_do_not(
     not_finite = metrics(loss=float("nan"), skipped=1)
     log = run_log(tmp_path, main_process=main_process)
     for step in range(10):
-        log.step(step, "", not_finite if step % 5 else metrics())
+        do_step(log, step, "", not_finite if step % 5 else metrics())
     expected = r"step 10: .* 5 times in a row.*the last checkpoint is good"
     with pytest.raises(RunError, match=expected):
-        log.step(10, "", not_finite)
+        do_step(log, 10, "", not_finite)
     log.close()
     if main_process:
         # These steps are recorded too.
@@ -234,18 +264,18 @@ def test_a_resumed_run_counts_the_skipped_updates_before_it(tmp_path: Path):
     not_finite = metrics(loss=float("nan"), skipped=1)
     log = run_log(tmp_path)
     for step in range(4):
-        log.step(step, "", not_finite)
+        do_step(log, step, "", not_finite)
     log.close()
     resumed = run_log(tmp_path, start=4)
     with pytest.raises(RunError, match=r"step 4: .* 5 times in a row"):
-        resumed.step(4, "", not_finite)
+        do_step(resumed, 4, "", not_finite)
     resumed.close()
 
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_tensorboard_is_written_if_it_is_wanted(tmp_path: Path, wanted: bool):
     log = run_log(tmp_path, tensorboard=wanted)
-    log.step(0, "", metrics())
+    do_step(log, 0, "", metrics())
     log.close()
     events = list(tmp_path.glob("tensorboard/events.*"))
     assert bool(events) == wanted
