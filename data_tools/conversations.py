@@ -15,6 +15,8 @@ from minigpt_jax.tokenizer import Tokenizer
 # Fields of dialogues, then of pairs, in the order in which they are looked for.
 _DIALOGUES = ("messages", "conversations")
 _PAIRS = (("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
+# All fields of a row that are read.
+FIELDS = (*_DIALOGUES, *(field for pair in _PAIRS for field in pair), "input", "system")
 # ShareGPT's names of roles. The chat template checks all others.
 _ROLES = {"human": "user", "gpt": "assistant"}
 _SHOWN_CHARACTERS = 40
