@@ -12,89 +12,39 @@ command.
 """
 
 import argparse
-import math
-import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 from data_tools.encoders import Encoded, cores, encode_all, make_batches
 from data_tools.fast_tokenizer import FastTokenizer
+from data_tools.folder_lock import lock
 from data_tools.progress_bar import ProgressBar
+from data_tools.recipe import Recipe, cut_end
 from data_tools.resumable_shards import (
     CONTINUE_MESSAGE,
     PROGRESS_FILE,
-    SPLITS,
     ResumableShards,
     expect_same_source,
 )
+from data_tools.split_lengths import SplitLengths
+from data_tools.summary import (
+    RowCounts,
+    count_splits,
+    count_tokens,
+    print_estimate,
+    print_line,
+    print_summary,
+)
 from minigpt_jax.errors import InputError, RunError, exit_cleanly
-from minigpt_jax.runtime.files import expand_home, shell_word, user_path
+from minigpt_jax.runtime.files import expand_home, user_path
 from minigpt_jax.shard_writer import SHARD_TOKENS
-from minigpt_jax.sources import BadRow, documents, identity, local_files, text_bytes
-from minigpt_jax.token_stream import MANIFEST, Shard, read_manifest
-from minigpt_jax.tokenizer import load_tokenizer
-
-# Shards hold uint16.
-BYTES_PER_TOKEN = 2
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the bytes of the shards.
-
-    `name` is the configuration of a Hub data set, `column` the field that holds the text. Every
-    `val_every`th document is for validation. Only the first `limit` documents are used; None: all.
-    """
-
-    sources: Sequence[str]
-    name: str | None = None
-    column: str = "text"
-    val_every: int = 100
-    shard_tokens: int = SHARD_TOKENS
-    limit: int | None = None
-
-    def describe(self) -> str:
-        """The recipe in one line. Raises InputError for a source that does not exist."""
-        parts = [identity(source, name=self.name) for source in self.sources]
-        parts += [
-            f"column {self.column}",
-            f"1 document in {self.val_every} to val",
-            f"{self.shard_tokens} tokens a shard",
-            f"tokenizer {load_tokenizer().hash[:12]}",
-        ]
-        if self.limit:
-            parts.append(f"the first {self.limit} documents")
-        return "; ".join(parts)
-
-    def read_documents(self) -> Iterator[str | BadRow]:
-        """The text of every row of all sources, or a BadRow. Raises InputError and RunError."""
-        return chain.from_iterable(
-            documents(source, name=self.name, column=self.column) for source in self.sources
-        )
-
-    def estimate_bytes(self) -> int | None:
-        """About how many bytes of text there are, None if unknown."""
-        if self.limit:
-            # How long the first documents are is not known before they are read.
-            return None
-        sizes = [text_bytes(source, name=self.name, column=self.column) for source in self.sources]
-        known = [size for size in sizes if size is not None]
-        return sum(known) if len(known) == len(sizes) else None
-
-
-@dataclass
-class RowCounts:
-    """Rows read so far: usable documents, and skipped rows by reason."""
-
-    documents: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
+from minigpt_jax.sources import BadRow, FileTime, find, name_some, times, unread_notes
+from minigpt_jax.token_stream import MANIFEST, read_manifest
 
 
 def prepare(
@@ -112,30 +62,33 @@ def prepare(
     Raises RunError for a full disk, a killed worker or a failed connection to the Hub.
     """
     workers = workers or cores()
-    _expect_outside_sources(out, recipe.sources)
+    expect_outside_sources(out, recipe.sources)
+    notes = list(unread_notes(recipe.sources))
+    for note in notes:
+        print(note, flush=True)
+    before = [times(source) for source in recipe.sources]
     description = recipe.describe()
     if (out / MANIFEST).exists():
-        expect_same_source(out, read_manifest(out).get("source"), description)
-        # A process that was killed right after it wrote the manifest leaves this file behind.
-        (out / PROGRESS_FILE).unlink(missing_ok=True)
-        print(
-            f"{out}: done before, from the same text; "
-            f"to check its files: python -m data_tools.verify {shell_word(out)}"
-        )
+        _explain_finished(out, recipe, description)
         return
     shards = ResumableShards(
-        out, description, val_every=recipe.val_every, shard_tokens=recipe.shard_tokens
+        out,
+        description,
+        earlier_source=recipe.describe_earlier() if recipe.is_read_as_earlier() else None,
+        val_every=recipe.val_every,
+        shard_tokens=recipe.shard_tokens,
     )
     if shards.tokens_found:
         found = f"{shards.tokens_found:,} tokens in complete shards"
         print(f"{out}: continuing after {found}", flush=True)
     started = time.monotonic()
     counts = RowCounts()
+    lengths = SplitLengths(recipe.val_every)
     batches = make_batches(_missing_documents(recipe, shards, counts))
     try:
         # Closing the generator ends the workers, also when writing fails.
         with closing(encode_all(batches, workers, fast_tokenizer)) as encoded:
-            _append_all(encoded, shards, recipe, workers, out)
+            _append_all(encoded, shards, recipe, workers, out, lengths)
     except BrokenProcessPool:
         raise RunError(
             f"{out}: a worker process was killed (out of memory?): {CONTINUE_MESSAGE}"
@@ -143,20 +96,50 @@ def prepare(
     except KeyboardInterrupt:
         print(f"\n{out}: {CONTINUE_MESSAGE}", file=sys.stderr)
         raise
-    documents_per_split = _count_splits(recipe, counts)
+    documents_per_split = count_splits(recipe, counts)
+    _expect_unchanged(recipe, before, out)
     written = shards.finish(documents_per_split)
     seconds = time.monotonic() - started
-    speed = (_count_tokens(written) - shards.tokens_found) / seconds
-    _print_summary(written, documents_per_split, counts.skipped)
-    _print_line("time", f"{seconds:.1f} s, {speed:,.0f} tokens/s")
-    _print_line("written to", out)
+    speed = (count_tokens(written) - shards.tokens_found) / seconds
+    print_summary(written, documents_per_split, counts, notes)
+    print_line("time", f"{seconds:.1f} s, {speed:,.0f} tokens/s")
+    print_line("written to", out)
+    if advice := lengths.advice(written, is_whole=not (shards.tokens_found or counts.is_cut)):
+        print_line("warning", advice)
 
 
-def _expect_outside_sources(out: Path, sources: Sequence[str]) -> None:
-    # Otherwise the next run would read progress.json and manifest.json as documents.
+def expect_outside_sources(out: Path, sources: Sequence[str]) -> None:
+    """Raises InputError for a folder whose files the next run would read as documents."""
+    above = {out.resolve(), *out.resolve().parents}
     for source in sources:
-        if local_files(source) and out.resolve().is_relative_to(Path(source).resolve()):
+        found = find(source)
+        if found is not None and {*found.folders, Path(source).resolve()} & above:
             raise InputError(f"--out {out} lies within --source {source}: choose another folder")
+
+
+def _explain_finished(out: Path, recipe: Recipe, description: str) -> None:
+    """Say that there is nothing to do. Raises InputError where `out` holds something else."""
+    found = read_manifest(out).get("source")
+    expect_same_source(out, found, description, recipe.describe_earlier())
+    # A process that was killed right after it wrote the manifest leaves this file behind.
+    (out / PROGRESS_FILE).unlink(missing_ok=True)
+    print(
+        f"{out}: done before, from the same text; "
+        f"to check its files: python -m data_tools.verify {shell_word(out)}"
+    )
+    if found != description and not recipe.is_read_as_earlier():
+        print(f"{out}: made by version 0.1.0, which did not read all these files")
+
+
+def _expect_unchanged(recipe: Recipe, before: list[list[FileTime]], out: Path) -> None:
+    """Raises InputError for a file that changed while it was read: `before` is what it was."""
+    now = [times(source) for source in recipe.sources]
+    changed = {state.path for state in {*chain(*before)} ^ {*chain(*now)}}
+    if changed:
+        raise InputError(
+            f"{name_some(sorted(changed))}: changed while the text was read: "
+            f"delete {out} and run the same command again"
+        )
 
 
 def _missing_documents(
@@ -166,105 +149,58 @@ def _missing_documents(
 
     Adds every row that it reads to `counts`.
     """
-    for text in recipe.read_documents():
-        if isinstance(text, BadRow):
-            counts.skipped[text.reason] += 1
-            continue
-        number = counts.documents
+    for number, text in enumerate(_in_two_if_alone(_usable(recipe, counts), recipe, counts)):
         if number == recipe.limit:
             return
+        if counts.is_cut and shards.is_earlier:
+            raise InputError(
+                f"{', '.join(recipe.sources)}: a single document, which is now cut in two: "
+                "choose another --out, or delete it"
+            )
         counts.documents += 1
         if shards.is_missing(number):
             yield number, text
 
 
+def _usable(recipe: Recipe, counts: RowCounts) -> Iterator[str]:
+    for text in recipe.read_documents():
+        if isinstance(text, BadRow):
+            counts.skip(text)
+        else:
+            yield text
+
+
+def _in_two_if_alone(texts: Iterator[str], recipe: Recipe, counts: RowCounts) -> Iterator[str]:
+    """The texts; of a single one its end, for validation (it is document 0), and its beginning."""
+    first, second = next(texts, None), next(texts, None)
+    if first is not None and second is None:
+        parts = cut_end(first, recipe.val_every)
+        counts.is_cut = parts is not None
+        yield from parts or (first,)
+    elif first is not None and second is not None:
+        yield from chain((first, second), texts)
+
+
 def _append_all(
-    batches: Iterator[Encoded], shards: ResumableShards, recipe: Recipe, workers: int, out: Path
+    batches: Iterator[Encoded],
+    shards: ResumableShards,
+    recipe: Recipe,
+    workers: int,
+    out: Path,
+    lengths: SplitLengths,
 ) -> None:
     """Write the batches. Prints an estimate after the first, and shows a progress bar."""
     first = next(batches, None)
     if first is None:
         return
     found = shards.tokens_found
-    missing = _print_estimate(first, recipe.estimate_bytes(), found, workers, out)
+    missing = print_estimate(first, recipe.estimate_bytes(), found, workers, out)
     total = None if missing is None else found + missing
     with ProgressBar("tok", total=total, initial=found) as bar:
         for encoded in chain([first], batches):
             shards.append(encoded)
+            lengths.add(encoded)
             bar.advance(len(encoded.tokens))
-
-
-def _print_estimate(
-    first: Encoded, size: int | None, tokens_found: int, workers: int, out: Path
-) -> int | None:
-    """Print the time and disk space for `size` bytes of text, estimated from the first batch.
-
-    `tokens_found` tokens are in complete shards already. Returns the number of tokens still to
-    write, None if it is unknown.
-    """
-    # One worker encoded the batch, and workers beyond the number of cores add no speed.
-    speed = len(first.tokens) / first.seconds * min(workers, cores())
-    free = shutil.disk_usage(out).free
-    rate = f"{speed / 1e6:.2f}M tokens/s with {workers} workers, {free / 1e9:.1f} GB of disk free"
-    if size is None:
-        print(
-            f"estimate: unknown size, {BYTES_PER_TOKEN} bytes of disk per token; {rate}", flush=True
-        )
-        return None
-    first_bytes = load_tokenizer().byte_lengths()[first.tokens].sum()
-    all_tokens = int(size * len(first.tokens) / max(1, first_bytes))
-    tokens = max(0, all_tokens - tokens_found)
-    needed = tokens * BYTES_PER_TOKEN
-    print(
-        f"estimate: {tokens / 1e6:.1f}M tokens, {needed / 1e6:.1f} MB of disk, "
-        f"{tokens / speed:.0f} s; {rate}",
-        flush=True,
-    )
-    if needed > free:
-        print(f"warning: {out} has too little free space for that", file=sys.stderr)
-    return tokens
-
-
-def _count_splits(recipe: Recipe, counts: RowCounts) -> dict[str, int]:
-    """The number of documents of each split. Raises InputError where there are too few."""
-    total = counts.documents
-    if total < len(SPLITS):
-        raise InputError(
-            f"{', '.join(recipe.sources)}: {total} usable documents in column {recipe.column!r} "
-            f"(skipped: {_list_counts(counts.skipped)}), expected at least one for each split; "
-            "a text file is one document"
-        )
-    # Rounded up, because document 0 is for validation.
-    held_out = math.ceil(total / recipe.val_every)
-    return {"train": total - held_out, "val": held_out}
-
-
-def _list_counts(counts: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(counts.items())) or "0"
-
-
-def _count_tokens(shards: dict[str, list[Shard]]) -> int:
-    return sum(shard.tokens for split in shards.values() for shard in split)
-
-
-def _print_summary(
-    shards: dict[str, list[Shard]], documents_per_split: dict[str, int], skipped: Counter[str]
-) -> None:
-    num_documents = sum(documents_per_split.values())
-    # Each document begins with one <|endoftext|>.
-    separators = num_documents
-    _print_line("documents", f"{num_documents:,}")
-    _print_line("skipped", _list_counts(skipped))
-    _print_line("text tokens", f"{_count_tokens(shards) - separators:,}")
-    _print_line("separators", f"{separators:,}")
-    for split, split_shards in shards.items():
-        tokens = sum(shard.tokens for shard in split_shards)
-        source = f"{documents_per_split[split]:,} documents"
-        _print_line(split, f"{tokens:,} tokens of {source} in {len(split_shards)} shards")
-
-
-def _print_line(label: str, value: object) -> None:
-    print(f"{label:<12} {value}")
 
 
 def _at_least(smallest: int) -> Callable[[str], int]:
@@ -338,7 +274,10 @@ def main() -> None:
     workers = options.pop("workers")
     fast_tokenizer = None if options.pop("no_fast") else FastTokenizer()
     # The options that are left are the fields of Recipe.
-    prepare(Recipe(**options), out, workers=workers, fast_tokenizer=fast_tokenizer)
+    recipe = Recipe(**options)
+    expect_outside_sources(out, recipe.sources)
+    with lock(out):
+        prepare(recipe, out, workers=workers, fast_tokenizer=fast_tokenizer)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m data_tools.instruct --source HuggingFaceH4/instruction-dataset \\
         --source my_pairs.jsonl --out data/instruct
 
-A source is a hub data set, or a local parquet, jsonl, json or json.gz file, or a folder of them.
+A source is a hub data set, or a local file of rows (parquet, Arrow, JSON or CSV), or a folder.
 The schema is recognised row by row: `messages` (role/content), `conversations` (from/value),
 `prompt`/`completion`, `instruction`/`input`/`output`, `question`/`answer` and others, with the
 fields that belong to them: docs/data.md has the list. A row that cannot be trained on is skipped
@@ -22,13 +22,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_tools.conversation_fields import FIELDS
 from data_tools.conversations import Conversation, conversation_of
+from data_tools.folder_lock import lock
 from data_tools.packing import expect_free, write_packed
 from data_tools.progress_bar import ProgressBar
 from minigpt_jax.chat import BadConversation
 from minigpt_jax.errors import InputError, exit_cleanly
 from minigpt_jax.runtime.files import expand_home, user_path
-from minigpt_jax.sources import BadRow, rows
+from minigpt_jax.sources import ROWS, BadRow, rows, unread_notes
 from minigpt_jax.tokenizer import Tokenizer, load_tokenizer
 
 # Rows from which the cost of all rows is estimated.
@@ -55,7 +57,10 @@ def read_rows(sources: Sequence[str], name: str | None) -> list[SourceRow]:
     found = []
     for source in sources:
         print(f"reading {source}", flush=True)
-        found += [SourceRow(source, n, row) for n, row in enumerate(rows(source, name=name), 1)]
+        for note in unread_notes([source], ROWS):
+            print(note, flush=True)
+        read = rows(source, name=name, columns=FIELDS, kinds=ROWS, others=True)
+        found += [SourceRow(source, number, row) for number, row in enumerate(read, 1)]
     return found
 
 
@@ -189,6 +194,12 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """The command line: prepare the folder and print a summary of all rows."""
     args = _parser().parse_args()
+    with lock(args.out):
+        prepare(args)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Read, pack and write. Raises InputError and RunError."""
     if args.context < 2 or args.val_every < 2:
         raise InputError(
             f"--context {args.context} --val-every {args.val_every}: both must be at least 2"

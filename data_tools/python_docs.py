@@ -22,9 +22,11 @@ from pathlib import Path
 
 from data_tools.conversations import conversation_of
 from data_tools.docstrings import corpus
-from data_tools.fineweb import Recipe, prepare
+from data_tools.fineweb import prepare
+from data_tools.folder_lock import lock
 from data_tools.packing import expect_free, write_packed
 from data_tools.progress_bar import ProgressBar
+from data_tools.recipe import Recipe
 from minigpt_jax.errors import InputError, RunError, exit_cleanly
 from minigpt_jax.runtime.files import user_path, write_json
 from minigpt_jax.token_stream import MANIFEST, read_manifest
@@ -215,10 +217,12 @@ def main() -> None:
     try:
         if args.out:
             print(f"collecting docstrings into {args.out / DOCUMENTS}", flush=True)
-            path = write_documents(args.out, args.megabytes)
-            prepare(Recipe([str(path)], val_every=DOCUMENTS_VAL_EVERY), args.out)
+            with lock(args.out):
+                path = write_documents(args.out, args.megabytes)
+                prepare(Recipe([str(path)], val_every=DOCUMENTS_VAL_EVERY), args.out)
         if args.chat_out:
-            write_questions(args.chat_out, args.context)
+            with lock(args.chat_out):
+                write_questions(args.chat_out, args.context)
     except OSError as error:
         raise RunError(f"{error}: free some space and run the same command again") from None
 

@@ -5,6 +5,7 @@ which they end. The manifest replaces it when everything is written.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -49,15 +50,24 @@ class ResumableShards:
     """Writes the shards of a folder, from the first document that complete shards do not hold.
 
     `source` describes the text and the settings in one line. A folder whose complete shards have
-    another `source` is refused.
+    another `source` is refused, except for `earlier_source`, the line of version 0.1.0; then
+    `is_earlier` is true.
     Raises InputError for a folder that cannot be continued, RunError for a full disk.
     """
 
-    def __init__(self, out: Path, source: str, *, val_every: int, shard_tokens: int):
+    def __init__(
+        self,
+        out: Path,
+        source: str,
+        *,
+        earlier_source: str | None = None,
+        val_every: int,
+        shard_tokens: int,
+    ):
         self._out = out
         self._source = source
         self._val_every = val_every
-        self._progress = _load(out, source)
+        found, self._progress = _load(out, source, earlier_source)
         with _disk_errors_explained(out):
             out.mkdir(parents=True, exist_ok=True)
             for unfinished in out.glob("*.tmp"):
@@ -69,6 +79,7 @@ class ResumableShards:
             for split, progress in self._progress.items()
         }
         self.tokens_found = sum(s.tokens for p in self._progress.values() for s in p.shards)
+        self.is_earlier = bool(self.tokens_found) and found != source
 
     def is_missing(self, number: int) -> bool:
         """Whether complete shards lack document `number`, or a part of it."""
@@ -136,13 +147,22 @@ class ResumableShards:
         write_json(self._out / PROGRESS_FILE, {"source": self._source, "splits": splits})
 
 
-def expect_same_source(out: Path, found: str | None, source: str) -> None:
-    """Raises InputError for a folder that was made from other text or with other settings."""
-    if found != source:
+def expect_same_source(out: Path, found: str | None, source: str, earlier: str | None) -> None:
+    """Raises InputError for a folder that was made from other text or with other settings.
+
+    `earlier` is the line that version 0.1.0 recorded for this `source`.
+    """
+    if found not in (source, earlier):
+        is_edited = _without_content(found or "") == _without_content(source)
+        edited = "; the text has changed" if is_edited else ""
         raise InputError(
-            f"{out}: holds data made from [{found}], now requested is [{source}]: "
+            f"{out}: holds data made from [{found}], now requested is [{source}]{edited}: "
             "choose another --out, or delete it"
         )
+
+
+def _without_content(source: str) -> str:
+    return re.sub(r"\d+ bytes, content [0-9a-f]+", "", source)
 
 
 @contextmanager
@@ -156,8 +176,10 @@ def _disk_errors_explained(out: Path) -> Iterator[None]:
         raise RunError(f"{out}: {reason}: free some space; {CONTINUE_MESSAGE}") from None
 
 
-def _load(out: Path, source: str) -> dict[str, SplitProgress]:
-    """The progress of an earlier process, with its shards checked."""
+def _load(
+    out: Path, source: str, earlier_source: str | None
+) -> tuple[str | None, dict[str, SplitProgress]]:
+    """The source and the progress of an earlier process, with its shards checked."""
     path = out / PROGRESS_FILE
     if not path.exists():
         if any(out.glob("*.npy")):
@@ -165,19 +187,19 @@ def _load(out: Path, source: str) -> dict[str, SplitProgress]:
                 f"{out}: holds .npy files of unknown origin: choose another --out, "
                 f"or adopt them: python -m data_tools.verify {shell_word(out)}"
             )
-        return {split: SplitProgress() for split in SPLITS}
+        return None, {split: SplitProgress() for split in SPLITS}
     found, progress = _parse(path)
     shards = [shard for split in progress.values() for shard in split.shards]
     # A folder without complete shards holds nothing of another source.
     if shards:
-        expect_same_source(out, found, source)
+        expect_same_source(out, found, source, earlier_source)
     for shard in shards:
         file = out / shard.file
         if not file.is_file() or sha256(file) != shard.sha256:
             raise InputError(
                 f"{file}: missing or changed since it was written: delete {out} and run again"
             )
-    return progress
+    return found, progress
 
 
 def _parse(path: Path) -> tuple[str, dict[str, SplitProgress]]:

@@ -12,10 +12,12 @@ import hashlib
 import re
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
+from data_tools.folder_lock import lock
 from data_tools.progress_bar import ProgressBar
 from data_tools.resumable_shards import PROGRESS_FILE
 from minigpt_jax.errors import InputError, exit_cleanly
@@ -137,11 +139,13 @@ def main() -> None:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     has_manifest = (folder / MANIFEST).exists()
-    if (folder / PROGRESS_FILE).exists() and not has_manifest:
-        raise InputError(
-            f"{folder}: its preparation was interrupted: run the command that began it again"
-        )
-    splits = verify(folder) if has_manifest else adopt(folder)
+    # What has a manifest is only read, by any number of commands.
+    with nullcontext() if has_manifest else lock(folder):
+        if (folder / PROGRESS_FILE).exists() and not has_manifest:
+            raise InputError(
+                f"{folder}: its preparation was interrupted: run the command that began it again"
+            )
+        splits = verify(folder) if has_manifest else adopt(folder)
     for split, (shards, documents) in splits.items():
         tokens = sum(shard.tokens for shard in shards)
         print(f"{split:<6} {tokens:>15,} tokens of {documents:,} documents in {len(shards)} shards")

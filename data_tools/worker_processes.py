@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -61,6 +62,8 @@ class WorkerProcesses:
             process = self._context.Process(
                 target=_answer, args=(theirs, self._function), daemon=True
             )
+            # multiprocessing starts its tracker with the first process, and then ends the mask.
+            resource_tracker.ensure_running()
             # Inherited by the process. One that only ignored Ctrl-C after its start could be ended
             # by it before.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -15,23 +15,40 @@ package before it checks its flags.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigpt_jax.errors import InputError
+from minigpt_jax.runtime.files import sha256
 from minigpt_jax.sources import hub
-from minigpt_jax.sources.local import (
-    ROW_SUFFIXES,
-    BadRow,
-    file_rows,
-    is_split,
-    local_files,
-    no_such_source,
-    parquet_text_bytes,
-)
+from minigpt_jax.sources.columnar import parquet_text_bytes
+from minigpt_jax.sources.earlier import earlier_files, earlier_identity
+from minigpt_jax.sources.found import Found, find, is_split, no_such_source, unread_notes
+from minigpt_jax.sources.kinds import COLUMNAR, KINDS, ROWS, is_compressed, kind_of
+from minigpt_jax.sources.local import file_rows
+from minigpt_jax.sources.row import UNREAD, BadRow, Wanted, field_of, name_some
 
-__all__ = ["BadRow", "documents", "identity", "local_files", "rows", "split_rows", "text_bytes"]
+__all__ = [
+    "ROWS",
+    "UNREAD",
+    "BadRow",
+    "FileTime",
+    "Found",
+    "documents",
+    "earlier_identity",
+    "find",
+    "identity",
+    "name_some",
+    "read_as_earlier",
+    "rows",
+    "split_rows",
+    "text_bytes",
+    "times",
+    "unread_notes",
+]
 
 # Files of a Hub data set whose footers are read to estimate the size of all.
 _SAMPLED_FILES = 4
@@ -42,39 +59,53 @@ def documents(
 ) -> Iterator[str | BadRow]:
     """The text in `column` of every row of `source`. A row without text is a BadRow.
 
-    Raises as `rows` does.
+    The column "a.b" is the field b of the column a. Raises as `rows` does.
     """
-    for row in rows(source, name=name, columns=(column,)):
+    wanted = Wanted((column,), as_text=True)
+    for where, row in _rows(source, name, wanted, KINDS):
         if isinstance(row, BadRow):
             yield row
             continue
-        text = row.get(column)
+        text = field_of(row, column)
         if text is None:
-            yield BadRow("field missing or null", source)
+            yield BadRow("field missing or null", where)
         elif not isinstance(text, str):
-            yield BadRow("not a string", source)
+            yield BadRow("not a string", where)
         elif not text.strip():
-            yield BadRow("blank", source)
+            yield BadRow("blank", where)
         else:
             yield text
 
 
 def rows(
-    source: str, *, name: str | None = None, columns: Sequence[str] | None = None
+    source: str,
+    *,
+    name: str | None = None,
+    columns: Sequence[str] | None = None,
+    kinds: tuple[str, ...] = KINDS,
+    others: bool = False,
 ) -> Iterator[dict[str, Any] | BadRow]:
     """Every row of `source` in order. A text file is one row with the field "text".
 
     `name` is the configuration of a Hub data set, of which the split "train" is read, or the only
-    split. `columns` are the fields to read, for formats that can leave the others out. Raises
+    split. `columns` are the fields to read, for formats that can leave the others out; with
+    `others`, those have the value UNREAD. `kinds` are the kinds of local files to read. Raises
     InputError for a source that is missing, damaged or (in formats with a schema) without these
-    columns, and RunError when the connection to the Hub fails.
+    columns, and RunError when a file or the connection to the Hub fails.
     """
-    files = local_files(source)
-    if files is None:
-        yield from hub.streamed_rows(source, name=name, columns=columns)
+    wanted = Wanted(columns, others=others)
+    return (row for _, row in _rows(source, name, wanted, kinds))
+
+
+def _rows(
+    source: str, name: str | None, wanted: Wanted, kinds: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    found = find(source, kinds)
+    if found is None:
+        yield from hub.streamed_rows(source, wanted, name=name)
         return
-    for where, row in file_rows(files, columns=columns):
-        yield row if isinstance(row, dict | BadRow) else BadRow("not an object", where)
+    for where, row in file_rows(found.files, wanted):
+        yield where, row if isinstance(row, dict | BadRow) else BadRow("not an object", where)
 
 
 def split_rows(
@@ -99,9 +130,10 @@ def split_rows(
 
 
 def _rows_of_split(source: str, split: str) -> Iterator[tuple[str, Any]]:
-    files = local_files(source, ROW_SUFFIXES)
-    if files is not None:
-        return file_rows([f for f in files if is_split(f.name, split)] or files, split=split)
+    found = find(source, ROWS, split=split)
+    if found is not None:
+        files = [f for f in found.files if is_split(f.name, split)] or found.files
+        return file_rows(files, Wanted(), split=split)
     if "/" not in source:
         # Not on the Hub either: a mistyped file name should not wait for the network.
         raise no_such_source(source)
@@ -111,22 +143,48 @@ def _rows_of_split(source: str, split: str) -> Iterator[tuple[str, Any]]:
 def identity(source: str, *, name: str | None = None) -> str:
     """One line that changes with the rows of `source`.
 
-    It holds names and sizes of local files, or the hash of a Hub data set.
+    It holds names, sizes and a hash of the content of local files, or the commit of a Hub data set.
     """
-    files = local_files(source)
-    if files is None:
+    found = find(source)
+    if found is None:
         configuration = f" {name}" if name else ""
         return f"{source.partition('@')[0]}@{hub.content_hash(source, name)}{configuration}"
     root = Path(source)
-    sizes = [path.stat().st_size for path in files]
-    names = [path.relative_to(root).as_posix() for path in files]
-    digest = hashlib.sha256(json.dumps([names, sizes]).encode()).hexdigest()
-    return f"{root.resolve().name} ({len(files)} files, {sum(sizes)} bytes, {digest[:12]})"
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # hashlib lets other threads run.
+        hashes = list(pool.map(sha256, found.files))
+    names = [path.relative_to(root).as_posix() for path in found.files]
+    size = sum(path.stat().st_size for path in found.files)
+    digest = hashlib.sha256(json.dumps([names, hashes]).encode()).hexdigest()
+    folder = root.resolve().name
+    return f"{folder} ({len(names)} files, {size} bytes, content {digest[:16]})"
+
+
+def read_as_earlier(source: str) -> bool:
+    """Whether version 0.1.0, which recorded no content, read the same files of a local source."""
+    found = find(source)
+    return found is None or found.files == earlier_files(source)
+
+
+class FileTime(NamedTuple):
+    """What tells that a file changed while it was read."""
+
+    path: str
+    size: int
+    modified_ns: int
+
+
+def times(source: str) -> list[FileTime]:
+    """The state of each local file of a source."""
+    found = find(source)
+    states = [(path, path.stat()) for path in found.files] if found else []
+    return [FileTime(str(path), state.st_size, state.st_mtime_ns) for path, state in states]
 
 
 def text_bytes(source: str, *, name: str | None = None, column: str = "text") -> int | None:
     """About how many bytes of text `source` holds, without reading the text. None if unknown."""
-    files = local_files(source)
+    found = find(source)
+    files = None if found is None else found.files
     paths = [str(path) for path in files] if files else hub.training_files(source, name)
     if paths and all(path.endswith(".parquet") for path in paths):
         # The footers of thousands of remote files would take minutes.
@@ -136,6 +194,6 @@ def text_bytes(source: str, *, name: str | None = None, column: str = "text") ->
         except (OSError, ValueError):
             return None  # reading the rows will report what is wrong
         return size * len(paths) // len(sample)
-    if not files or any(path.suffix in (".gz", ".parquet") for path in files):
+    if not files or any(is_compressed(path) or kind_of(path.name) in COLUMNAR for path in files):
         return None
     return sum(path.stat().st_size for path in files)

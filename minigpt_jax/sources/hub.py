@@ -3,35 +3,41 @@
 Training text is streamed; the questions of evaluations are downloaded.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from minigpt_jax.errors import InputError, RunError, first_line
-from minigpt_jax.sources.local import (
+from minigpt_jax.sources.columnar import (
     BATCH_ROWS,
-    SUFFIXES,
+    batch_rows,
     columns_to_read,
-    is_split,
-    with_row_names,
+    other_columns,
+    outer_columns,
 )
+from minigpt_jax.sources.found import is_split
+from minigpt_jax.sources.kinds import endings
+from minigpt_jax.sources.row import BadRow, Wanted, with_row_names
 
 
 def streamed_rows(
-    source: str, *, name: str | None = None, columns: Sequence[str] | None = None
-) -> Iterator[dict[str, Any]]:
-    """The rows of the split "train", or of the only split, without a copy on the disk.
+    source: str, wanted: Wanted, *, name: str | None = None
+) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    """(where, row) of the split "train", or of the only split, without a copy on the disk.
 
     `name` is the configuration of the data set. Raises InputError for a data set that is missing,
-    damaged or without `columns`, and RunError when the connection to the Hub fails.
+    damaged or without the columns, and RunError when the connection to the Hub fails.
     """
     splits = _builder(source, name).as_streaming_dataset()
     stream = splits[_training_split(splits, source)].with_format("arrow")
+    number = 0
     try:
         for table in stream.iter(BATCH_ROWS):
-            yield from table.select(
-                columns_to_read(columns, table.column_names, source)
-            ).to_pylist()
+            present = columns_to_read(table.schema, wanted, source)
+            read = table.select(outer_columns(table.schema, present))
+            others = other_columns(table.schema, present, wanted)
+            yield from batch_rows(read, source, first=number, others=others)
+            number += table.num_rows
     except OSError as error:
         raise RunError(
             f"{source}: the connection to the Hub failed ({first_line(error)}): "
@@ -100,6 +106,6 @@ def _not_found(source: str, error: Exception) -> InputError:
     return InputError(
         f"{source}: no such file or folder, and could not be read from the Hub "
         f"({first_line(error)}). Without the Hub, name a local copy: a file that ends in "
-        f"{', '.join(SUFFIXES)}, or a folder of such files. "
+        f"{endings()}, or a folder of such files. "
         "A data set with restricted access needs HF_TOKEN"
     )

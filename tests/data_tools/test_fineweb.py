@@ -66,6 +66,24 @@ def test_the_summary_counts_what_was_skipped_and_why(tmp_path: Path, capsys: pyt
     assert table["documents"] == table["separators"] == table["text tokens"] == "2"
 
 
+def test_files_and_rows_that_are_not_used_are_named(tmp_path: Path, capsys: pytest.CaptureFixture):
+    source = tmp_path / "texts"
+    source.mkdir()
+    (source / "a.pdf").write_text("x")
+    (source / "b.txt").write_bytes(b"caf\xe9")
+    rows = write_jsonl(
+        source / "c.jsonl", [{"text": "one"}, *[{"text": None}] * 12, {"text": "two"}]
+    )
+    prepare(Recipe([str(source)]), tmp_path / "out", workers=1)
+    output = capsys.readouterr().out
+    note = f"{source}: 2 files are read; not read: 1 of unknown kind (a.pdf)"
+    # Before the work, which may take hours, and in the summary.
+    assert output.startswith(note) and f"files        {note}" in output
+    assert f"\n  not UTF-8: {source / 'b.txt'}\n" in output
+    named = ", ".join(f"{rows}:{line}" for line in range(2, 12))
+    assert f"\n  field missing or null: {named} and 2 more\n" in output
+
+
 def test_limit_takes_the_first_documents(tmp_path: Path):
     rows = [{"text": text} for text in random_texts(1, documents=20, words=10)]
     source = write_jsonl(tmp_path / "rows.jsonl", rows)

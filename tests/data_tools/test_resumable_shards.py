@@ -16,7 +16,8 @@ import pytest
 
 from data_tools.encoders import BATCH_CHARACTERS
 from data_tools.fast_tokenizer import FastTokenizer
-from data_tools.fineweb import BYTES_PER_TOKEN, prepare
+from data_tools.fineweb import prepare
+from data_tools.summary import BYTES_PER_TOKEN
 from minigpt_jax.errors import InputError, RunError
 from tests.data_tools.preparations import (
     SHARD_TOKENS,
@@ -59,10 +60,7 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def slow_corpus(tmp_path_factory) -> Path:
-    """The corpus for all that is compared, names and sizes, but its last document takes long.
-
-    A process that is stopped before it has encoded this document can continue with `corpus`.
-    """
+    """The corpus, but its last document takes long."""
     word = "".join(random.Random(3).choices("abcdefgh", k=SLOW_CHARACTERS))
     return write_corpus(tmp_path_factory.mktemp("slow") / "texts.jsonl", word)
 
@@ -79,6 +77,14 @@ def finished(corpus: Path, tmp_path_factory) -> Path:
 def reference(finished: Path) -> dict[str, bytes]:
     """The files of a run that nothing disturbs."""
     return contents(finished)
+
+
+@pytest.fixture(scope="module")
+def slow_reference(slow_corpus: Path, tmp_path_factory) -> dict[str, bytes]:
+    """The files of a run on `slow_corpus` that nothing disturbs."""
+    out = tmp_path_factory.mktemp("slow_finished") / "out"
+    prepare(recipe(slow_corpus), out, workers=1)
+    return contents(out)
 
 
 def shards(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -184,7 +190,7 @@ def interrupt(slow_corpus: Path, out: Path, send: Callable[[int], None], code: i
 
 
 def test_a_killed_worker_ends_the_run_and_the_same_command_continues(
-    slow_corpus: Path, corpus: Path, reference: dict[str, bytes], tmp_path: Path
+    slow_corpus: Path, slow_reference: dict[str, bytes], tmp_path: Path
 ):
     def kill_worker(pid: int) -> None:
         for worker in workers_of(pid)[:1]:
@@ -193,12 +199,12 @@ def test_a_killed_worker_ends_the_run_and_the_same_command_continues(
     output = interrupt(slow_corpus, tmp_path / "out", kill_worker, code=1)
     assert "failed: " in output and "worker process was killed" in output
     assert "same command" in output
-    prepare(recipe(corpus), tmp_path / "out", workers=1, fast_tokenizer=FAST)
-    assert contents(tmp_path / "out") == reference
+    prepare(recipe(slow_corpus), tmp_path / "out", workers=1, fast_tokenizer=FAST)
+    assert contents(tmp_path / "out") == slow_reference
 
 
 def test_ctrl_c_stops_the_run_and_the_same_command_continues(
-    slow_corpus: Path, corpus: Path, reference: dict[str, bytes], tmp_path: Path
+    slow_corpus: Path, slow_reference: dict[str, bytes], tmp_path: Path
 ):
     def press_ctrl_c(pid: int) -> None:
         # A terminal sends the signal to the whole group, workers included.
@@ -206,8 +212,8 @@ def test_ctrl_c_stops_the_run_and_the_same_command_continues(
 
     output = interrupt(slow_corpus, tmp_path / "out", press_ctrl_c, code=130)
     assert "same command" in output
-    prepare(recipe(corpus), tmp_path / "out", workers=1, fast_tokenizer=FAST)
-    assert contents(tmp_path / "out") == reference
+    prepare(recipe(slow_corpus), tmp_path / "out", workers=1, fast_tokenizer=FAST)
+    assert contents(tmp_path / "out") == slow_reference
 
 
 def test_a_full_disk_leaves_nothing_half_written_and_the_same_command_continues(

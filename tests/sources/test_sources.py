@@ -16,13 +16,14 @@ from minigpt_jax.errors import InputError
 from minigpt_jax.sources import (
     BadRow,
     documents,
+    find,
     hub,
     identity,
-    local_files,
     rows,
     split_rows,
     text_bytes,
 )
+from minigpt_jax.sources.row import Wanted
 
 TEXTS = [f"document {n}: café 漢字 \0 <|endoftext|>\r\n" + "long " * n for n in range(700)]
 ROWS = [{"text": text, "id": n} for n, text in enumerate(TEXTS)]
@@ -69,7 +70,7 @@ def test_every_format_gives_the_same_rows(folder: Path, file: str):
 
 
 def test_a_folder_is_read_in_order_of_names_without_hidden_and_unknown_files(tmp_path: Path):
-    for name in ["b.txt", "a.txt", "sub/c.txt", ".hidden/d.txt", "e.md", "aa.jsonl"]:
+    for name in ["b.txt", "a.txt", "sub/c.txt", ".hidden/d.txt", "e.pdf", "aa.jsonl"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps({"text": name}) if name.endswith("jsonl") else name)
     assert list(documents(str(tmp_path))) == ["a.txt", "aa.jsonl", "b.txt", "sub/c.txt"]
@@ -124,14 +125,14 @@ def test_sources_that_cannot_be_read_are_refused(folder: Path, tmp_path: Path):
         with pytest.raises(InputError, match=f"{name}: cannot be read to its end"):
             list(rows(str(tmp_path / name)))
     (tmp_path / "empty").mkdir()
-    (tmp_path / "readme.md").write_text("x")
+    (tmp_path / "readme.pdf").write_text("x")
     for name, complaint in {
         "empty": "no file in this folder ends in",
-        "readme.md": "unknown kind of file",
+        "readme.pdf": "unknown kind of file",
         "gone.jsonl": "no such file",
     }.items():
         with pytest.raises(InputError, match=complaint):
-            local_files(str(tmp_path / name))
+            find(str(tmp_path / name))
     with pytest.raises(InputError, match="no column body, only text, id"):
         list(documents(str(folder / "rows.parquet"), column="body"))
 
@@ -157,16 +158,20 @@ def test_text_bytes_is_near_the_truth_or_unknown(folder: Path):
 # ---- hub data sets
 
 
+def from_hub(folder: Path, columns: tuple[str, ...] | None = None) -> list:
+    return [row for _, row in hub.streamed_rows(str(folder), Wanted(columns))]
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_the_hub_reader_gives_the_same_rows_from_the_same_files(
     folder: Path, tmp_path: Path, kind: str
 ):
     (tmp_path / f"train.{kind}").write_bytes((folder / f"rows.{kind}").read_bytes())
     texts = [{"text": text} for text in TEXTS]
-    assert list(hub.streamed_rows(str(tmp_path), columns=("text",))) == texts
-    assert list(hub.streamed_rows(str(tmp_path))) == ROWS
+    assert from_hub(tmp_path, ("text",)) == texts
+    assert from_hub(tmp_path) == ROWS
     with pytest.raises(InputError, match="no column body, only text, id"):
-        list(hub.streamed_rows(str(tmp_path), columns=("body",)))
+        from_hub(tmp_path, ("body",))
 
 
 def test_the_hub_reader_takes_the_only_split_but_never_one_of_several(tmp_path: Path):
@@ -174,9 +179,9 @@ def test_the_hub_reader_takes_the_only_split_but_never_one_of_several(tmp_path: 
         (tmp_path / name).mkdir()
         for split in files:
             (tmp_path / name / f"{split}.jsonl").write_text('{"text": "here"}\n')
-    assert list(hub.streamed_rows(str(tmp_path / "one"))) == [{"text": "here"}]
+    assert from_hub(tmp_path / "one") == [{"text": "here"}]
     with pytest.raises(InputError, match=r"no split 'train', only .*test"):
-        list(hub.streamed_rows(str(tmp_path / "two")))
+        from_hub(tmp_path / "two")
 
 
 @pytest.mark.parametrize("read", [rows, lambda source: split_rows(source, split="val", columns=())])
@@ -221,14 +226,15 @@ def test_questions_are_read_from_every_format(tmp_path: Path):
         ("a.jsonl", b'{"a": 1, "b": 2}\n{"a": ', ["a.jsonl:2", "broken JSON"]),
         ("a.jsonl", b"[1]\n", ["a.jsonl:1", "list", "a, b"]),
         ("a.jsonl", b'{"a": 1, "c": 2}\n', ["a.jsonl:1", "no b", "a, c"]),
-        ("a.jsonl", b"\xff\xfe\n", ["a.jsonl:1", "broken JSON"]),
+        ("a.jsonl", b"\xff\xfe\n", ["a.jsonl", "UTF-16"]),
+        ("a.jsonl", b"\xff\n", ["a.jsonl:1", "broken JSON"]),
         ("a.json", b'[{"a": 1, "b": 2}, {"a": 1}]', ["a.json row 2", "no b"]),
         ("a.json", b'{"train": []}', ["a.json", "'val'"]),
         ("a.json", b'{"val": 5}', ["a.json", "'val'"]),
         ("a.json", b"5", ["a.json", "expected a list of rows"]),
         ("a.json", b"[", ["a.json", "cannot be read"]),
         ("a.parquet", b"PAR1 no more", ["a.parquet", "cannot be read"]),
-        ("a.csv", b"a,b", ["a.csv", "unknown kind of file"]),
+        ("a.pdf", b"a,b", ["a.pdf", "unknown kind of file"]),
     ],
 )
 def test_a_question_that_cannot_be_used_is_named(
