@@ -41,7 +41,7 @@ from data_tools.summary import (
     print_summary,
 )
 from minigpt_jax.errors import InputError, RunError, exit_cleanly
-from minigpt_jax.runtime.files import expand_home, user_path
+from minigpt_jax.runtime.files import expand_home, shell_word, user_path
 from minigpt_jax.shard_writer import SHARD_TOKENS
 from minigpt_jax.sources import BadRow, FileTime, find, name_some, times, unread_notes
 from minigpt_jax.token_stream import MANIFEST, read_manifest

@@ -27,7 +27,7 @@ from data_tools.folder_lock import lock
 from data_tools.packing import expect_free, write_packed
 from data_tools.progress_bar import ProgressBar
 from data_tools.recipe import Recipe
-from minigpt_jax.errors import InputError, RunError, exit_cleanly
+from minigpt_jax.errors import InputError, RunError, exit_cleanly, os_error_text
 from minigpt_jax.runtime.files import user_path, write_json
 from minigpt_jax.token_stream import MANIFEST, read_manifest
 from minigpt_jax.tokenizer import Tokenizer, load_tokenizer
@@ -224,7 +224,7 @@ def main() -> None:
             with lock(args.chat_out):
                 write_questions(args.chat_out, args.context)
     except OSError as error:
-        raise RunError(f"{error}: free some space and run the same command again") from None
+        raise RunError(f"{os_error_text(error)}; then run the same command again") from None
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.encoders import Encoded
-from minigpt_jax.errors import InputError, RunError
+from minigpt_jax.errors import InputError, RunError, os_error_text
 from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.runtime.files import sha256, shell_word, write_json
 from minigpt_jax.shard_writer import ShardWriter, write_manifest
@@ -172,8 +172,8 @@ def _disk_errors_explained(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         # numpy reports an incomplete write without an error number.
-        reason = error.strerror or f"disk full? ({error})"
-        raise RunError(f"{out}: {reason}: free some space; {CONTINUE_MESSAGE}") from None
+        reason = os_error_text(error) if error.errno else f"disk full? ({error}): free space"
+        raise RunError(f"{out}: {reason}; {CONTINUE_MESSAGE}") from None
 
 
 def _load(

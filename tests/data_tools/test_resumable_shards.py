@@ -221,7 +221,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_same_command_continues(
 ):
     out = tmp_path / "out"
     monkeypatch.setenv("MINIGPT_FAILPOINT", "before_progress@3:enospc")
-    with pytest.raises(RunError, match=r"no space left.*same command"):
+    with pytest.raises(RunError, match=r"No space left.*free space.*same command"):
         prepare(recipe(corpus), out, workers=1, fast_tokenizer=FAST)
     assert not list(out.glob("*.tmp"))
     monkeypatch.delenv("MINIGPT_FAILPOINT")
