@@ -67,6 +67,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 def test_the_lock_ends_with_its_process_and_workers_do_not_keep_it(tmp_path: Path, source: Path):
     out = tmp_path / "out"
     (tmp_path / "holder.py").write_text(HOLDER)
@@ -89,7 +90,7 @@ def test_the_lock_ends_with_its_process_and_workers_do_not_keep_it(tmp_path: Pat
 
 
 def open_files(pid: int) -> list[str]:
-    return [os.readlink(descriptor) for descriptor in Path(f"/proc/{pid}/fd").iterdir()]
+    return [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
 
 
 def test_a_refused_command_leaves_no_folder(tmp_path: Path):
