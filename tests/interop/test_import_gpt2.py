@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -199,6 +200,7 @@ def test_weights_that_transformers_wrote_give_its_logits(tmp_path):
     theirs = GPT2LMHeadModel(GPT2Config(n_positions=64, n_embd=32, n_layer=3, n_head=4)).eval()
     theirs.save_pretrained(tmp_path / "source")
     config, params = read_folder(tmp_path / "source")
+    params = jax.tree.map(jnp.asarray, params)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 64))
     hidden, _ = GPT(config).apply({"params": params}, ids)
     ours = logits(hidden, params["wte"], config.vocab_size)[..., : config.vocab_size]
