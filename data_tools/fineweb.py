@@ -11,6 +11,11 @@ gigatoken's output are compared with tiktoken's. A run that was killed continues
 command.
 """
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program()  # before the imports below, which take time
+
 import argparse
 import math
 import shutil
@@ -35,7 +40,7 @@ from data_tools.resumable_shards import (
     ResumableShards,
     expect_same_source,
 )
-from minigpt_jax.errors import InputError, RunError, exit_cleanly
+from minigpt_jax.errors import InputError, RunError
 from minigpt_jax.runtime.files import expand_home, user_path
 from minigpt_jax.shard_writer import SHARD_TOKENS
 from minigpt_jax.sources import BadRow, documents, identity, local_files, text_bytes
@@ -251,9 +256,8 @@ def _count_tokens(shards: dict[str, list[Shard]]) -> int:
 def _print_summary(
     shards: dict[str, list[Shard]], documents_per_split: dict[str, int], skipped: Counter[str]
 ) -> None:
-    num_documents = sum(documents_per_split.values())
     # Each document begins with one <|endoftext|>.
-    separators = num_documents
+    separators = num_documents = sum(documents_per_split.values())
     _print_line("documents", f"{num_documents:,}")
     _print_line("skipped", _list_counts(skipped))
     _print_line("text tokens", f"{_count_tokens(shards) - separators:,}")

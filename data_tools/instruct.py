@@ -9,6 +9,11 @@ The schema is recognised row by row: `messages` (role/content), `conversations` 
 trained on is skipped and counted by reason, never cut to fit.
 """
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program()  # before the imports below, which take time
+
 import argparse
 import shutil
 import sys
@@ -25,7 +30,7 @@ from data_tools.conversations import Conversation, conversation_of
 from data_tools.packing import expect_free, write_packed
 from data_tools.progress_bar import ProgressBar
 from minigpt_jax.chat import BadConversation
-from minigpt_jax.errors import InputError, exit_cleanly
+from minigpt_jax.errors import InputError
 from minigpt_jax.runtime.files import expand_home, user_path
 from minigpt_jax.sources import BadRow, rows
 from minigpt_jax.tokenizer import Tokenizer, load_tokenizer

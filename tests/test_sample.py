@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 import sample
-from minigpt_jax.errors import InputError, exit_cleanly
+from minigpt_jax.errors import InputError
+from minigpt_jax.runtime.program import exit_cleanly
 from tests.harness import ROOT
 from tests.known_answers import WORDS, make_chat_run, make_text_run
 

@@ -7,11 +7,16 @@ model.safetensors, in one file or in several with an index. It may be a GPT-2 of
 folder that export_hf wrote.
 """
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program()  # before the imports below, which take time
+
 import argparse
 from pathlib import Path
 from shlex import quote
 
-from minigpt_jax.errors import InputError, exit_cleanly, first_line
+from minigpt_jax.errors import InputError, first_line
 from minigpt_jax.runs import checkpoint_steps, lock
 from minigpt_jax.runtime.files import expand_home, user_path
 

@@ -12,6 +12,7 @@ import jax
 
 from minigpt_jax.errors import RunError
 from minigpt_jax.hardware import peak_flops
+from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.runtime.files import atomic_write, read_jsonl
 from minigpt_jax.tracking.console import Console
@@ -124,14 +125,19 @@ class RunLog:
         }
         self.start_clock()
         if self._steps:
+            due = (step + 1) % self.every == 0 or step + 1 in (1, self.horizon)
             with self._on_disk():
                 self._steps.write(record)
-                self._show(record)
+                if due:
+                    self._write_points("training", record)
+            self._console.progress(record, self.horizon, due=due)
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if record["skipped"] else 0
         if self._skipped_in_a_row == TOO_MANY_SKIPPED:
+            saved = checkpoint_steps(self.run)
+            good = f"; the checkpoint of step {saved[-1]} is good" if saved else ""
             raise RunError(
                 f"step {step}: loss or gradient was not finite {TOO_MANY_SKIPPED} times in a row; "
-                "these updates were skipped and the last checkpoint is good. To see the curves: "
+                f"these updates were skipped{good}. To see the curves: "
                 f"python -m minigpt_jax.report {quote(str(self.run))}. To continue: a lower "
                 "schedule.peak or a longer schedule.warmup, with --config.accept_changes=True"
             )
@@ -166,13 +172,6 @@ class RunLog:
             if writer:
                 writer.close()
 
-    def _show(self, record: dict) -> None:
-        done = record["step"] + 1
-        due = done % self.every == 0 or done in (1, self.horizon)
-        if due:
-            self._write_points("training", record)
-        self._console.progress(record, self.horizon, due=due)
-
     def _write_points(self, group: str, record: dict) -> None:
         """A point for each number of the record, if TensorBoard is wanted."""
         self._open_tensorboard()
@@ -191,9 +190,6 @@ class RunLog:
     def _on_disk(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
-            # From the console, not from the disk.
-            raise
         except OSError as error:
             raise RunError(
                 f"{self.run}: the records of the run cannot be written ({error.strerror}). Free "

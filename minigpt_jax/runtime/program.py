@@ -1,0 +1,91 @@
+"""How every command begins and ends: with usable streams, in one line, whatever happens.
+
+Only what loads in milliseconds is imported here, because Ctrl-C ends a program with a traceback
+until `begin_program` is called.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from minigpt_jax.errors import InputError, RunError
+from minigpt_jax.runtime.interrupt import INTERRUPTED, CtrlC
+from minigpt_jax.runtime.standard_streams import STANDARD_OUTPUT, prepare_streams
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn, TypeVar
+
+    T = TypeVar("T")
+
+
+def begin_program(*, output_needed: bool = False) -> None:
+    """Make the standard streams safe to use, and handle Ctrl-C.
+
+    The first statement of every command but train.py, which saves at Ctrl-C (see preflight.py).
+    `output_needed`: what the command prints is its result, so it fails where that cannot be
+    written. Other commands go on without a console.
+    """
+    prepare_streams(output_needed=output_needed)
+    CtrlC().install()
+
+
+def exit_on_error(work: Callable[[], T], *, hard: bool = False) -> T:
+    """What `work` returns; on a known error, the end of the program with one line on stderr.
+
+    `hard` is for training: the process then ends without waiting for Orbax's threads or for the
+    other processes, which notice that it is gone.
+    """
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    if not isinstance(ctrl_c, CtrlC):
+        ctrl_c = CtrlC()
+    try:
+        try:
+            ctrl_c.working = True
+            result = work()
+            sys.stdout.flush()
+            return result
+        finally:
+            ctrl_c.working = False
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        code = INTERRUPTED if ctrl_c.pressed else _report(error)
+        if code is None:
+            if not hard:
+                raise
+            # Imported here, because it is hardly ever needed.
+            import traceback
+
+            traceback.print_exc()
+            code = 1
+    if code == INTERRUPTED:
+        print("\ninterrupted", file=sys.stderr)
+    if hard:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _report(error: Exception) -> int | None:
+    """Print a known error; returns the exit code, None for an unknown error."""
+    if isinstance(error, InputError):
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if isinstance(error, BrokenPipeError) and error.filename == STANDARD_OUTPUT:
+        # The reader (head, say) has seen enough.
+        return 0
+    # OSError: a full disk, a folder without permission.
+    if isinstance(error, RunError | OSError):
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    return None
+
+
+def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` as a whole program. Its result is the exit code."""
+    sys.exit(exit_on_error(main))
