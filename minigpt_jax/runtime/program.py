@@ -1,39 +1,37 @@
 """How every command begins and ends: with usable streams, in one line, whatever happens.
 
-Only what loads in milliseconds is imported here, because Ctrl-C ends a program with a traceback
-until `begin_program` is called.
+Imports little, and more within functions: Ctrl-C is a traceback until `begin_program` is called.
 """
-
-from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Callable
 
 from minigpt_jax.errors import InputError, RunError
-from minigpt_jax.runtime.interrupt import INTERRUPTED, CtrlC
-from minigpt_jax.runtime.standard_streams import STANDARD_OUTPUT, prepare_streams
+from minigpt_jax.runtime.ctrl_c import INTERRUPTED, CtrlC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn, TypeVar
 
     T = TypeVar("T")
 
 
 def begin_program(*, output_needed: bool = False) -> None:
-    """Make the standard streams safe to use, and handle Ctrl-C.
+    """Handle Ctrl-C, and make the standard streams safe to use.
 
     The first statement of every command but train.py, which saves at Ctrl-C (see preflight.py).
     `output_needed`: what the command prints is its result, so it fails where that cannot be
     written. Other commands go on without a console.
     """
-    prepare_streams(output_needed=output_needed)
     CtrlC().install()
+    from minigpt_jax.runtime.standard_streams import prepare_streams
+
+    prepare_streams(output_needed=output_needed)
 
 
-def exit_on_error(work: Callable[[], T], *, hard: bool = False) -> T:
+def exit_on_error(work: "Callable[[], T]", *, hard: bool = False) -> "T":
     """What `work` returns; on a known error, the end of the program with one line on stderr.
 
     `hard` is for training: the process then ends without waiting for Orbax's threads or for the
@@ -73,6 +71,8 @@ def exit_on_error(work: Callable[[], T], *, hard: bool = False) -> T:
 
 def _report(error: Exception) -> int | None:
     """Print a known error; returns the exit code, None for an unknown error."""
+    from minigpt_jax.runtime.standard_streams import STANDARD_OUTPUT
+
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -86,6 +86,6 @@ def _report(error: Exception) -> int | None:
     return None
 
 
-def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
+def exit_cleanly(main: "Callable[[], int | None]") -> "NoReturn":
     """Run `main` as a whole program. Its result is the exit code."""
     sys.exit(exit_on_error(main))
