@@ -8,6 +8,7 @@ import io
 import os
 import select
 import sys
+from typing import Any
 
 STANDARD_OUTPUT = "standard output"
 
@@ -74,16 +75,14 @@ def _open_missing_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
-def _output(
-    descriptor: int, name: str, before: io.TextIOWrapper | None, *, needed: bool
-) -> io.TextIOWrapper:
+def _output(descriptor: int, name: str, before: Any, *, needed: bool) -> io.TextIOWrapper:
     """A text stream for the descriptor that buffers and encodes as the one `before` does."""
     raw = OutputDescriptor(descriptor, name, needed=needed)
     if before is None:
         return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace")
     return io.TextIOWrapper(
         # With python -u, Python's own stream has no buffer either.
-        raw if before.write_through else io.BufferedWriter(raw),  # pyright: ignore
+        raw if before.write_through else io.BufferedWriter(raw),  # pyright: ignore[reportArgumentType]
         before.encoding,
         "backslashreplace",
         line_buffering=before.line_buffering,

@@ -1,4 +1,4 @@
-"""The first signal asks for an orderly end, a later one ends immediately, also during a C call."""
+"""The first signal asks for an orderly end; one 2 s later ends at once, also during a C call."""
 
 import ast
 import os
