@@ -106,8 +106,8 @@ def stop(workspace: Workspace, launcher: str, number: signal.Signals, seed: int)
     if code and launcher != "make":
         outcome.problems.append(f"exit code {code}")
     if not outcome.problems:
-        outcome.problems += _not_continued(settings, run)
         outcome.remark = f"saved step {len(history(run))}, continued"
+        outcome.problems += _not_continued(settings, run)
     return outcome
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 import textwrap
@@ -69,6 +70,26 @@ def test_a_command_goes_on_without_its_console(name: str, tmp_path: Path):
     # Its files have their own descriptors: nothing that is printed later is written to them.
     assert (tmp_path / "written").read_bytes().startswith(b"descriptor ")
     assert int((tmp_path / "written").read_bytes().split()[1]) > 2
+
+
+def test_a_command_goes_on_when_its_terminal_is_gone(tmp_path: Path):
+    """Where SIGHUP is ignored, the next output is an error (EIO)."""
+    program = tmp_path / "program.py"
+    body = "def main():\n    input()\n    print('lost')\n    open(sys.argv[1], 'w').close()"
+    program.write_text(BEGIN.format("") + f"{body}\nexit_cleanly(main)\n")
+    terminal, side = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, program, tmp_path / "written"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=side,
+        stderr=side,
+        start_new_session=True,
+    )
+    os.close(side)
+    os.close(terminal)
+    process.communicate(b"go on\n", timeout=DEADLINE)
+    assert process.returncode == 0 and (tmp_path / "written").exists()
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
