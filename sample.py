@@ -4,6 +4,11 @@ Takes the newest run. A finetuned model chats, a pretrained one completes. With 
 --file or standard input) it answers once, without one it starts a conversation in the terminal.
 """
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program(output_needed=True)  # before the imports below, which take time
+
 import argparse
 import signal
 import sys
@@ -13,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt_jax import chat, load_run
-from minigpt_jax.errors import InputError, exit_cleanly
+from minigpt_jax.errors import InputError
 from minigpt_jax.runs import newest_run
 from minigpt_jax.runtime.files import expand_home
 
@@ -41,8 +46,6 @@ class Session(NamedTuple):
 def main() -> int:
     """Answer one prompt, or converse."""
     options = parse_arguments()
-    # A terminal that cannot show a character shows a question mark, and the conversation continues.
-    sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     prompt = read_prompt(options)
     folder = Path(options.run) if options.run else newest_run(Path(options.runs))
     session = open_session(folder, options)
@@ -310,7 +313,7 @@ def read_message() -> str | None:
             line = line[:-1] + "\n" + input("  ")
         return line.strip()
     except UnicodeDecodeError:
-        print("(this was not UTF-8 text: please type it again)")
+        print(f"(this was not {sys.stdin.encoding.upper()} text: please type it again)")
         return ""
     except (EOFError, KeyboardInterrupt):
         print()

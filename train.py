@@ -24,7 +24,7 @@ import jax
 from minigpt_jax import config, optim, runs
 from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.data import Batches, row_count
-from minigpt_jax.errors import EvaluationStopped, InputError, RunError, exit_on_error
+from minigpt_jax.errors import EvaluationStopped, InputError, RunError
 from minigpt_jax.evals.evaluator import EvalSettings, Evaluator
 from minigpt_jax.micro_batch import num_micro_batches
 from minigpt_jax.model import GPT, GPTConfig, resolve_compute_dtype
@@ -42,6 +42,7 @@ from minigpt_jax.runtime.distributed import (
 )
 from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.runtime.files import shell_word, write_json
+from minigpt_jax.runtime.program import exit_on_error
 from minigpt_jax.runtime.startup import prepare_jax
 from minigpt_jax.sharding import batch_sharding, check_divides, data_parallel_size, make_mesh
 from minigpt_jax.step import abstract_state, init_state, make_eval_step, make_train_step

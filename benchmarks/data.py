@@ -25,7 +25,7 @@ from benchmarks.contenders import seconds_of
 from data_tools.encoders import cores
 from data_tools.fast_tokenizer import FastTokenizer
 from data_tools.fineweb import Recipe, prepare
-from minigpt_jax.errors import exit_cleanly
+from minigpt_jax.runtime.program import exit_cleanly
 from minigpt_jax.sources import documents
 from minigpt_jax.token_stream import Stream, open_stream, read_manifest
 from minigpt_jax.tokenizer import TEXT_VOCAB, load_tokenizer

@@ -14,10 +14,10 @@ import numpy as np
 
 from minigpt_jax import data, load_run
 from minigpt_jax.decoding import empty_cache, forward, next_logits, prepare_for_decoding
-from minigpt_jax.errors import exit_cleanly
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model import GPT
 from minigpt_jax.runtime.files import expand_home, user_path
+from minigpt_jax.runtime.program import exit_cleanly
 from minigpt_jax.token_stream import open_stream, read_manifest
 
 # Positions whose logits are in memory at the same time.

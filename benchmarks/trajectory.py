@@ -19,9 +19,9 @@ import torch
 from benchmarks.options import add_integers, model_config
 from benchmarks.transformers_gpt2 import gpt2_with_weights
 from minigpt_jax import data, optim
-from minigpt_jax.errors import exit_cleanly
 from minigpt_jax.model import GPT
 from minigpt_jax.runtime.files import user_path
+from minigpt_jax.runtime.program import exit_cleanly
 from minigpt_jax.sharding import make_mesh
 from minigpt_jax.step import Batch, init_state, make_train_step
 from minigpt_jax.token_stream import open_stream

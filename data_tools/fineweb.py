@@ -11,6 +11,11 @@ gigatoken's output are compared with tiktoken's. A run that was killed continues
 command.
 """
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program()  # before the imports below, which take time
+
 import argparse
 import sys
 import time
@@ -40,7 +45,7 @@ from data_tools.summary import (
     print_line,
     print_summary,
 )
-from minigpt_jax.errors import InputError, RunError, exit_cleanly
+from minigpt_jax.errors import InputError, RunError
 from minigpt_jax.runtime.files import expand_home, shell_word, user_path
 from minigpt_jax.shard_writer import SHARD_TOKENS
 from minigpt_jax.sources import BadRow, FileTime, find, name_some, times, unread_notes

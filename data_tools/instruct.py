@@ -10,6 +10,11 @@ fields that belong to them: docs/data.md has the list. A row that cannot be trai
 and counted by reason, never cut to fit. Fields that were not used are named.
 """
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program()  # before the imports below, which take time
+
 import argparse
 import shutil
 import sys
@@ -28,7 +33,7 @@ from data_tools.folder_lock import lock
 from data_tools.packing import expect_free, write_packed
 from data_tools.progress_bar import ProgressBar
 from minigpt_jax.chat import BadConversation
-from minigpt_jax.errors import InputError, exit_cleanly
+from minigpt_jax.errors import InputError
 from minigpt_jax.runtime.files import expand_home, user_path
 from minigpt_jax.sources import ROWS, BadRow, rows, unread_notes
 from minigpt_jax.tokenizer import Tokenizer, load_tokenizer

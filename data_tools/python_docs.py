@@ -7,6 +7,11 @@ builtins and of well-known modules, as answers to several phrasings of a questio
 installation always gives the same files.
 """
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program()  # before the imports below, which take time
+
 import argparse
 import builtins
 import hashlib
@@ -27,7 +32,7 @@ from data_tools.folder_lock import lock
 from data_tools.packing import expect_free, write_packed
 from data_tools.progress_bar import ProgressBar
 from data_tools.recipe import Recipe
-from minigpt_jax.errors import InputError, RunError, exit_cleanly, os_error_text
+from minigpt_jax.errors import InputError, RunError, os_error_text
 from minigpt_jax.runtime.files import user_path, write_json
 from minigpt_jax.token_stream import MANIFEST, read_manifest
 from minigpt_jax.tokenizer import Tokenizer, load_tokenizer

@@ -7,6 +7,11 @@ their names, as build-nanogpt writes them (`edufineweb_train_000001.npy`). Train
 that a manifest lists.
 """
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program()  # before the imports below, which take time
+
 import argparse
 import hashlib
 import re
@@ -20,7 +25,7 @@ import numpy as np
 from data_tools.folder_lock import lock
 from data_tools.progress_bar import ProgressBar
 from data_tools.resumable_shards import PROGRESS_FILE
-from minigpt_jax.errors import InputError, exit_cleanly
+from minigpt_jax.errors import InputError
 from minigpt_jax.runtime.files import sha256, user_path
 from minigpt_jax.shard_writer import write_manifest
 from minigpt_jax.token_stream import (

@@ -1,17 +1,10 @@
 """Errors that end a program with one clear line and an exit code instead of a traceback.
 
-Exit codes: 0 done, 1 the work failed (a full disk, a diverged run), 2 the input was wrong (a flag,
-a file, a row).
+runtime/program.py prints them. Exit codes: 0 done, 1 the work failed (a full disk, a diverged run),
+2 the input was wrong (a flag, a file, a row), 130 ended by Ctrl-C.
 """
 
 import errno
-import os
-import sys
-import traceback
-from collections.abc import Callable
-from typing import NoReturn, TypeVar
-
-T = TypeVar("T")
 
 _WAYS_OUT = {
     errno.EACCES: "check owner and permissions",
@@ -78,47 +71,3 @@ def machine_fault(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return "the system allows no more threads: raise the limit (ulimit -u)"
     return None
-
-
-def exit_on_error(work: Callable[[], T], *, hard: bool = False) -> T:
-    """What `work` returns; on a known error, the end of the program with one line on stderr.
-
-    `hard` is for training. A closed stdout is then a failure, and the process ends without waiting
-    for Orbax's threads or for the other processes, which notice that it is gone.
-    """
-    try:
-        result = work()
-        sys.stdout.flush()
-        return result
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except RunError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        code = 1
-    except BrokenPipeError:
-        # The reader of a pipe (head, say) has closed it. Python would report the closed pipe once
-        # more when it flushes stdout at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = int(hard)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        code = 130
-    except Exception as error:
-        fault = machine_fault(error)
-        if fault:
-            print(f"failed: {fault}", file=sys.stderr)
-        elif not hard:
-            raise
-        else:
-            traceback.print_exc()
-        code = 1
-    if hard:
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
-def exit_cleanly(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` as a whole program. Its result is the exit code."""
-    sys.exit(exit_on_error(main))

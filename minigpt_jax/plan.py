@@ -7,6 +7,11 @@ peak FLOP/s. JAX is imported after the arguments are checked, so that --help and
 immediately.
 """
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program(output_needed=True)  # before the imports below, which take time
+
 import argparse
 import math
 import os
@@ -18,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minigpt_jax.config import FIELDS, horizon_steps, parse
-from minigpt_jax.errors import InputError, exit_cleanly
+from minigpt_jax.errors import InputError
 from minigpt_jax.hardware import ACCELERATORS, MIN_COMPUTE_CAPABILITY, Device
 from minigpt_jax.memory import (
     Memory,

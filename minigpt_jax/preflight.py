@@ -6,10 +6,12 @@ imports run, so the signal handlers must be installed before them.
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from minigpt_jax.errors import exit_on_error
 from minigpt_jax.runtime.interrupt import Interrupt
+from minigpt_jax.runtime.program import exit_on_error
+from minigpt_jax.runtime.standard_streams import prepare_streams
 
 if TYPE_CHECKING:
     from minigpt_jax.config import Config
@@ -30,13 +32,24 @@ class Preflight(NamedTuple):
 
 
 def preflight(argv: Sequence[str] | None = None) -> Preflight:
-    """Install the signal handlers and check the inputs (`argv`: sys.argv by default).
+    """Install the signal handlers, then check the inputs (`argv`: sys.argv by default).
 
     Exits with code 2 and one line on stderr where an input cannot be used.
     """
+    prepare_streams()
     interrupt = Interrupt()
     arguments = sys.argv if argv is None else argv
-    return exit_on_error(lambda: check_inputs(arguments, lambda: interrupt.requested))
+    checked = exit_on_error(lambda: check_inputs(arguments, lambda: interrupt.requested))
+    interrupt.remark = lambda: newest_checkpoint(checked.config)
+    return checked
+
+
+def newest_checkpoint(c: "Config") -> str:
+    """What to say of the run's checkpoints where it ends at once; "" if there is none."""
+    from minigpt_jax.runs import checkpoint_steps, run_folder
+
+    steps = checkpoint_steps(run_folder(Path(c.runs), c.name))
+    return f"; the checkpoint of step {steps[-1]} is complete" if steps else ""
 
 
 def check_inputs(

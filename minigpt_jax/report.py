@@ -1,8 +1,12 @@
 """The command that writes the report of a run: python -m minigpt_jax.report runs/pretrain"""
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program()  # before the imports below, which take time
+
 import argparse
 
-from minigpt_jax.errors import exit_cleanly
 from minigpt_jax.runtime.files import user_path
 from minigpt_jax.tracking.report import write_report
 

@@ -34,6 +34,7 @@ import pytest
 
 from minigpt_jax.preflight import check_inputs
 from minigpt_jax.runs import checkpoint_steps
+from minigpt_jax.runtime import program
 from minigpt_jax.runtime.files import read_jsonl
 from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
@@ -132,17 +133,16 @@ def command(runs: Path, config: str = "configs/quickstart.py", **changes) -> lis
 @contextmanager
 def arguments(*argv: object) -> Iterator[None]:
     """sys.argv, for a program that runs in this process."""
-    before = sys.argv
-    sys.argv = [str(argument) for argument in argv]
-    try:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sys, "argv", [str(argument) for argument in argv])
+        # In this process the streams and the signals are pytest's.
+        monkeypatch.setattr(program, "begin_program", lambda **_: None)
         # runpy warns where a module that this process has imported runs as a program; Python 3.15
         # will remove the way in which ml_collections loads config files.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
-    finally:
-        sys.argv = before
 
 
 def run_module(name: str, *argv: object) -> None:

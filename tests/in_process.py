@@ -8,15 +8,15 @@ from io import BytesIO, TextIOWrapper
 
 import pytest
 
-from minigpt_jax.errors import exit_cleanly
+from minigpt_jax.runtime.program import exit_cleanly
 
 
 def run_main(main: Callable[[], int | None], *arguments: object) -> subprocess.CompletedProcess:
     """Run `main` with these command-line arguments to its end; the same result as a process has."""
     command = ["program", *map(str, arguments)]
-    # Not StringIO: sample.py calls reconfigure(), which only the real kind of stream has.
-    out = TextIOWrapper(BytesIO(), encoding="utf-8")
-    err = TextIOWrapper(BytesIO(), encoding="utf-8")
+    # As begin_program sets them up.
+    out = TextIOWrapper(BytesIO(), "utf-8", "backslashreplace")
+    err = TextIOWrapper(BytesIO(), "utf-8", "backslashreplace")
     with (
         pytest.MonkeyPatch.context() as monkeypatch,
         redirect_stdout(out),

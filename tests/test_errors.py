@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from minigpt_jax.errors import exit_on_error, machine_fault
+from minigpt_jax.errors import machine_fault
+from minigpt_jax.runtime.program import exit_on_error
 
 
 def device_error() -> Exception:

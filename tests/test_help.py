@@ -26,6 +26,9 @@ MODULES = (
 def test_help_loads_no_jax(command: str):
     printed, code, loaded = fresh_python(f"""
         import contextlib, io, json, runpy, sys
+        from minigpt_jax.runtime import standard_streams
+        # It would replace the stream that is read here.
+        standard_streams.prepare_streams = lambda **_: None
         command, *arguments = {command.split()!r}
         sys.argv = [command, *arguments, "--help"]
         output, code = io.StringIO(), None

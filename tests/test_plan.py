@@ -9,8 +9,8 @@ import pytest
 from configs.pretrain import get_config
 from minigpt_jax import plan
 from minigpt_jax.attention import attention_kernel
-from minigpt_jax.errors import exit_cleanly
 from minigpt_jax.model import resolve_compute_dtype
+from minigpt_jax.runtime.program import exit_cleanly
 from tests.harness import ROOT
 
 COMMAND_TIMEOUT = 120

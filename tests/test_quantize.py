@@ -10,10 +10,11 @@ import pytest
 
 import sample
 from minigpt_jax.decoding import empty_cache, forward, next_logits, prepare_for_decoding
-from minigpt_jax.errors import InputError, exit_cleanly
+from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Generator
 from minigpt_jax.model import GPTConfig, Linear
 from minigpt_jax.quantize import LARGEST, Int8, int8_linear_interceptor, to_int8
+from minigpt_jax.runtime.program import exit_cleanly
 from minigpt_jax.sampling import sampling_params
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 from tests.interop import models

@@ -4,10 +4,14 @@ Subcommands: hellaswag, bits (per byte), lm-eval (lm-evaluation-harness) and ans
 finetuned model).
 """
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program(output_needed=True)  # before the imports below, which take time
+
 import argparse
 from functools import partial
 
-from minigpt_jax.errors import exit_cleanly
 from minigpt_jax.evals import GENERATION_BATCH, SCORING_BATCH, STREAM_BATCH
 from minigpt_jax.runtime.files import expand_home, user_path
 

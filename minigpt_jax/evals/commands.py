@@ -126,13 +126,15 @@ def run_answers(options: argparse.Namespace) -> None:
         "tokens": answers.MAX_NEW_TOKENS,
     }
     write_json(options.run / answers.FILE, facts | results)
+    # Before anything is printed, which fails where the output is closed.
+    report = write_report(options.run)
     print_examples(pairs[: options.show], generated["finetuned"])
     print(
         f"{len(pairs)} answers of up to {answers.MAX_NEW_TOKENS} tokens; "
         f"{too_long} pairs were too long for the model"
     )
     print_results(results)
-    print(f"report: {write_report(options.run)}")
+    print(f"report: {report}")
 
 
 def print_examples(pairs: Sequence[Pair], generated: Sequence[Answer]) -> None:

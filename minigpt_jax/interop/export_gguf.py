@@ -3,12 +3,17 @@
 python -m minigpt_jax.interop.export_gguf --run runs/finetune --out model.gguf --type q8_0
 """
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program()  # before the imports below, which take time
+
 import argparse
 import tempfile
 from pathlib import Path
 
 from minigpt_jax import load_run
-from minigpt_jax.errors import InputError, exit_cleanly
+from minigpt_jax.errors import InputError
 from minigpt_jax.runtime.files import shell_word, user_path
 
 

@@ -6,11 +6,16 @@ The folder gets weights (safetensors, f32), config, tokenizer, chat template, st
 model card with the facts of the run. It is complete or absent, also after a crash.
 """
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program()  # before the imports below, which take time
+
 import argparse
 from pathlib import Path
 
 from minigpt_jax import load_run
-from minigpt_jax.errors import InputError, RunError, exit_cleanly, first_line
+from minigpt_jax.errors import InputError, RunError, first_line
 from minigpt_jax.runtime.files import shell_word, user_path
 
 

@@ -8,10 +8,15 @@ folder that export_hf wrote. Rows of its embedding that no token of its tokenize
 out.
 """
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program()  # before the imports below, which take time
+
 import argparse
 from pathlib import Path
 
-from minigpt_jax.errors import InputError, exit_cleanly, first_line
+from minigpt_jax.errors import InputError, first_line
 from minigpt_jax.runs import checkpoint_steps, lock
 from minigpt_jax.runtime.files import expand_home, shell_word, user_path
 

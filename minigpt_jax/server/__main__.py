@@ -4,9 +4,14 @@ Serves a chat page and an OpenAI-compatible API for the newest run at http://127
 default; --run, --host and --port change it.
 """
 
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program()  # before the imports below, which take time
+
 from pathlib import Path
 
-from minigpt_jax.errors import InputError, exit_cleanly
+from minigpt_jax.errors import InputError
 from minigpt_jax.runs import newest_run
 from minigpt_jax.server.command import open_listener, parse_options
 

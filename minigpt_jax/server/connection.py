@@ -1,10 +1,6 @@
-"""Deadlines for connections, and signals: what uvicorn leaves open."""
+"""Deadlines for connections, which uvicorn has none of."""
 
 import asyncio
-import math
-import os
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -14,7 +10,6 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from minigpt_jax.runtime.interrupt import SAME_REQUEST_SECONDS
 from minigpt_jax.server.api_error import ApiError
 
 # At the same time; the usual limit of open files is 1,024.
@@ -141,7 +136,7 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, without its signal handlers: `set_on_signals` installs ours."""
+    """uvicorn's, without its signal handlers: `serve_run` installs ours."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -152,29 +147,3 @@ class Server(uvicorn.Server):
 def make_server(app: ASGIApp, deadlines: Deadlines = DEADLINES) -> Server:
     """A server of `app` that uses our protocol and logs nothing."""
     return Server(ServerConfig(app, deadlines))
-
-
-def set_on_signals(stop: asyncio.Event) -> None:
-    """Let SIGTERM and Ctrl-C set `stop`; a later signal ends the process immediately.
-
-    One within SAME_REQUEST_SECONDS of the first is the same request.
-    """
-    loop = asyncio.get_running_loop()
-    ends_from = math.inf
-
-    def on_signal(number: int) -> None:
-        nonlocal ends_from
-        if loop.time() >= ends_from:
-            os._exit(128 + number)
-        if stop.is_set():
-            return
-        print(
-            "finishing running answers (again in 2 s or later: stop immediately)",
-            file=sys.stderr,
-            flush=True,
-        )
-        ends_from = loop.time() + SAME_REQUEST_SECONDS
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)

@@ -5,16 +5,20 @@ import asyncio
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from minigpt_jax import load_run
 from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
+from minigpt_jax.runtime.interrupt import Interrupt
 from minigpt_jax.server.app import App
-from minigpt_jax.server.connection import make_server, set_on_signals
+from minigpt_jax.server.connection import make_server
 from minigpt_jax.server.engine import Engine
 from minigpt_jax.server.guard import Guard
 
 _POLL_SECONDS = 0.02
+# While it serves. Signals are noticed that often.
+_IDLE_POLL_SECONDS = 0.1
 
 
 def serve_run(folder: Path, listener: socket.socket, options: argparse.Namespace) -> None:
@@ -35,16 +39,22 @@ def serve_run(folder: Path, listener: socket.socket, options: argparse.Namespace
         key=options.api_key,
         allowed_hosts=options.allowed_host,
     )
-    asyncio.run(serve(guard, engine, listener, options.grace))
+    # Not earlier: until here there is nothing to finish, and a signal ends the process.
+    interrupt = Interrupt("finishing running answers")
+    asyncio.run(serve(guard, engine, listener, options.grace, lambda: interrupt.requested))
 
 
-async def serve(guard: Guard, engine: Engine, listener: socket.socket, grace: float) -> None:
-    """Answer until a signal comes, then let running answers finish for at most `grace` seconds.
+async def serve(
+    guard: Guard,
+    engine: Engine,
+    listener: socket.socket,
+    grace: float,
+    stop_requested: Callable[[], bool],
+) -> None:
+    """Answer until a stop is requested; then running answers have `grace` seconds to finish.
 
     If the server itself fails before that, raises its error.
     """
-    stop = asyncio.Event()
-    set_on_signals(stop)
     server = make_server(guard)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     # uvicorn has a flag for this, but no event to wait for.
@@ -52,8 +62,8 @@ async def serve(guard: Guard, engine: Engine, listener: socket.socket, grace: fl
         await asyncio.sleep(_POLL_SECONDS)
     if server.started:
         print(f"ready: {_url(listener)}", file=sys.stderr, flush=True)
-    signalled = asyncio.create_task(stop.wait())
-    await asyncio.wait({serving, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    while not (serving.done() or stop_requested()):
+        await asyncio.sleep(_IDLE_POLL_SECONDS)
     # From now on new requests are refused.
     guard.draining = True
     deadline = time.monotonic() + grace

@@ -10,6 +10,7 @@ import jax
 
 from minigpt_jax.errors import RunError
 from minigpt_jax.hardware import peak_flops
+from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.runtime.files import atomic_write, read_jsonl, shell_word
 from minigpt_jax.tracking.console import Console
@@ -117,14 +118,23 @@ class RunLog:
             **self._rates(int(time.measured), time.seconds),
         }
         if self._steps:
+            due = (step + 1) % self.every == 0 or step + 1 in (1, self.horizon)
+            shown = self._of_window(record, time)
             with self._on_disk():
                 self._steps.write(record)
-                self._show(record, time)
+                if due:
+                    self._write_points("training", shown)
+            remaining = seconds_left(self.horizon - step - 1, self._window, self._whole)
+            self._console.progress(shown, self.horizon, remaining, due=due)
+            if due:
+                self._window = Window()
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if record["skipped"] else 0
         if self._skipped_in_a_row == TOO_MANY_SKIPPED:
+            saved = checkpoint_steps(self.run)
+            good = f"; the checkpoint of step {saved[-1]} is good" if saved else ""
             raise RunError(
                 f"step {step}: loss or gradient was not finite {TOO_MANY_SKIPPED} times in a row; "
-                "these updates were skipped and the last checkpoint is good. To see the curves: "
+                f"these updates were skipped{good}. To see the curves: "
                 f"python -m minigpt_jax.report {shell_word(self.run)}. To continue: a lower "
                 "schedule.peak or a longer schedule.warmup, with --config.accept_changes=True"
             )
@@ -160,13 +170,12 @@ class RunLog:
             if writer:
                 writer.close()
 
-    def _show(self, record: dict, time: StepTime) -> None:
+    def _of_window(self, record: dict, time: StepTime) -> dict:
+        """`record` with the rates and waits since the line before, which now include this step."""
         self._window = self._window.add(time)
         # The first step is compiled, and may follow an evaluation: no other step is like it.
         if time.measured or self._whole.steps:
             self._whole = self._whole.add(time)
-        done = record["step"] + 1
-        due = done % self.every == 0 or done in (1, self.horizon)
         shown = record | {
             "save_seconds": self._window.save_seconds,
             "evaluation_seconds": self._window.evaluation_seconds,
@@ -174,12 +183,7 @@ class RunLog:
         }
         if self._window.steps:
             shown["data_wait"] = data_share(self._window.seconds, self._window.data_seconds)
-        if due:
-            self._write_points("training", shown)
-        remaining = seconds_left(self.horizon - done, self._window, self._whole)
-        self._console.progress(shown, self.horizon, remaining, due=due)
-        if due:
-            self._window = Window()
+        return shown
 
     def _rates(self, steps: int, seconds: float) -> dict[str, float | None]:
         """Tokens per second, and the share of the peak where that is known."""
@@ -205,9 +209,6 @@ class RunLog:
     def _on_disk(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
-            # From the console, not from the disk.
-            raise
         except OSError as error:
             raise RunError(
                 f"{self.run}: the records of the run cannot be written ({error.strerror}). Free "

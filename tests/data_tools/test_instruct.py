@@ -17,7 +17,7 @@ import pytest
 from data_tools.conversations import read_row
 from data_tools.instruct import main
 from minigpt_jax.chat import render
-from minigpt_jax.errors import exit_cleanly
+from minigpt_jax.runtime.program import exit_cleanly
 from minigpt_jax.token_stream import MANIFEST, open_stream
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, load_tokenizer
 from tests.data_tools.dialogues import CONTEXT, expected_mask, random_rows, turns

@@ -25,6 +25,7 @@ from tests.faults.scenarios import (
     interrupt,
     resume_anywhere,
 )
+from tests.faults.stops import LAUNCHERS, REQUESTS, stop
 from tests.faults.workspace import HORIZON, SAVE_EVERY, Workspace
 from tests.harness import ENVIRONMENT, ROOT
 
@@ -81,10 +82,16 @@ def parse_options() -> argparse.Namespace:
         default=HORIZON,
         help="resume from every step up to this one (default %(default)s)",
     )
+    parser.add_argument(
+        "--stops",
+        type=int,
+        default=2,
+        help="stop a run so often through each launcher with each signal (default %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first fault of each kind")
     parser.add_argument("--workers", type=int, default=2, help="faults at the same time")
     parser.add_argument(
-        "--only", choices=("kill", "corruption", "resume", "rows"), help="one kind of fault"
+        "--only", choices=("kill", "corruption", "resume", "stop", "rows"), help="one kind of fault"
     )
     return parser.parse_args()
 
@@ -93,8 +100,10 @@ def _run_faults(folder: Path, options: argparse.Namespace) -> list[Outcome]:
     workspace = Workspace(folder, folder / "shared")
     # Made before the workers need them at the same time.
     _ = workspace.seconds
-    _ = workspace.two_checkpoints
-    _ = workspace.every_checkpoint
+    if options.only in (None, "corruption"):
+        _ = workspace.two_checkpoints
+    if options.only in (None, "resume"):
+        _ = workspace.every_checkpoint
     outcomes: list[Outcome] = []
     with ThreadPoolExecutor(options.workers) as pool:
         for faults in _planned_faults(workspace, options):
@@ -121,7 +130,13 @@ def _planned_faults(workspace: Workspace, options: argparse.Namespace) -> list[l
     resumes: list[Fault] = [
         partial(resume_anywhere, workspace, step) for step in range(1, options.resumes + 1)
     ]
-    faults = {"kill": kills, "corruption": corruptions, "resume": resumes}
+    stops: list[Fault] = [
+        partial(stop, workspace, launcher, number, seed)
+        for seed in range(first, first + options.stops)
+        for launcher in LAUNCHERS
+        for number in REQUESTS
+    ]
+    faults = {"kill": kills, "corruption": corruptions, "resume": resumes, "stop": stops}
     return [group for kind, group in faults.items() if options.only in (None, kind)]
 
 

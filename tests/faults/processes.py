@@ -56,8 +56,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def catches(process: subprocess.Popen, number: signal.Signals) -> bool:
+def catches(pid: int, number: signal.Signals) -> bool:
     """Whether the process has a handler for the signal, as the kernel reports it."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
+    status = Path(f"/proc/{pid}/status").read_text()
     caught = int(status.partition("SigCgt:")[2].split()[0], 16)
     return bool(caught >> (number - 1) & 1)

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import sample
-from minigpt_jax.errors import InputError, exit_cleanly
+from minigpt_jax.errors import InputError
 from minigpt_jax.preflight import check_inputs
+from minigpt_jax.runtime.program import exit_cleanly
 from minigpt_jax.token_stream import open_splits
 from tests.faults.workspace import VOCAB, Workspace
 from tests.harness import ENVIRONMENT, ROOT, arguments, command, train_here

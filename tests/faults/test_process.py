@@ -8,33 +8,61 @@ from pathlib import Path
 
 import pytest
 
-from minigpt_jax.runtime.interrupt import SAME_REQUEST_SECONDS
+from minigpt_jax.runtime.ctrl_c import SAME_REQUEST_SECONDS
+from minigpt_jax.runtime.interrupt import SIGNALS
 from tests.faults.processes import Start, catches, wait_for, wait_until
 from tests.faults.workspace import HORIZON, Workspace
-from tests.harness import final_arrays, history, train, write_chat, write_corpus
+from tests.harness import (
+    ENVIRONMENT,
+    ROOT,
+    command,
+    final_arrays,
+    history,
+    train,
+    write_chat,
+    write_corpus,
+)
 
 # A run without an end and, but for the first, without saves and evaluations.
 ENDLESS = {"horizon__steps": 10**6, "save__every": 1000, "eval__every": 10**6, "log__every": 1}
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def wait_for_handlers(process: subprocess.Popen) -> None:
-    wait_until(lambda: all(catches(process, number) for number in SIGNALS))
+    wait_until(lambda: all(catches(process.pid, number) for number in SIGNALS))
 
 
 def test_signals_are_handled_before_jax_is_loaded(workspace: Workspace, start: Start):
     process = start(workspace.settings("early", interrupted_exit_code=75))
     wait_for_handlers(process)
     assert "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text()
+    # As make, uv and timeout pass a signal on: what comes right after the first changes nothing.
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
     assert process.returncode == 75, output
     assert "stopped after step 0" in output and "Traceback" not in output
     assert not history(workspace.runs / "early")
 
 
+def test_a_run_goes_on_without_its_console(workspace: Workspace):
+    """Its log is on a full disk, stderr is closed, and the encoding lacks a character of its name.
+
+    All of that says nothing about the disk of the run.
+    """
+    settings = workspace.settings("konsolé")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            ["bash", "-c", 'exec "$@" 2>&-', "bash", *command(**settings)],
+            cwd=ROOT,
+            env=ENVIRONMENT | {"PYTHONIOENCODING": "ascii"},
+            stdout=full,
+        )
+    assert done.returncode == 0
+    assert not workspace.differences(workspace.runs / "konsolé")
+
+
 @pytest.mark.campaign
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_stopped_several_times_is_the_same_run(
     workspace: Workspace, start: Start, number: signal.Signals, tmp_path: Path
 ):

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from minigpt_jax.runtime.ctrl_c import SAME_REQUEST_SECONDS
 from tests.server.serving import (
     QUESTION,
     ROOT,
@@ -66,7 +68,9 @@ def test_sigterm_lets_running_answers_finish(chat_run, tmp_path):
     with server_process(chat_run, tmp_path / "log", "--grace", "600") as server:
         # Long enough that it is still running when the next request arrives.
         stream = server.stream(seed=1, max_tokens=250, n=16)
+        # make and `uv run` send a second one right after the first: it is the same request.
         server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGINT)
         wait_until(lambda: "finishing" in server.log.read_text())
         status, error = server.error("/v1/chat/completions", QUESTION)
         assert status == 503 and error["type"] == "server_error"
@@ -85,11 +89,12 @@ def test_the_end_of_the_grace_period_ends_running_answers(chat_run, tmp_path):
         assert server.process.wait(TIMEOUT) == 0
 
 
-def test_a_second_signal_ends_the_process_immediately(chat_run, tmp_path):
+def test_a_later_signal_ends_the_process_immediately(chat_run, tmp_path):
     with server_process(chat_run, tmp_path / "log", "--grace", "600") as server:
         streams = [server.stream(seed=i, max_tokens=250, n=16) for i in range(2)]
         server.process.send_signal(signal.SIGINT)
         wait_until(lambda: "finishing" in server.log.read_text())
+        time.sleep(SAME_REQUEST_SECONDS)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(TIMEOUT) == 128 + signal.SIGTERM
         for stream in streams:

@@ -30,7 +30,9 @@ def test_an_error_of_the_http_server_ends_the_process(monkeypatch: pytest.Monkey
         serve, "make_server", lambda app: FailingServer(ServerConfig(app, DEADLINES))
     )
     with open_listener("127.0.0.1", 0) as listener:
-        serving = serve.serve(guard, engine, listener, grace=2 * TIMEOUT)
+        serving = serve.serve(
+            guard, engine, listener, grace=2 * TIMEOUT, stop_requested=lambda: False
+        )
         with pytest.raises(RuntimeError, match="the event loop failed"):
             asyncio.run(asyncio.wait_for(serving, TIMEOUT))
     assert not engine.health()["alive"]
