@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from minigpt_jax.runtime import program
 from tests.harness import ENVIRONMENT, ROOT, WORDS, tracked_files
 
 README = (ROOT / "README.md").read_text()
@@ -129,6 +130,8 @@ def test_every_command_runs_as_written(clone, monkeypatch):
     assert len(commands) >= 10
     monkeypatch.chdir(clone)
     monkeypatch.setattr(sys, "argv", sys.argv)
+    # In this process the streams and the signals are pytest's.
+    monkeypatch.setattr(program, "begin_program", lambda **_: None)
     for command in commands:
         monkeypatch.setattr(sys, "stdin", Terminal("/quit\n"))
         run(command, clone)

@@ -77,12 +77,12 @@ def _open_missing_descriptors() -> None:
 
 def _output(descriptor: int, name: str, before: Any, *, needed: bool) -> io.TextIOWrapper:
     """A text stream for the descriptor that buffers and encodes as the one `before` does."""
-    raw = OutputDescriptor(descriptor, name, needed=needed)
+    raw: Any = OutputDescriptor(descriptor, name, needed=needed)
     if before is None:
         return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace")
     return io.TextIOWrapper(
         # With python -u, Python's own stream has no buffer either.
-        raw if before.write_through else io.BufferedWriter(raw),  # pyright: ignore[reportArgumentType]
+        raw if before.write_through else io.BufferedWriter(raw),
         before.encoding,
         "backslashreplace",
         line_buffering=before.line_buffering,

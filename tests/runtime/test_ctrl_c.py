@@ -121,6 +121,22 @@ def test_no_other_exception_is_shown(work: str, tmp_path: Path):
     assert (code, err) == (INTERRUPTED, "\ninterrupted\n")
 
 
+def test_a_press_while_an_error_is_printed_is_no_traceback(tmp_path: Path):
+    code, _, err = ends(
+        f"""
+        from minigpt_jax.errors import InputError
+        class Wrong(InputError):
+            def __str__(self):
+                {PRESS}
+                return "wrong"
+        def main():
+            raise Wrong
+        """,
+        tmp_path,
+    )
+    assert (code, err) == (INTERRUPTED, "\ninterrupted\n")
+
+
 def test_a_press_after_the_work_is_no_traceback(tmp_path: Path):
     """While Python waits for threads at its exit, and while it takes itself down."""
     code, _, err = ends(

@@ -56,7 +56,8 @@ def run(
     command = f'{closed_pipe}; "{sys.executable}" "{path}" "{folder / "written"}" {redirection}'
     return subprocess.run(
         ["bash", "-c", command],
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        # Buffered, as it is by default.
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""} | environment,
         capture_output=True,
         timeout=DEADLINE,
     )
@@ -115,6 +116,12 @@ def test_a_result_that_cannot_be_written_is_a_failure(tmp_path: Path):
         message = b"failed: [Errno 28] No space left on device: 'standard output'\n"
         assert done.stderr.endswith(message)
         assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
+
+
+def test_a_result_that_cannot_be_written_does_not_hide_another_error(tmp_path: Path):
+    program = "def main():\n    print('result')\n    raise InputError('no such file')"
+    done = run(program, tmp_path, ">/dev/full", "output_needed=True")
+    assert (done.returncode, done.stderr) == (2, b"error: no such file\n")
 
 
 def test_a_reader_that_has_seen_enough_is_no_failure(tmp_path: Path):

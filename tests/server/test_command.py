@@ -72,6 +72,8 @@ def test_sigterm_lets_running_answers_finish(chat_run, tmp_path):
         server.process.send_signal(signal.SIGTERM)
         server.process.send_signal(signal.SIGINT)
         wait_until(lambda: "finishing" in server.log.read_text())
+        short = QUESTION | {"max_tokens": 1}
+        wait_until(lambda: server.request("/v1/chat/completions", short).status == 503)
         status, error = server.error("/v1/chat/completions", QUESTION)
         assert status == 503 and error["type"] == "server_error"
         response = read_all(stream)
