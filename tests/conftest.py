@@ -1,6 +1,7 @@
 """Four simulated devices, strict modes, and the runs and texts that many tests share."""
 
 import atexit
+import importlib
 import os
 import shutil
 import tempfile
@@ -37,6 +38,9 @@ CHECKED = [
     "minigpt_jax.step",
 ]
 install_import_hook(CHECKED, "beartype.beartype")
+# The hook parses a module, which Python 3.11 cannot do in two threads at a time (cpython#106905).
+for module in CHECKED:
+    importlib.import_module(module)
 
 from tests.harness import made_once, train, write_chat, write_corpus, write_questions  # noqa: E402
 

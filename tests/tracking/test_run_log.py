@@ -248,7 +248,7 @@ def test_the_end_of_a_diverged_run_names_its_newest_checkpoint(tmp_path: Path):
     log = run_log(tmp_path)
     with pytest.raises(RunError, match="the checkpoint of step 6 is good"):
         for step in range(6, 11):
-            log.step(step, "", metrics(loss=float("nan"), skipped=1))
+            do_step(log, step, "", metrics(loss=float("nan"), skipped=1))
     log.close()
 
 
