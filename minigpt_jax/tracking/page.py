@@ -18,7 +18,7 @@ def document(name: str, sections: Mapping[str, str]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(name)} - training report</title>
 <style>
-{STYLE.read_text()}</style>
+{STYLE.read_text(encoding="utf-8")}</style>
 <h1>{escape(name)}</h1>
 <p>Training report, written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC</p>
 {body}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.server.serving import (
     QUESTION,
     ROOT,
     TIMEOUT,
+    raw_request,
     read_all,
     server_process,
     wait_until,
@@ -92,12 +94,15 @@ def test_the_end_of_the_grace_period_ends_running_answers(chat_run, tmp_path):
 
 
 def test_a_later_signal_ends_the_process_immediately(chat_run, tmp_path):
-    with server_process(chat_run, tmp_path / "log", "--grace", "600") as server:
-        streams = [server.stream(seed=i, max_tokens=250, n=16) for i in range(2)]
+    flags = ("--grace", "600", "--queue", "1000")
+    with server_process(chat_run, tmp_path / "log", *flags) as server, ExitStack() as connections:
+        # Many times what it can answer before the later signal.
+        many = raw_request("/v1/chat/completions", QUESTION | {"n": 16, "max_tokens": 250})
+        for _ in range(40):
+            connections.enter_context(server.connect()).sendall(many)
+        wait_until(lambda: server.health()["queued"] > 500)
         server.process.send_signal(signal.SIGINT)
         wait_until(lambda: "finishing" in server.log.read_text())
         time.sleep(SAME_REQUEST_SECONDS)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(TIMEOUT) == 128 + signal.SIGTERM
-        for stream in streams:
-            stream.close()
