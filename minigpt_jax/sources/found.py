@@ -9,8 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minigpt_jax.errors import InputError, first_line
-from minigpt_jax.sources.kinds import DAMAGE, KINDS, endings, is_compressed, kind_of, open_file
+from minigpt_jax.errors import InputError
+from minigpt_jax.sources.kinds import (
+    DAMAGE,
+    KINDS,
+    cause_of,
+    endings,
+    is_compressed,
+    kind_of,
+    open_file,
+)
 from minigpt_jax.sources.row import name_some
 
 # Small files that stand for a large one which was not fetched, and what fetches it.
@@ -50,6 +58,9 @@ def find(source: str, kinds: tuple[str, ...] = KINDS, *, split: str = "train") -
     Of a data set that was saved with several splits, only `split` is read. Raises InputError where
     there is nothing to read, and for files whose content was not fetched.
     """
+    if not source.strip():
+        # Path("") is the folder of the command: a shell variable without a value would mean that.
+        raise InputError("the name of a source is empty, expected a file, a folder or a Hub id")
     path = Path(source)
     if path.is_dir():
         found = Found()
@@ -72,6 +83,9 @@ def find(source: str, kinds: tuple[str, ...] = KINDS, *, split: str = "train") -
             raise InputError(f"{source}: empty, expected text or rows")
         _expect_fetched(source, [path])
         return Found([path])
+    if path.exists():
+        # A pipe, such as /dev/stdin, can be read once only.
+        raise InputError(f"{source}: neither a file nor a folder: write its content into a file")
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
     if is_path or kind_of(source) or path.is_symlink():
         raise no_such_source(source)
@@ -162,7 +176,7 @@ def _why_unread(path: Path, kinds: tuple[str, ...]) -> str | None:
         except DAMAGE as error:
             if isinstance(error, OSError) and error.errno:
                 raise
-            return f"damaged: {first_line(error)}"
+            return f"unreadable: {cause_of(error)}"
     return None
 
 
