@@ -108,6 +108,11 @@ def test_a_row_of_weight_zero_teaches_nothing(weights: dict):
     assert shown({**PAIR, **learned}) == f"{ASKED}[[a<|end|>]]"
 
 
+def test_true_and_false_in_a_label_of_a_csv_file_are_texts():
+    assert reason({**PAIR, "label": "False"}) == "nothing to learn"
+    assert shown({**PAIR, "label": "True"}) == f"{ASKED}[[a<|end|>]]"
+
+
 @pytest.mark.parametrize("weight", [0.5, 2, -1, "half", [1], {"a": 1}, nested()])
 def test_a_weight_that_the_mask_does_not_have_is_refused(weight: object):
     assert reason({"messages": turns("q", "a", weights=(weight,))}) == "weight neither 0 nor 1"
