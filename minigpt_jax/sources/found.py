@@ -4,8 +4,10 @@ A folder is read with its subfolders, and with what its links lead to; each real
 """
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -162,7 +164,7 @@ def _why_unread(path: Path, kinds: tuple[str, ...]) -> str | None:
         return "a link to nothing"
     kind = kind_of(path.name)
     if kind is None or not path.is_file():
-        return "of unknown kind"
+        return "a link that was copied as text" if _is_copied_link(path) else "of unknown kind"
     if kind not in kinds:
         return "text, not rows"
     if not path.stat().st_size:
@@ -178,6 +180,16 @@ def _why_unread(path: Path, kinds: tuple[str, ...]) -> str | None:
                 raise
             return f"unreadable: {cause_of(error)}"
     return None
+
+
+def _is_copied_link(path: Path) -> bool:
+    """Whether a file holds the path of another one, as git writes links where there are none."""
+    # A file without permission, or a name that is too long.
+    with suppress(OSError):
+        if path.is_file() and path.stat().st_size <= _LARGEST_POINTER:
+            target = os.fsdecode(path.read_bytes())
+            return "/" in target and target.isprintable() and (path.parent / target).exists()
+    return False
 
 
 def _is_card(path: Path) -> bool:

@@ -119,6 +119,19 @@ def test_each_file_that_is_not_read_is_named_with_its_reason(tmp_path: Path):
     }
 
 
+def test_a_link_that_became_a_file_is_named(tmp_path: Path):
+    write(
+        tmp_path,
+        {"a/a.txt": b"read", "b/b.txt": b"no", "a/link": b"../b", "a/other": b"../" + b"c" * 300},
+    )
+    found = find(str(tmp_path / "a"))
+    assert found is not None
+    assert found.unread == {
+        "a link that was copied as text": ["link"],
+        "of unknown kind": ["other"],
+    }
+
+
 def test_a_zstd_window_too_large_for_arrow_is_not_called_damage(tmp_path: Path):
     # One empty block in a frame with a window of 2 GB, as `zstd --long=31` makes it.
     content = b"\x28\xb5\x2f\xfd\x00\xa8\x01\x00\x00"
