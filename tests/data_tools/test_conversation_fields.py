@@ -247,6 +247,7 @@ def test_only_the_completion_of_a_prompt_is_learned():
         ({"messages": turns("q", "a"), "conversations": turns("q", "a")}, ""),
         ({**PAIR, "messages": ["no", "turns", "at all"], "dialog": "no list"}, "dialog messages"),
         ({**PAIR, "question": "q", "answer": "a", "label": "a class"}, "label"),
+        ({**PAIR, "": "a CSV file without this name"}, "''"),
         ({"messages": [{**turn, "name": "x"} for turn in turns("q", "a")]}, "messages[].name"),
     ],
 )
