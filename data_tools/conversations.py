@@ -212,11 +212,14 @@ def _without_weights(messages: list[Message]) -> list[tuple[str, str]]:
 
 
 def _weights_of(fields: dict[str, Any]) -> dict[str, Any]:
-    """The weights of a row. A `label` that is neither true nor false is the name of a class."""
+    """The weights of a row. A `label` that is neither true nor false is the name of a class.
+
+    CSV files have texts for true and false.
+    """
     return {
         name: fields[name]
         for name in WEIGHTS_OF_ROW
-        if name in fields and (name != "label" or isinstance(fields[name], bool))
+        if name in fields and (name != "label" or str(fields[name]).lower() in ("true", "false"))
     }
 
 

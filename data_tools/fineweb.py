@@ -160,7 +160,7 @@ def _missing_documents(
         if counts.is_cut and shards.is_earlier:
             raise InputError(
                 f"{', '.join(recipe.sources)}: a single document, which is now cut in two: "
-                "choose another --out, or delete it"
+                "choose another --out, or delete the one that version 0.1.0 began"
             )
         counts.documents += 1
         if shards.is_missing(number):

@@ -154,7 +154,7 @@ def expect_same_source(out: Path, found: str | None, source: str, earlier: str |
     """
     if found not in (source, earlier):
         is_edited = _without_content(found or "") == _without_content(source)
-        edited = "; the text has changed" if is_edited else ""
+        edited = "; the text has changed, or the names of its files" if is_edited else ""
         raise InputError(
             f"{out}: holds data made from [{found}], now requested is [{source}]{edited}: "
             "choose another --out, or delete it"

@@ -153,7 +153,8 @@ def _join_text_parts(content: object) -> object:
 
 def printable(name: str) -> str:
     """The name of a field in one line that any terminal can show."""
-    return name if name.isprintable() and len(name) <= _SHOWN_CHARACTERS else shorten(name)
+    is_clear = name.strip() and name.isprintable() and len(name) <= _SHOWN_CHARACTERS
+    return name if is_clear else shorten(name)
 
 
 def shorten(value: object) -> str:

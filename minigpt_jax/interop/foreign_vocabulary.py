@@ -13,7 +13,7 @@ from minigpt_jax.interop.vocabulary import special_tokens, vocabulary
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, TEXT_VOCAB
 
 # The files of a tokenizer that name ids, as transformers writes them.
-FILES = ("tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json")
 # Padding that was never trained: its rows differ by less than this share of what others do.
 # transformers fills new rows with the mean of the others and very little noise.
 ALIKE = 0.01
@@ -56,7 +56,7 @@ def known_vocab_size(folder: Path, rows: np.ndarray) -> int:
 def _names_of_ids(folder: Path) -> dict[int, str]:
     """{id: token} of all tokenizer files in `folder`; {} where there are none."""
     names: dict[int, str] = {}
-    for file in FILES:
+    for file in TOKENIZER_FILES:
         path = folder / file
         if path.is_file():
             try:

@@ -23,7 +23,7 @@ from minigpt_jax.tokenizer import END_OF_TEXT
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
 WEIGHT_TYPES = ("F32", "F16", "BF16")
 # Weights in formats that are not read.
-UNREAD = ("*.bin", "*.h5", "*.msgpack", "*.gguf", "*.ckpt*", "*.pt", "*.pth", "*.onnx")
+OTHER_FORMATS = ("*.bin", "*.h5", "*.msgpack", "*.gguf", "*.ckpt*", "*.pt", "*.pth", "*.onnx")
 
 
 def write_folder(folder: Path, run: LoadedRun, name: str) -> None:
@@ -126,7 +126,7 @@ def _are_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 
 def _nothing_to_read(folder: Path) -> str:
     found = ""
-    others = [name for pattern in UNREAD for name in sorted(folder.glob(pattern))]
+    others = [name for pattern in OTHER_FORMATS for name in sorted(folder.glob(pattern))]
     if others:
         name = others[0].name
         kind = "a pickle, which can run code" if name.endswith(".bin") else "of another format"

@@ -85,7 +85,7 @@ def fetch(source: str) -> Path:
         return Path(source)
     from huggingface_hub import snapshot_download
 
-    from minigpt_jax.interop.foreign_vocabulary import FILES as TOKENIZER_FILES
+    from minigpt_jax.interop.foreign_vocabulary import TOKENIZER_FILES
 
     name, _, revision = source.partition("@")
     files = ["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]

@@ -4,13 +4,23 @@ A folder is read with its subfolders, and with what its links lead to; each real
 """
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minigpt_jax.errors import InputError, first_line
-from minigpt_jax.sources.kinds import DAMAGE, KINDS, endings, is_compressed, kind_of, open_file
+from minigpt_jax.errors import InputError
+from minigpt_jax.sources.kinds import (
+    DAMAGE,
+    KINDS,
+    cause_of,
+    endings,
+    is_compressed,
+    kind_of,
+    open_file,
+)
 from minigpt_jax.sources.row import name_some
 
 # Small files that stand for a large one which was not fetched, and what fetches it.
@@ -50,6 +60,9 @@ def find(source: str, kinds: tuple[str, ...] = KINDS, *, split: str = "train") -
     Of a data set that was saved with several splits, only `split` is read. Raises InputError where
     there is nothing to read, and for files whose content was not fetched.
     """
+    if not source.strip():
+        # Path("") is the folder of the command: a shell variable without a value would mean that.
+        raise InputError("the name of a source is empty, expected a file, a folder or a Hub id")
     path = Path(source)
     if path.is_dir():
         found = Found()
@@ -72,6 +85,9 @@ def find(source: str, kinds: tuple[str, ...] = KINDS, *, split: str = "train") -
             raise InputError(f"{source}: empty, expected text or rows")
         _expect_fetched(source, [path])
         return Found([path])
+    if path.exists():
+        # A pipe, such as /dev/stdin, can be read once only.
+        raise InputError(f"{source}: neither a file nor a folder: write its content into a file")
     is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
     if is_path or kind_of(source) or path.is_symlink():
         raise no_such_source(source)
@@ -148,7 +164,7 @@ def _why_unread(path: Path, kinds: tuple[str, ...]) -> str | None:
         return "a link to nothing"
     kind = kind_of(path.name)
     if kind is None or not path.is_file():
-        return "of unknown kind"
+        return "a link that was copied as text" if _is_copied_link(path) else "of unknown kind"
     if kind not in kinds:
         return "text, not rows"
     if not path.stat().st_size:
@@ -162,8 +178,18 @@ def _why_unread(path: Path, kinds: tuple[str, ...]) -> str | None:
         except DAMAGE as error:
             if isinstance(error, OSError) and error.errno:
                 raise
-            return f"damaged: {first_line(error)}"
+            return f"unreadable: {cause_of(error)}"
     return None
+
+
+def _is_copied_link(path: Path) -> bool:
+    """Whether a file holds the path of another one, as git writes links where there are none."""
+    # A file without permission, or a name that is too long.
+    with suppress(OSError):
+        if path.is_file() and path.stat().st_size <= _LARGEST_POINTER:
+            target = os.fsdecode(path.read_bytes())
+            return "/" in target and target.isprintable() and (path.parent / target).exists()
+    return False
 
 
 def _is_card(path: Path) -> bool:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from minigpt_jax.errors import InputError
+from minigpt_jax.errors import InputError, first_line
 from minigpt_jax.sources.found import is_split
 from minigpt_jax.sources.kinds import open_file
 from minigpt_jax.sources.row import BadRow, Wanted, field_of, name_some, with_row_names
@@ -44,8 +44,7 @@ def json_rows(
         if kind == ".json" and split is not None and not is_list:
             yield from with_row_names(path, _list_of_split(json.load(file), split, path))
         elif is_list or _holds_values(path, wanted):
-            for where, row in with_row_names(path, _values(_Reader(file), path, wanted)):
-                yield where, row._replace(where=where) if isinstance(row, BadRow) else row
+            yield from _numbered_values(file, path, wanted)
         else:
             yield from _json_lines(file, path)
 
@@ -64,12 +63,19 @@ def _holds_values(path: Path, wanted: Wanted) -> bool:
         parts = (part.strip(_BLANK) for part in iter(partial(file.readline, _LONGEST_LINE), b""))
         lines = (part for part in parts if part)
         first, second = next(lines, b""), next(lines, None)
+    text = first.decode("utf-8", "surrogateescape")
     try:
-        value = json.loads(first)
-        inner = value.values() if isinstance(value, dict) else [value]
-        return second is None and any(map(_is_list_of_objects, inner))
+        value, end = _DECODER.raw_decode(text)
     except (ValueError, RecursionError):
         pass
+    else:
+        if second is None and end == len(text):
+            is_row = isinstance(value, dict) and _is_row(value, wanted)
+            inner = value.values() if isinstance(value, dict) else [value]
+            return (wanted.columns is None or not is_row) and any(map(_is_list_of_objects, inner))
+        if not text[end:].lstrip().startswith(("{", "[")):
+            # A line with a row, or with one and something that makes this line bad.
+            return False
     with open_file(path) as file:
         try:
             first_row = next(_values(_Reader(file), path, wanted), None)
@@ -88,6 +94,16 @@ def _json_lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[str, Any]]:
         except (ValueError, RecursionError):
             row = BadRow("broken JSON", where)
         yield where, row
+
+
+def _numbered_values(file: IO[bytes], path: Path, wanted: Wanted) -> Iterator[tuple[str, Any]]:
+    number = 0
+    try:
+        for number, row in enumerate(_values(_Reader(file), path, wanted), 1):
+            where = f"{path} row {number}"
+            yield where, row._replace(where=where) if isinstance(row, BadRow) else row
+    except ValueError as error:
+        raise ValueError(f"after row {number}: {first_line(error)}") from None
 
 
 def _list_of_split(content: object, split: str, path: Path) -> list[Any]:
@@ -114,6 +130,15 @@ class _Reader:
                 return ""
         self._at = found.start()
         return found[0]
+
+    def is_at_objects(self) -> bool:
+        """Whether the next value is a list whose first element is an object."""
+        if self.peek() != "[":
+            return False
+        while (found := _NOT_BLANK.search(self._text, self._at + 1)) is None:
+            if not self._read_more():
+                return False
+        return found[0] == "{"
 
     def take(self, *expected: str) -> str:
         """Go past the next character, which must be one of those."""
@@ -174,7 +199,10 @@ def _elements(reader: _Reader) -> Iterator[Any]:
 
 
 def _rows_of_object(reader: _Reader, path: Path, wanted: Wanted) -> Iterator[Any]:
-    """The object as a row, or the rows of the list in it where it is no row itself."""
+    """The object as a row, or the rows of the list in it where it is no row itself.
+
+    Raises InputError for an object that is both, or that holds several lists.
+    """
     row: dict[str, Any] = {}
     lists: list[str] = []
     asked = wanted.columns or ()
@@ -183,7 +211,8 @@ def _rows_of_object(reader: _Reader, path: Path, wanted: Wanted) -> Iterator[Any
     while separator != "}" and reader.peek() != "}":
         name = reader.value()
         reader.take(":")
-        if reader.peek() == "[" and name in _LISTS and name not in asked:
+        may_be_rows = name in _LISTS and name not in asked and not _is_row(row, wanted)
+        if may_be_rows and reader.is_at_objects():
             lists.append(name)
             yield from _elements(reader)
         else:
@@ -196,9 +225,14 @@ def _rows_of_object(reader: _Reader, path: Path, wanted: Wanted) -> Iterator[Any
         yield bad
         return
     inner = [name for name, value in row.items() if _is_list_of_objects(value)]
-    is_row = any(field_of(row, column) is not None for column in asked) or wanted.columns is None
+    is_row = _is_row(row, wanted)
     if is_row and not lists:
         yield row
+    elif is_row:
+        raise InputError(
+            f"{path}: an object with the list {lists[0]} before {name_some([*row])}: is it a row, "
+            "or does it hold the rows? Write one row a line"
+        )
     elif len(lists + inner) > 1:
         raise InputError(
             f"{path}: an object with the lists {name_some(lists + inner)}, expected one list of "
@@ -206,6 +240,13 @@ def _rows_of_object(reader: _Reader, path: Path, wanted: Wanted) -> Iterator[Any
         )
     elif not lists:
         yield from row[inner[0]] if inner else [row]
+
+
+def _is_row(fields: dict[str, Any], wanted: Wanted) -> bool:
+    """Whether an object is a row: it has a field that is asked for."""
+    if wanted.columns is None:
+        return bool(fields)
+    return any(field_of(fields, column) is not None for column in wanted.columns)
 
 
 def _is_list_of_objects(value: object) -> bool:

@@ -13,6 +13,8 @@ import zlib
 from pathlib import Path
 from typing import IO, Any, cast
 
+from minigpt_jax.errors import first_line
+
 TEXTS = (".txt", ".text", ".md")
 TABLES = (".csv", ".tsv")
 JSON_LINES = (".jsonl", ".ndjson")
@@ -24,8 +26,15 @@ COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 
 # What the readers raise for bytes that are not what the name says. An OSError with an error number
 # is a fault of the machine instead.
-DAMAGE = (OSError, EOFError, ValueError, RecursionError, NotImplementedError)
-DAMAGE = (*DAMAGE, zlib.error, lzma.LZMAError)
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    RecursionError,
+    NotImplementedError,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 def kind_of(name: str) -> str | None:
@@ -44,6 +53,14 @@ def is_compressed(path: Path) -> bool:
 def endings(kinds: tuple[str, ...] = KINDS) -> str:
     """The ends of names, for messages."""
     return f"{', '.join(kinds)} (also with {', '.join(COMPRESSIONS)})"
+
+
+def cause_of(error: Exception) -> str:
+    """Why a file cannot be read, from one of the errors in DAMAGE."""
+    # Files made with `zstd --long` are whole, but need gigabytes of memory, which Arrow refuses.
+    if "Frame requires too much memory" in str(error):
+        return "its zstd window is above 128 MB, unpack it with zstd -d --long=31"
+    return first_line(error)
 
 
 def open_file(path: Path) -> IO[bytes]:

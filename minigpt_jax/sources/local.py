@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minigpt_jax.errors import InputError, RunError, first_line
+from minigpt_jax.errors import InputError, RunError
 from minigpt_jax.sources.columnar import columnar_rows
 from minigpt_jax.sources.csv_rows import csv_rows
 from minigpt_jax.sources.json_rows import json_rows
-from minigpt_jax.sources.kinds import COLUMNAR, DAMAGE, TABLES, TEXTS, kind_of, open_file
+from minigpt_jax.sources.kinds import COLUMNAR, DAMAGE, TABLES, TEXTS, cause_of, kind_of, open_file
 from minigpt_jax.sources.row import BadRow, Wanted
 
 
@@ -28,7 +28,7 @@ def file_rows(
             if isinstance(error, OSError) and error.errno:
                 raise RunError(f"{path}: cannot be read: {error.strerror}") from None
             raise InputError(
-                f"{path}: cannot be read to its end ({first_line(error)}): "
+                f"{path}: cannot be read to its end ({cause_of(error)}): "
                 "fetch or write this file again"
             ) from None
 

@@ -56,9 +56,8 @@ def wanted_columns(wanted: Wanted, found: Sequence[str], where: str | Path) -> l
         return list(dict.fromkeys(found))
     present = [column for column in wanted.columns if column in found]
     if not present:
-        raise InputError(
-            f"{where}: no column {' or '.join(wanted.columns)}, only {name_some(found)}"
-        )
+        asked = "no column" if len(wanted.columns) == 1 else "none of the columns"
+        raise InputError(f"{where}: {asked} {name_some(wanted.columns)}, only {name_some(found)}")
     return present
 
 

@@ -108,6 +108,11 @@ def test_a_row_of_weight_zero_teaches_nothing(weights: dict):
     assert shown({**PAIR, **learned}) == f"{ASKED}[[a<|end|>]]"
 
 
+def test_true_and_false_in_a_label_of_a_csv_file_are_texts():
+    assert reason({**PAIR, "label": "False"}) == "nothing to learn"
+    assert shown({**PAIR, "label": "True"}) == f"{ASKED}[[a<|end|>]]"
+
+
 @pytest.mark.parametrize("weight", [0.5, 2, -1, "half", [1], {"a": 1}, nested()])
 def test_a_weight_that_the_mask_does_not_have_is_refused(weight: object):
     assert reason({"messages": turns("q", "a", weights=(weight,))}) == "weight neither 0 nor 1"
@@ -242,6 +247,7 @@ def test_only_the_completion_of_a_prompt_is_learned():
         ({"messages": turns("q", "a"), "conversations": turns("q", "a")}, ""),
         ({**PAIR, "messages": ["no", "turns", "at all"], "dialog": "no list"}, "dialog messages"),
         ({**PAIR, "question": "q", "answer": "a", "label": "a class"}, "label"),
+        ({**PAIR, "": "a CSV file without this name"}, "''"),
         ({"messages": [{**turn, "name": "x"} for turn in turns("q", "a")]}, "messages[].name"),
     ],
 )

@@ -43,7 +43,7 @@ def test_a_finished_folder_is_not_called_the_same_after_an_edit(tmp_path: Path, 
     prepare(recipe, tmp_path / "out", workers=1)
     assert "done before, from the same text" in capsys.readouterr().out
     edit(source / "2.txt")
-    with pytest.raises(InputError, match=r"the text has changed: .*another --out") as refused:
+    with pytest.raises(InputError, match=r"the text has changed, .*another --out") as refused:
         prepare(recipe, tmp_path / "out", workers=1)
     assert "\n" not in str(refused.value)
 

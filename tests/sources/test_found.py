@@ -112,11 +112,47 @@ def test_each_file_that_is_not_read_is_named_with_its_reason(tmp_path: Path):
     assert found.unread == {
         "of unknown kind": ["b.pdf", "noending"],
         "empty": ["c.txt", "d.txt.gz"],
-        "damaged: Truncated compressed stream": ["e.jsonl.zst"],
+        "unreadable: Truncated compressed stream": ["e.jsonl.zst"],
         "hidden": [".f.txt", ".git/"],
         "about the data": ["README.md", "dataset_infos.json"],
         "a link to nothing": ["g.txt"],
     }
+
+
+def test_a_link_that_became_a_file_is_named(tmp_path: Path):
+    write(
+        tmp_path,
+        {"a/a.txt": b"read", "b/b.txt": b"no", "a/link": b"../b", "a/other": b"../" + b"c" * 300},
+    )
+    found = find(str(tmp_path / "a"))
+    assert found is not None
+    assert found.unread == {
+        "a link that was copied as text": ["link"],
+        "of unknown kind": ["other"],
+    }
+
+
+def test_a_zstd_window_too_large_for_arrow_is_not_called_damage(tmp_path: Path):
+    # One empty block in a frame with a window of 2 GB, as `zstd --long=31` makes it.
+    content = b"\x28\xb5\x2f\xfd\x00\xa8\x01\x00\x00"
+    write(tmp_path, {"a.txt": b"read", "b.txt.zst": content})
+    way_out = "its zstd window is above 128 MB, unpack it with zstd -d --long=31"
+    found = find(str(tmp_path))
+    assert found is not None and found.unread == {f"unreadable: {way_out}": ["b.txt.zst"]}
+    with pytest.raises(InputError, match=way_out):
+        list(documents(str(tmp_path / "b.txt.zst")))
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_folder_of_the_command(name: str):
+    with pytest.raises(InputError, match="the name of a source is empty"):
+        find(name)
+
+
+def test_a_pipe_is_named(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe: neither a file nor a folder"):
+        find(str(tmp_path / "pipe"))
 
 
 def test_ten_names_are_given_and_the_others_counted(tmp_path: Path):

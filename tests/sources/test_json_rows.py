@@ -53,6 +53,25 @@ def test_an_object_is_a_row_where_it_has_the_field(tmp_path: Path):
     assert list(documents(str(path))) == ["a text"] * 2
 
 
+@pytest.mark.parametrize("elements", [[1, "two"], [{"text": "no row"}]])
+def test_a_list_beside_the_field_that_is_asked_for_holds_no_rows(tmp_path: Path, elements: list):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"items": elements, "text": "a text"}))
+    assert list(documents(str(path))) == ["a text"]
+    row = json.dumps({"text": "a text", "items": elements}, indent=1)
+    path.write_text(row + row)
+    assert list(documents(str(path))) == ["a text"] * 2
+
+
+def test_a_list_before_the_field_that_is_asked_for_is_never_taken_for_it(tmp_path: Path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"items": [1, "two"], "text": "a text"}, indent=1))
+    assert list(documents(str(path))) == ["a text"]
+    path.write_text(json.dumps({"items": [{"text": "no row"}], "text": "a text"}, indent=1))
+    with pytest.raises(InputError, match=r"the list items before text: .*one row a line"):
+        list(documents(str(path)))
+
+
 def test_an_object_with_several_lists_is_named(tmp_path: Path):
     path = tmp_path / "splits.json"
     path.write_text(json.dumps({"train": ROWS[:1], "test": ROWS[:1]}))
@@ -75,7 +94,17 @@ def test_a_file_in_utf16_is_named(tmp_path: Path):
     assert list(documents(str(tmp_path))) == bad
 
 
-@pytest.mark.parametrize("content", ['{"text": "a\n', '{"text": "a",\n', "{\n", "nonsense\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"text": "a\n',
+        '{"text": "a",\n',
+        "{\n",
+        "nonsense\n",
+        '{"text": "a"},\n',
+        '{"text": "a"} x\n',
+    ],
+)
 def test_a_broken_first_line_is_one_bad_row(tmp_path: Path, content: str):
     path = tmp_path / "rows.jsonl"
     path.write_text(content + '{"text": "b"}\n{"text": "c"}\n')
@@ -85,7 +114,7 @@ def test_a_broken_first_line_is_one_bad_row(tmp_path: Path, content: str):
 @pytest.mark.parametrize("content", ['[{"text": "a"}, {"te', '[{"text": "a"} {"text": "b"}]'])
 def test_a_list_that_breaks_is_refused(tmp_path: Path, content: str):
     (tmp_path / "rows.json").write_text(content)
-    with pytest.raises(InputError, match=r"rows\.json: cannot be read to its end \(.*again"):
+    with pytest.raises(InputError, match=r"rows\.json: .* to its end \(after row 1: .*again"):
         list(documents(str(tmp_path / "rows.json")))
 
 
