@@ -1,6 +1,7 @@
 """Find the files of a local source, and say of every other file there why it is not read.
 
-A folder is read with its subfolders, and with what its links lead to; each real folder once.
+A folder is read with its subfolders, and with what its links lead to; each real folder and each
+real file once.
 """
 
 import json
@@ -39,12 +40,13 @@ _ABOUT = (_SAVED_SPLITS, _STATE, "dataset_info.json", "dataset_infos.json")
 class Found:
     """The files of a source, sorted by name, and the names of all others by reason.
 
-    `folders` are the real paths of the folders that were searched.
+    `folders` are the real paths of the folders that were searched, `real_files` those of the files.
     """
 
     files: list[Path] = field(default_factory=list)
     unread: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     folders: set[Path] = field(default_factory=set)
+    real_files: set[Path] = field(default_factory=set)
 
     def describe_unread(self) -> str:
         """The files that are not read, in one line; empty where there are none."""
@@ -128,7 +130,10 @@ def _search(root: Path, folder: Path, found: Found, kinds: tuple[str, ...], spli
             found.unread[reason].append(name)
         elif saved is not None and path.suffix == ".arrow" and path.name not in saved:
             found.unread["of a cache"].append(name)
+        elif (real := path.resolve()) in found.real_files:
+            found.unread["reached by another path"].append(name)
         else:
+            found.real_files.add(real)
             found.files.append(path)
 
 

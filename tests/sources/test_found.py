@@ -92,6 +92,18 @@ def test_linked_folders_are_read_once_and_loops_end(tmp_path: Path):
     assert found.unread == {"reached by another path": ["linked/deep/", "linked/up/", "loop/"]}
 
 
+def test_a_file_with_several_names_is_read_once(tmp_path: Path):
+    # As in the cache of the Hub, where two versions of a data set share their files.
+    write(tmp_path, {"blobs/1": b"text"})
+    for version in ("a", "b"):
+        (tmp_path / "snapshots" / version).mkdir(parents=True)
+        (tmp_path / "snapshots" / version / "data.txt").symlink_to("../../blobs/1")
+    root = tmp_path / "snapshots"
+    assert texts(root) == ["text"]
+    found = find(str(root))
+    assert found is not None and found.unread == {"reached by another path": ["b/data.txt"]}
+
+
 def test_each_file_that_is_not_read_is_named_with_its_reason(tmp_path: Path):
     files = {
         "a.txt": b"read",
