@@ -58,8 +58,8 @@ class JoinArguments(NamedTuple):
 def find_place(environment: Mapping[str, str]) -> Place | None:
     """Where a launcher put this process; None where no launcher started several processes.
 
-    Also None where JAX_NUM_PROCESSES is another number: the launcher then speaks of other processes,
-    of those that started these, for example, or of an earlier job of the same shell.
+    Also None where JAX_NUM_PROCESSES is another number: the launcher then speaks of others, such as
+    those that started these processes, or those of an earlier job of the same shell.
     """
     # mpirun and mpiexec start their helpers by srun, and what these start inherits the helpers'
     # SLURM variables: the variables of MPI come first.

@@ -176,7 +176,7 @@ def test_a_port_that_another_program_uses_is_named(join: Join):
         (slurm(0, 4, gpus=4, listed="0"), "4 processes use 4 of the 8 GPUs;"),
         (slurm(0, 2, gpus=2, listed=""), "2 processes use 2 of the 8 GPUs;"),
         (slurm(0, 2) | {"JAX_LOCAL_DEVICE_IDS": "0"}, "2 processes use 2 of the 8 GPUs;"),
-        (explicit(0, 2) | {"JAX_LOCAL_DEVICE_IDS": "0"}, "2 processes use at most 2 of the 8 GPUs;"),
+        (explicit(0, 2) | {"JAX_LOCAL_DEVICE_IDS": "0"}, "2 processes use at most 2 of the 8 GPUs"),
         (
             open_mpi(0, 4, 4) | {"JAX_NUM_PROCESSES": "1", "CUDA_VISIBLE_DEVICES": "0"},
             "one process uses 1 of the 8 GPUs (CUDA_VISIBLE_DEVICES=0)",
