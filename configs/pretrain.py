@@ -54,8 +54,8 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.model.dropout = 0.0
 
     c.compute = ConfigDict()
-    # For matmuls. "auto" is float32 on a CPU, bfloat16 elsewhere. Parameters, optimizer, LayerNorm
-    # and softmax are always float32.
+    # For matmuls. "auto" is float32 on a CPU and on NVIDIA GPUs older than Ampere, bfloat16
+    # elsewhere. Parameters, optimizer, LayerNorm and softmax are always float32.
     c.compute.dtype = "auto"
     # To save memory, "dots" or "full" recompute activations in the backward pass.
     c.compute.remat = "none"

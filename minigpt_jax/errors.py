@@ -11,6 +11,8 @@ _WAYS_OUT = {
     errno.EPERM: "check owner and permissions",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "the whole system has too many open files",
+    errno.EROFS: "mount it for writing, or write elsewhere",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
     errno.EIO: "check the disk or its connection",
     errno.ESTALE: "the file system of another machine has changed; mount it again",
     errno.ENOMEM: "end other programs",

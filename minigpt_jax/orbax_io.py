@@ -5,6 +5,8 @@ are filtered, `sys.unraisablehook` is replaced and TensorStore's metrics are not
 """
 
 import logging
+import os
+import re
 import shutil
 import sys
 import time
@@ -20,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 import tensorstore
 
-from minigpt_jax.errors import DamageError
+from minigpt_jax.errors import DamageError, os_error_text
 from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.runtime.files import read_written
 
@@ -240,6 +242,10 @@ def error_text(error: object) -> str:
     """The cause of an error in one line: the storage libraries write many lines around it."""
     if "No space left" in str(error):
         return "no space left on device"
+    # TensorStore puts it behind long paths.
+    number = re.search(r"\[os_error_code='(\d+)'", str(error))
+    if number:
+        return os_error_text(OSError(int(number[1]), os.strerror(int(number[1]))))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
     # "Error" and "error".
     return next((line for line in lines if "rror" in line), lines[0])[:300]

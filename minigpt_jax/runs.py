@@ -44,7 +44,10 @@ def _names_in(folder: Path) -> list[str]:
     """
     try:
         return [entry.name for entry in folder.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if folder.is_symlink():
+            cause = "what this link leads to is not there (a disk that is not mounted?)"
+            raise OSError(error.errno, cause, str(folder)) from error
         return []
 
 

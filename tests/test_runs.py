@@ -150,6 +150,21 @@ def test_a_folder_that_cannot_be_listed_is_not_a_run_without_checkpoints(tmp_pat
         runs.checkpoint_steps(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/12"])
+def test_a_link_to_a_disk_that_is_not_mounted_is_not_a_run_without_checkpoints(
+    tmp_path: Path, name: str
+):
+    """The run would start again, or lose the steps since the checkpoint before."""
+    real = tmp_path / "disk"
+    (tmp_path / "checkpoints" / "12" / "meta").mkdir(parents=True)
+    (tmp_path / name).rename(real)
+    (tmp_path / name).symlink_to(real)
+    assert runs.checkpoint_steps(tmp_path) == [12]
+    real.rename(tmp_path / "unmounted")
+    with pytest.raises(OSError, match=rf"not mounted\?\): '.*/{name}'"):
+        runs.checkpoint_steps(tmp_path)
+
+
 def test_the_lock_names_its_process_only_while_it_is_held(tmp_path):
     with runs.lock(tmp_path):
         assert (tmp_path / "lock").read_text() == str(os.getpid())

@@ -77,6 +77,8 @@ def _check_port(address: str) -> None:
 
 def _found_by_jax(environment: Mapping[str, str], place: Place | None) -> JoinArguments | None:
     """The arguments where JAX asks others who belongs together; None where nobody else does."""
+    if environment.get("JAX_NUM_PROCESSES") == "1":
+        return None
     # JAX sets this variable on a machine without TPUs.
     on_tpu = find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in environment
     if tpu_hosts(environment, ask_machine=on_tpu) > 1:

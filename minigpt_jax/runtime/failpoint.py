@@ -1,4 +1,4 @@
-"""Named points at which a test kills the process or makes the machine fail, to prove it is safe.
+"""Named points at which a test lets the process or the machine fail, to prove that both are safe.
 
 `MINIGPT_FAILPOINT="before_save@7:kill"` kills the process at the point `before_save` of step 7;
 without `@7`, the first time it gets there. Actions: `kill` (SIGKILL, as the kernel does when memory

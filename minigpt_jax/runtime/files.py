@@ -93,7 +93,7 @@ def read_jsonl(path: Path) -> list[dict]:
     """All records of a `.jsonl` file whose records have a "step"; [] if there is no file.
 
     A line without its end is ignored: its writer was killed. Other damaged lines are named on
-    stderr and ignored.
+    stderr and ignored. Raises OSError naming `path` if it cannot be read.
     """
     try:
         content = read_bytes(path)

@@ -56,14 +56,22 @@ class JoinArguments(NamedTuple):
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
-    """Where a launcher put this process; None where no launcher started several processes."""
+    """Where a launcher put this process; None where no launcher started several processes.
+
+    Also None where JAX_NUM_PROCESSES is another number: the launcher then speaks of others, such as
+    those that started these processes, or those of an earlier job of the same shell.
+    """
     # mpirun and mpiexec start their helpers by srun, and what these start inherits the helpers'
     # SLURM variables: the variables of MPI come first.
     place = _mpi_place(environment, _MPI) or _slurm_place(environment)
     place = place or _mpi_place(environment, _PMI)
     if place is None and "JOB_COMPLETION_INDEX" in environment:
         place = Place("Kubernetes", None, _number(environment, "JOB_COMPLETION_INDEX") or 0)
-    return None if place and place.count == 1 else place
+    if place is None or place.count == 1:
+        return None
+    asked = _number(environment, "JAX_NUM_PROCESSES")
+    is_other = asked == 1 or (asked is not None and place.count not in (None, asked))
+    return None if is_other else place
 
 
 def _mpi_place(environment: Mapping[str, str], launchers: tuple) -> Place | None:
@@ -113,9 +121,6 @@ def join_arguments(
     address = environment.get("JAX_COORDINATOR_ADDRESS") or None
     count = _number(environment, "JAX_NUM_PROCESSES")
     index = _number(environment, "JAX_PROCESS_ID")
-    if place and count is not None and place.count not in (None, count):
-        # The launcher speaks of other processes: of those that started these, for example.
-        place = None
     announced = [
         name
         for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -141,9 +146,12 @@ def join_arguments(
     if missing:
         raise InputError(
             f"several processes are announced ({', '.join(announced)}), but these are missing: "
-            f"{', '.join(missing)}. Set them for each process, as docs/running.md shows"
+            f"{', '.join(missing)}. Set them for each process, as docs/running.md shows; for a "
+            "process that works alone: JAX_NUM_PROCESSES=1"
         )
     assert count is not None and index is not None
+    if not count:
+        raise InputError("JAX_NUM_PROCESSES: found 0, expected 1 or more")
     if index >= count:
         raise InputError(f"this is process {index}, expected 0 to {count - 1} of {count} processes")
     port = re.fullmatch(r".+:([0-9]{1,5})", address) if address else None
@@ -192,17 +200,22 @@ def idle_gpus(
 
     Of the processes of a machine the first says it for all.
     """
-    processes = (place and place.local_count) or 1
+    processes, index, most = 1, 0, ""
+    if place and place.local_count:
+        processes, index = place.local_count, place.local_index
+    elif arguments:
+        # Nobody says how many of the processes share this machine: all of them may.
+        processes, index, most = arguments.num_processes or 1, arguments.process_id, "at most "
     own = arguments and arguments.local_device_ids
     used = (len(own) if own else gpus.visible) * processes
-    if not 0 < used < gpus.machine or (place and place.local_index):
+    if not 0 < used < gpus.machine or index:
         return None
     if processes > 1:
         who, reason = f"{processes} processes use", ""
     else:
         listed = [f"{name}={environment[name]}" for name in HIDING_VARIABLES if name in environment]
         who, reason = "one process uses", f" ({listed[0]})" if listed else ""
-    return f"{who} {used} of the {gpus.machine} GPUs{reason}; this run leaves the others idle"
+    return f"{who} {most}{used} of the {gpus.machine} GPUs{reason}; this run leaves the others idle"
 
 
 def _number(environment: Mapping[str, str], name: str) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from minigpt_jax.errors import RunError
+from minigpt_jax.errors import RunError, os_error_text
 from minigpt_jax.hardware import peak_flops
 from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.runtime.failpoint import failpoint
@@ -211,8 +211,8 @@ class RunLog:
             yield
         except OSError as error:
             raise RunError(
-                f"{self.run}: the records of the run cannot be written ({error.strerror}). Free "
-                "space, then run the same command again"
+                f"{self.run}: the records of the run cannot be written "
+                f"({os_error_text(error)}). Correct this, then run the same command again"
             ) from error
 
 

@@ -96,6 +96,14 @@ def test_too_many_open_files_are_not_called_damage(run: Path):
         load_params(run)
 
 
+def test_the_cause_is_named_where_tensorstore_writes_it_behind_long_paths(tmp_path: Path):
+    store = {"driver": "file", "path": f"{tmp_path}/{'long/' * 100}"}
+    with no_more_files(), pytest.raises(ValueError, match="long") as error:
+        tensorstore.open({"driver": "zarr", "kvstore": store}).result()
+    cause = "[Errno 24] Too many open files: raise the limit of open files (ulimit -n)"
+    assert orbax_io.error_text(error.value) == cause
+
+
 def test_full_memory_of_a_device_is_not_called_damage(
     run: Path, restore: Restore, monkeypatch, capfd
 ):

@@ -100,12 +100,19 @@ def test_the_coordinator_is_that_of_the_launcher_or_of_the_user(
         open_mpi(0, 1, 1),
         mpich(0, 1, 1),
         explicit(0, 1),
+        # What a launcher has left in the shell, or says of other processes.
+        {"SLURM_JOB_ID": "4096", "SLURM_NTASKS": "16", "SLURM_NNODES": "2"},
+        {"PMI_RANK": "3"},
+        open_mpi(1, 4, 4) | {"JAX_NUM_PROCESSES": "1"},
+        slurm(0, 3) | {"JAX_NUM_PROCESSES": "1"},
+        kubernetes(1) | {"JAX_NUM_PROCESSES": "1"},
         {"JAX_COORDINATOR_ADDRESS": "", "JAX_NUM_PROCESSES": "", "JAX_PROCESS_ID": ""},
     ],
 )
-def test_one_process_works_alone(join: Join, environment: dict):
+def test_one_process_works_alone(join: Join, environment: dict, capsys):
     """JAX must not join: it would then take SIGTERM away from a single process."""
     assert join(environment) is None
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -124,7 +131,10 @@ def test_one_process_works_alone(join: Join, environment: dict):
         ),
         (slurm(0, 2) | {"JAX_LOCAL_DEVICE_IDS": "0-3"}, ["JAX_LOCAL_DEVICE_IDS", "'0-3'"]),
         # Incomplete variables.
-        (open_mpi(0, 2, 1), ["Open MPI", "missing: JAX_COORDINATOR_ADDRESS"]),
+        (
+            open_mpi(0, 2, 1),
+            ["Open MPI", "missing: JAX_COORDINATOR_ADDRESS", "alone: JAX_NUM_PROCESSES=1"],
+        ),
         (mpich(0, 2, 1), ["MPICH", "missing: JAX_COORDINATOR_ADDRESS"]),
         (ADDRESS, ["missing: JAX_NUM_PROCESSES, JAX_PROCESS_ID"]),
         (slurm_batch() | ADDRESS, ["missing: JAX_NUM_PROCESSES, JAX_PROCESS_ID"]),
@@ -136,6 +146,7 @@ def test_one_process_works_alone(join: Join, environment: dict):
         (explicit(2, 2), ["process 2", "0 to 1"]),
         (kubernetes(2) | PAIR, ["process 2", "0 to 1"]),
         (explicit(0, 2) | {"JAX_PROCESS_ID": "one"}, ["JAX_PROCESS_ID", "'one'"]),
+        (explicit(0, 0), ["JAX_NUM_PROCESSES", "found 0"]),
         (explicit(0, 2) | {"JAX_NUM_PROCESSES": "-2"}, ["JAX_NUM_PROCESSES", "'-2'"]),
         (explicit(0, 2) | {"JAX_NUM_PROCESSES": "²"}, ["JAX_NUM_PROCESSES", "'²'"]),
         (explicit(0, 2) | {"JAX_COORDINATOR_ADDRESS": "host0"}, ["'host0'", "HOST:PORT"]),
@@ -165,12 +176,20 @@ def test_a_port_that_another_program_uses_is_named(join: Join):
         (slurm(0, 4, gpus=4, listed="0"), "4 processes use 4 of the 8 GPUs;"),
         (slurm(0, 2, gpus=2, listed=""), "2 processes use 2 of the 8 GPUs;"),
         (slurm(0, 2) | {"JAX_LOCAL_DEVICE_IDS": "0"}, "2 processes use 2 of the 8 GPUs;"),
-        (explicit(0, 2) | {"JAX_LOCAL_DEVICE_IDS": "0"}, "one process uses 1 of the 8 GPUs"),
+        (explicit(0, 2) | {"JAX_LOCAL_DEVICE_IDS": "0"}, "2 processes use at most 2 of the 8 GPUs"),
+        (
+            open_mpi(0, 4, 4) | {"JAX_NUM_PROCESSES": "1", "CUDA_VISIBLE_DEVICES": "0"},
+            "one process uses 1 of the 8 GPUs (CUDA_VISIBLE_DEVICES=0)",
+        ),
         # All are used, or the first process of the machine says it.
         (slurm(0, 1), None),
         (slurm(0, 8), None),
         (slurm(0, 2, gpus=8, listed="0,1,2,3"), None),
         (slurm(1, 4, gpus=4, listed="1"), None),
+        # Eight processes may share this machine, although no launcher says so.
+        (explicit(0, 8) | {"JAX_LOCAL_DEVICE_IDS": "0"}, None),
+        (explicit(0, 8) | {"CUDA_VISIBLE_DEVICES": "0"}, None),
+        ({"PMI_SIZE": "8", "PMI_RANK": "0", "CUDA_VISIBLE_DEVICES": "0"} | ADDRESS, None),
         ({}, None),
         # The user wants none.
         ({"CUDA_VISIBLE_DEVICES": ""}, None),

@@ -134,6 +134,13 @@ def test_what_was_written_before_a_kill_is_there_and_the_rest_follows(tmp_path: 
     assert steps_in(path) == list(range(45))
 
 
+def test_records_that_cannot_be_written_are_no_full_disk(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(RunError, match=r"Is a directory.*metrics\.jsonl") as refused:
+        run_log(tmp_path)
+    assert "space" not in str(refused.value)
+
+
 def test_every_line_is_json_even_if_the_loss_is_not_a_number(tmp_path: Path):
     log = run_log(tmp_path)
     do_step(log, 0, "", metrics(loss=float("nan"), skipped=1))
