@@ -46,8 +46,12 @@ def join_processes(environment: Mapping[str, str] = os.environ, root: Path = Pat
         print(f"note: {socket.gethostname()}: {idle}", file=sys.stderr)
     if arguments is None:
         return
-    if arguments.process_id == 0 and arguments.coordinator_address:
-        _check_port(arguments.coordinator_address)
+    if arguments.coordinator_address:
+        if arguments.process_id == 0:
+            _check_port(arguments.coordinator_address)
+        else:
+            # JAX waits silently for five minutes, and then ends without naming the address.
+            print(f"joining process 0 at {arguments.coordinator_address}", file=sys.stderr)
     try:
         jax.distributed.initialize(
             **arguments._asdict(), heartbeat_timeout_seconds=HEARTBEAT_SECONDS

@@ -10,12 +10,15 @@ import pytest
 
 from minigpt_jax.orbax_io import Writer
 from minigpt_jax.runtime.files import read_jsonl
+from minigpt_jax.tracking.rates import StepTime
 from minigpt_jax.tracking.step_clock import StepClock
 from tests.harness import train_here
 
 # How long the simulated device needs for a step: longer than a busy machine delays a thread.
 STEP_SECONDS = 0.2
 STEPS = 8
+PAUSE = 5 * STEP_SECONDS
+ATTEMPTS = 10
 
 
 class Metric:
@@ -42,10 +45,8 @@ class Device:
         return None, {"loss": Metric(self.free)}
 
 
-@pytest.mark.parametrize("kind", ["data", "save", "evaluation"])
-def test_a_pause_while_two_steps_are_in_flight_is_no_part_of_a_step(kind: str):
-    """Two steps end during the pause; both are read after it, at the same moment."""
-    pause = 5 * STEP_SECONDS
+def times_with_a_pause(kind: str) -> tuple[list[StepTime], float]:
+    """The times of STEPS steps and of all together, with a pause after half of them."""
     clock = StepClock()
     step = clock.timed(Device().train_step)
     began = time.monotonic()
@@ -56,20 +57,29 @@ def test_a_pause_while_two_steps_are_in_flight_is_no_part_of_a_step(kind: str):
         if pending:
             if number == STEPS // 2:
                 with clock.pause(kind):
-                    time.sleep(pause)
+                    time.sleep(PAUSE)
             pending["loss"].block_until_ready()
             times.append(clock.next())
         pending = metrics
     times.append(clock.next())
     wall = time.monotonic() - began
     clock.close()
-    assert [t.measured for t in times] == [False] + [True] * (STEPS - 1)
+    return times, wall
+
+
+@pytest.mark.parametrize("kind", ["data", "save", "evaluation"])
+def test_a_pause_while_two_steps_are_in_flight_is_no_part_of_a_step(kind: str):
+    """Two steps end during the pause; both are read after it, at the same moment."""
+    # A busy machine may hold up the thread that watches: that step then has no rate.
+    attempts = (times_with_a_pause(kind) for _ in range(ATTEMPTS))
+    times, wall = next((t, w) for t, w in attempts if all(time.measured for time in t[1:]))
+    assert not times[0].measured
     # Read at the moment of the record, the step after the pause would take no time.
     assert min(t.seconds for t in times) > STEP_SECONDS / 10
     waits = [t.data_seconds + t.save_seconds + t.evaluation_seconds for t in times]
     # The device has computed two steps during the pause.
     assert waits[STEPS // 2 + 1] == getattr(times[STEPS // 2 + 1], f"{kind}_seconds")
-    assert pause - 4 * STEP_SECONDS < waits[STEPS // 2 + 1] < wall - STEPS * STEP_SECONDS
+    assert PAUSE - 4 * STEP_SECONDS < waits[STEPS // 2 + 1] < wall - STEPS * STEP_SECONDS
     assert sum(waits) == waits[STEPS // 2 + 1]
     # No second is counted twice.
     assert STEPS * STEP_SECONDS <= sum(t.seconds for t in times) <= wall - sum(waits)
