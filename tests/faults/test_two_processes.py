@@ -22,7 +22,7 @@ def test_an_error_in_one_of_two_processes_ends_both(workspace: Workspace, start_
     settings = workspace.settings("half_full", **ENDLESS)
     good, full = start_two(settings, {}, {"MINIGPT_FAILPOINT": "before_save@10:enospc"})
     output, _ = full.communicate()
-    assert full.returncode == 1 and "no space left" in output.splitlines()[-1], output
+    assert full.returncode == 1 and "No space left" in output.splitlines()[-1], output
     # It would run forever.
     good.communicate(timeout=NOTICED_WITHIN)
     assert good.returncode != 0

@@ -113,7 +113,7 @@ def test_a_result_that_cannot_be_written_is_a_failure(tmp_path: Path):
     for program in ("", "def main(): print('result')"):
         done = run(program, tmp_path, ">/dev/full", "output_needed=True")
         assert done.returncode == 1
-        message = b"failed: [Errno 28] No space left on device: 'standard output'\n"
+        message = b"failed: [Errno 28] No space left on device: 'standard output': free space\n"
         assert done.stderr.endswith(message)
         assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
 
