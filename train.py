@@ -129,7 +129,7 @@ def train(checked: Preflight) -> int:
             origin = "starts with fresh weights"
         if c.fresh:
             # The next command would resume from the old ones.
-            checkpoints.clear()
+            checkpoints.set_aside()
         begin = int(state.step)
         done = Done(evaluated=False, reported=False)
         if restored:
@@ -260,6 +260,8 @@ def train(checked: Preflight) -> int:
         exit_code = c.interrupted_exit_code
         if steps_done < horizon:
             saved = "everything is saved" if steps_done else "there was nothing to save"
+            if c.fresh and any(run.glob("checkpoints/replaced-*")):
+                saved += " (the checkpoints before it are kept as checkpoints/replaced-<step>)"
             run_log.say(
                 f"stopped after step {steps_done} of {horizon}; {saved}. "
                 f"To continue, run the same command{without} again"

@@ -9,6 +9,7 @@ processes all must take the same checkpoint, and none may wait for another that 
 """
 
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from minigpt_jax.checkpoint_meta import (
 from minigpt_jax.errors import DamageError, InputError, RunError
 from minigpt_jax.fingerprints import array_fingerprints, verify_arrays
 from minigpt_jax.model import GPT, GPTConfig
-from minigpt_jax.runs import checkpoint_steps
+from minigpt_jax.runs import checkpoint_steps, lock_owner
 from minigpt_jax.runtime.backend import start_jax
 from minigpt_jax.runtime.distributed import (
     all_agree,
@@ -67,12 +68,15 @@ class Checkpoints:
                     shutil.rmtree(entry, ignore_errors=True)
         barrier("checkpoints opened")
 
-    def clear(self) -> None:
-        """Delete all checkpoints, for a run that starts again from step 0."""
+    def set_aside(self) -> None:
+        """Rename all checkpoints to replaced-<step>, for a run that starts again from step 0.
+
+        They are deleted once another checkpoint has been saved: until then nothing is lost.
+        """
         if is_main_process():
             for step in reversed(checkpoint_steps(self.run)):
-                self._delete(step)
-        barrier("checkpoints cleared")
+                self._rename(step, f"replaced-{step}")
+        barrier("checkpoints set aside")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -91,6 +95,11 @@ class Checkpoints:
         """
         self.wait()
         failpoint("before_save", step)
+        if is_main_process() and self._is_moved():
+            raise RunError(
+                f"{self.run}: was moved or deleted while the run went on. Nothing is saved in its "
+                "place, where another trainer could begin: run the command for the new place"
+            )
         self._delete_old()
         own = {
             "format": FORMAT,
@@ -110,6 +119,10 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise self._save_error(error) from error
         failpoint("during_write", step)
+
+    def _is_moved(self) -> bool:
+        """Whether the run's folder is gone, or is another one that another trainer has locked."""
+        return not self.folder.is_dir() or lock_owner(self.run) not in ("", str(os.getpid()))
 
     def wait(self) -> None:
         """Block until the last save is committed. Raises RunError if it failed."""
@@ -223,7 +236,7 @@ class Checkpoints:
             if loss is not None and (loss == math.inf or loss > lowest):
                 self._delete(step)
         if self._has_saved:
-            for entry in self.folder.glob("damaged-*"):
+            for entry in (*self.folder.glob("damaged-*"), *self.folder.glob("replaced-*")):
                 shutil.rmtree(entry, ignore_errors=True)
 
     def _set_newer_aside(self, step: int) -> None:
@@ -235,9 +248,11 @@ class Checkpoints:
             return
         for newer in checkpoint_steps(self.run):
             if newer > step:
-                aside = self.folder / f"damaged-{newer}"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / str(newer)).rename(aside)
+                self._rename(newer, f"damaged-{newer}")
+
+    def _rename(self, step: int, name: str) -> None:
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.folder / str(step)).rename(self.folder / name)
 
     def _delete(self, step: int) -> None:
         # Renamed first: a kill during the deletion leaves nothing that looks like a checkpoint.
@@ -255,7 +270,7 @@ class Checkpoints:
         way_out = "Free space" if "no space left" in cause else "Correct this"
         return RunError(
             f"{self.folder}: a checkpoint could not be written ({cause}); "
-            f"{newest}. {way_out}, then run the same command again"
+            f"{newest}. {way_out}, then run the same command again (without --config.fresh)"
         )
 
 

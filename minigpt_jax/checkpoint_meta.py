@@ -66,6 +66,9 @@ def read_meta(run: Path, step: int) -> dict:
         raise InputError(
             f"{run}: checkpoint {step} has no {', '.join(missing)}: use the version that wrote it"
         )
+    if meta["step"] != step:
+        # A copy under another name: it would count as the newest, or the best, and never be it.
+        raise DamageError(f"it holds step {meta['step']}")
     unknown = meta["model"].keys() - {field.name for field in fields(GPTConfig)}
     if unknown:
         # Not damage: another version can use the checkpoint, so it must not be set aside.

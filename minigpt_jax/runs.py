@@ -68,6 +68,14 @@ def _newest_checkpoint_time(run: Path) -> float:
     return (run / "checkpoints" / str(checkpoint_steps(run)[-1])).stat().st_mtime
 
 
+def lock_owner(run: Path) -> str:
+    """The number of the process that has locked the run; empty if none has."""
+    try:
+        return (run / "lock").read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
     """Lock the run for this process. Raises RunError if another process holds the lock.
@@ -79,8 +87,7 @@ def lock(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
+            owner = lock_owner(run) or "unknown"
             raise RunError(
                 f"{run}: another trainer works on this run (process {owner}): "
                 "wait for it, or choose another name"

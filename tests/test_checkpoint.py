@@ -162,14 +162,6 @@ def test_a_damaged_checkpoint_does_not_count_as_one_to_keep(tmp_path, state, mes
     assert checkpoint_steps(run) == [3]
 
 
-def test_a_fresh_start_removes_every_checkpoint(tmp_path, state):
-    run = save(tmp_path / "run", state, [1, 2])
-    checkpoints = Checkpoints(run, keep=1)
-    checkpoints.clear()
-    checkpoints.close()
-    assert checkpoint_steps(run) == []
-
-
 def test_if_all_are_damaged_restoring_fails(tmp_path, state, mesh):
     run = save(tmp_path / "run", state, [1])
     largest_file(run / "checkpoints" / "1" / "params").unlink()
