@@ -216,17 +216,17 @@ def converse(session: Session) -> None:
     else:
         print("This model was not finetuned: it completes your text. /help lists the commands.")
     respond = answer if session.run.can_chat else complete
-    messages = system_message(session)
+    messages, shown = system_message(session), []  # shown: also turns that no longer fit
     turns = 0
     while (line := read_message()) is not None:
         command, _, argument = line.partition(" ")
         if command == "/quit":
             break
         if command == "/reset":
-            messages = system_message(session)
+            messages, shown = system_message(session), []
             print("A new conversation begins.")
         elif command == "/save":
-            save(messages, argument.strip())
+            save(system_message(session) + shown if shown else [], argument.strip())
         elif command.startswith("/"):
             print(HELP)
         elif line:
@@ -236,6 +236,7 @@ def converse(session: Session) -> None:
             turns += 1
             try:
                 messages = respond(session._replace(settings=settings), messages, line)
+                shown += messages[-2:]
             except InputError as error:
                 print(f"({error})")
 
@@ -321,14 +322,20 @@ def read_message() -> str | None:
 
 
 def save(messages: list[chat.Message], name: str) -> None:
-    """Write the conversation to a text file; print whether that worked."""
+    """Write the conversation to a new text file; print whether that worked."""
     if not name:
         print("A file name is missing: /save conversation.txt")
         return
+    if not messages:
+        print("nothing to save yet")
+        return
     text = "\n\n".join(f"{m['role']}: {m['content'].strip()}" for m in messages) + "\n"
     try:
-        Path(name).write_text(text, encoding="utf-8", errors="replace")
+        with Path(name).open("x", encoding="utf-8", errors="replace") as file:
+            file.write(text)
         print(f"Saved to {name}.")
+    except FileExistsError:
+        print(f"{name} exists: choose another name")
     # ValueError: a name that no file can have.
     except (OSError, ValueError) as error:
         print(f"Could not be saved: {error}")

@@ -49,7 +49,7 @@ from minigpt_jax.step import abstract_state, init_state, make_eval_step, make_tr
 from minigpt_jax.tokenizer import END_OF_TEXT
 from minigpt_jax.tracking.environment import describe_environment
 from minigpt_jax.tracking.profile import Profile
-from minigpt_jax.tracking.report import write_report
+from minigpt_jax.tracking.report import try_report
 from minigpt_jax.tracking.run_log import RunLog
 
 
@@ -254,8 +254,9 @@ def train(checked: Preflight) -> int:
         profile.close()
         # Before the report, which must be newer than the last checkpoint: see already_done.
         checkpoints.close()
-        if main_process:
-            run_log.say(f"report: {write_report(run)}")
+        report, problem = try_report(run) if main_process else (None, None)
+        if report:
+            run_log.say(f"report: {report}")
         without = " without --config.fresh" if c.fresh else ""
         exit_code = c.interrupted_exit_code
         if steps_done < horizon:
@@ -277,6 +278,9 @@ def train(checked: Preflight) -> int:
                 f"all {horizon} steps are done. Try the model: "
                 f"python sample.py --run {shell_word(run)}"
             )
+        if problem:
+            # After the ending, which it does not change: the training is as good as ever.
+            print(f"warning: {problem}", file=sys.stderr)
         run_log.close()
     return exit_code
 

@@ -211,3 +211,33 @@ def test_a_stop_during_an_evaluation_repeats_it_when_the_run_resumes(tmp_path, c
     assert [e["step"] for e in read_jsonl(run / "evaluations.jsonl")] == [0]
     train_here(tmp_path, **settings)
     assert [e["step"] for e in read_jsonl(run / "evaluations.jsonl")] == [0, 2, 4]
+
+
+def test_a_report_that_fails_does_not_change_how_a_run_ends(tmp_path, corpus, capsys):
+    run = tmp_path / "runs" / "quickstart"
+    changes = SHORT | {"data__folder": corpus, "eval__every": 4}
+    run.mkdir(parents=True)
+    later = f"; to write it later: python -m minigpt_jax.report {run}"
+
+    def warning() -> str:
+        """The one line on stderr."""
+        lines = [line for line in capsys.readouterr().err.splitlines() if "report" in line]
+        assert len(lines) == 1
+        start = "warning: the report could not be written: "
+        assert lines[0].startswith(start) and lines[0].endswith(later)
+        return lines[0].removeprefix(start)
+
+    # The page cannot be written, and the run is interrupted.
+    (run / "report.html.tmp").mkdir()
+    metrics = run / "metrics.jsonl"
+    output = train_here(
+        tmp_path / "runs", lambda: metrics.is_file() and metrics.stat().st_size > 0, **changes
+    )
+    assert "stopped after step" in output.splitlines()[-1] and "report:" not in output
+    assert "cannot write" in warning()
+    (run / "report.html.tmp").rmdir()
+    # What it is made of is damaged, and the run is done.
+    (run / "answers.json").write_text("{")
+    output = train_here(tmp_path / "runs", **changes)
+    assert "all 4 steps are done" in output.splitlines()[-1]
+    assert "answers.json: damaged" in warning()

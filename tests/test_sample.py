@@ -165,28 +165,6 @@ def test_the_oldest_turns_are_dropped_whole_until_the_rest_fits(head: list):
     assert messages == [*head, *turns, turn("user", 7)]
 
 
-def test_a_conversation_is_saved_as_text(tmp_path: Path, capsys):
-    path = tmp_path / "talk.txt"
-    messages = [
-        {"role": "user", "content": "Grüße 世界\nzwei"},
-        {"role": "assistant", "content": " Hello! "},
-    ]
-    sample.save(messages, str(path))
-    assert path.read_text(encoding="utf-8") == "user: Grüße 世界\nzwei\n\nassistant: Hello!\n"
-    assert capsys.readouterr().out == f"Saved to {path}.\n"
-    # A terminal can send bytes that are not UTF-8.
-    sample.save([{"role": "user", "content": "cut \udcff off"}], str(path))
-    assert "cut" in path.read_text(encoding="utf-8")
-
-
-def test_a_conversation_that_cannot_be_saved_ends_in_a_message(tmp_path: Path, capsys):
-    sample.save([], "")
-    assert "A file name is missing: /save" in capsys.readouterr().out
-    for name in (str(tmp_path), str(tmp_path / "no" / "such" / "folder"), "a\0b"):
-        sample.save([], name)
-        assert "Could not be saved" in capsys.readouterr().out
-
-
 # ---- one answer
 
 

@@ -119,8 +119,8 @@ def test_a_conversation_from_the_first_line_to_ctrl_d(terminal: Terminal, tmp_pa
     terminal.type("/reset\n")
     assert "A new conversation begins." in terminal.wait_for(PROMPT)
     terminal.type("/save empty.txt\n")
-    terminal.wait_for(PROMPT)
-    assert (tmp_path / "empty.txt").read_text() == "system: Be brief.\n"
+    assert "nothing to save yet" in terminal.wait_for(PROMPT)
+    assert not (tmp_path / "empty.txt").exists()
 
     # After an empty line, and after bytes that are not text, the conversation continues.
     terminal.type("\n")

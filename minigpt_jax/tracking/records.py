@@ -75,6 +75,14 @@ def _read_steps(path: Path) -> Columns:
             "wrote, such as runs/pretrain"
         )
     records = _read(path, read_jsonl)
+    for record in records:
+        for name in FIELDS:
+            if name not in record:
+                raise InputError(
+                    f"{path}: not the records of a minigpt_jax run: the line of step "
+                    f"{record['step']} has no {name!r}: name a folder that train.py wrote, or "
+                    "delete the line to report without it"
+                )
     try:
         records = [_with_newer_fields(record) for record in records]
         columns = {

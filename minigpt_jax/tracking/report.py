@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minigpt_jax.errors import RunError
-from minigpt_jax.runtime.files import atomic_write
+from minigpt_jax.errors import InputError, RunError, first_line, os_error_text
+from minigpt_jax.runtime.files import atomic_write, shell_word
 from minigpt_jax.tracking import page
 from minigpt_jax.tracking.durations import format_duration
 from minigpt_jax.tracking.rates import REPORT_WINDOW, WindowRates, window_rates
@@ -22,16 +22,35 @@ def write_report(run: Path) -> Path:
     Raises InputError if there is no such run or its records are damaged, RunError if the page
     cannot be written.
     """
-    text = report_page(read_records(run))
+    records = read_records(run)
+    try:
+        text = report_page(records)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{run}: config.json, environment.json, evaluations.jsonl or answers.json is not what "
+            f"this program writes ({error!r}): restore it, or delete it to report without it"
+        ) from error
     path = run / "report.html"
     try:
         # A prompt from the command line may hold bytes that are not text.
         atomic_write(path, lambda file: file.write(text.encode(errors="replace")))
     except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror}; the run itself is complete without it"
-        ) from None
+        raise RunError(f"cannot write {path} ({os_error_text(error)})") from None
     return path
+
+
+def try_report(run: Path) -> tuple[Path | None, str | None]:
+    """(path of the page, None), or (None, what is wrong and how to write the page later).
+
+    For the end of a training, which no failure of its report may hide.
+    """
+    try:
+        return write_report(run), None
+    except Exception as error:
+        return None, (
+            f"the report could not be written: {first_line(error)}; "
+            f"to write it later: python -m minigpt_jax.report {shell_word(run)}"
+        )
 
 
 def report_page(records: RunRecords) -> str:

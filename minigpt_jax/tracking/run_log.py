@@ -218,4 +218,4 @@ class RunLog:
 
 def count_skipped(records: list[dict]) -> int:
     """How many of the newest records in a row are skipped updates."""
-    return len(list(takewhile(lambda record: record["skipped"], reversed(records))))
+    return len(list(takewhile(lambda record: record.get("skipped"), reversed(records))))

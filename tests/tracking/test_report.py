@@ -238,7 +238,15 @@ def test_the_error_names_a_damaged_file(tmp_path: Path):
     with pytest.raises(InputError, match=r"config\.json: damaged"):
         write_report(run)
     (run / "metrics.jsonl").write_text('{"step": 0, "accuracy": 1}\n')
-    with pytest.raises(InputError, match="not the records of a minigpt_jax run"):
+    with pytest.raises(InputError, match="the line of step 0 has no 'loss'"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"before": {}}', "3"])
+def test_answers_in_another_form_are_an_error_of_one_line(tmp_path: Path, content: str):
+    run = make_run(tmp_path, [], [])
+    (run / "answers.json").write_text(content)
+    with pytest.raises(InputError, match=r"answers\.json is not what"):
         write_report(run)
 
 
