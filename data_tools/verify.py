@@ -56,10 +56,15 @@ def adopt(folder: Path) -> dict[str, Split]:
     paths = sorted(folder.glob("*.npy"))
     if not paths:
         raise InputError(f"{folder}: no .npy file in this folder")
+    if masks := [path for path in paths if path.name.endswith(".mask.npy")]:
+        raise InputError(
+            f"{masks[0]}: a mask belongs to packed conversations, which are not adopted: "
+            "prepare them again: python -m data_tools.instruct"
+        )
     splits: dict[str, Split] = {"train": ([], 0), "val": ([], 0)}
     for path in _with_progress(paths):
         match = _SPLIT_IN_NAME.search(path.name)
-        if match is None or path.name.endswith(".mask.npy"):
+        if match is None:
             raise InputError(
                 f"{path}: expected a token file with train_ or val_ in its name: "
                 "rename it or move it to another folder"
