@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.folder_lock import lock
+from data_tools.packing import UNFINISHED
 from data_tools.progress_bar import ProgressBar
 from data_tools.resumable_shards import PROGRESS_FILE
 from minigpt_jax.errors import InputError
@@ -151,7 +152,8 @@ def main() -> None:
     has_manifest = (folder / MANIFEST).exists()
     # What has a manifest is only read, by any number of commands.
     with nullcontext() if has_manifest else lock(folder):
-        if (folder / PROGRESS_FILE).exists() and not has_manifest:
+        is_unfinished = any((folder / name).exists() for name in (PROGRESS_FILE, UNFINISHED))
+        if is_unfinished and not has_manifest:
             raise InputError(
                 f"{folder}: its preparation was interrupted: run the command that began it again"
             )
