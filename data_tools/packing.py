@@ -3,6 +3,7 @@
 No conversation crosses the border of a row. Rows are filled up with <|endoftext|> of weight 0.
 """
 
+import shutil
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,10 @@ from minigpt_jax.errors import InputError, RunError
 from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.token_stream import MANIFEST, Shard, mask_file
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, Tokenizer
+
+# The folder, within that of the data, in which new data are written until they are complete. Where
+# it exists and no manifest does, a run was killed, and its files may be replaced.
+UNFINISHED = "packing.unfinished"
 
 
 def pack(lengths: Sequence[int], context: int) -> list[list[int]]:
@@ -50,31 +55,40 @@ def write_packed(
 ) -> dict[str, int]:
     """Replace the data in `folder` by packed conversations; returns the rows of every split.
 
-    The old manifest is deleted first and the new one written last: a folder without a manifest is
-    unfinished. Raises RunError when `folder` cannot be written.
+    Old data are kept until the new ones are complete. Then the old manifest is deleted first and
+    the new one moved last: a folder without a manifest is unfinished. Raises RunError when `folder`
+    cannot be written.
     """
+    new = folder / UNFINISHED
     # (shards, number of conversations) of each split.
     shards: dict[str, tuple[list[Shard], int]] = {}
     counts: dict[str, int] = {}
     try:
-        _clear(folder)
-        for split, conversations in splits.items():
-            rows = pack([len(c.tokens) for c in conversations], context)
-            writer = ShardWriter(folder, split, masked=True)
-            for row in rows:
-                writer.append(*_padded([conversations[number] for number in row], context))
-            # The last token of the last row needs a target.
-            writer.append(*_padded([], 1))
-            shards[split] = (writer.close(), len(conversations))
-            counts[split] = len(rows)
-        write_manifest(
-            folder,
-            shards,
-            tokenizer=tokenizer.hash,
-            vocab_size=CHAT_VOCAB,
-            context=context,
-            source=source,
-        )
+        if new.exists():
+            shutil.rmtree(new)
+        new.mkdir(parents=True)
+        try:
+            for split, conversations in splits.items():
+                rows = pack([len(c.tokens) for c in conversations], context)
+                writer = ShardWriter(new, split, masked=True)
+                for row in rows:
+                    writer.append(*_padded([conversations[number] for number in row], context))
+                # The last token of the last row needs a target.
+                writer.append(*_padded([], 1))
+                shards[split] = (writer.close(), len(conversations))
+                counts[split] = len(rows)
+            write_manifest(
+                new,
+                shards,
+                tokenizer=tokenizer.hash,
+                vocab_size=CHAT_VOCAB,
+                context=context,
+                source=source,
+            )
+        except OSError:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        _replace(folder, new)
     except OSError as error:
         raise RunError(
             f"{folder}: cannot be written ({error.strerror or error}): correct this, for example "
@@ -86,11 +100,16 @@ def write_packed(
 def expect_free(folder: Path, overwrite: bool) -> None:
     """Raises InputError where writing to `folder` would destroy data.
 
-    Unfinished data of a killed run may be replaced; finished data only with `overwrite`.
+    Unfinished data of a killed run may be replaced; other data only with `overwrite`.
     """
     if (folder / MANIFEST).exists() and not overwrite:
         raise InputError(
             f"{folder}: holds prepared data: choose another folder, or replace it with --overwrite"
+        )
+    if not overwrite and not (folder / UNFINISHED).exists() and any(folder.glob("*.npy")):
+        raise InputError(
+            f"{folder}: holds .npy files but no {MANIFEST}, so it is not known what they are: "
+            "choose another folder, or replace them with --overwrite"
         )
     for path in folder.glob("*.npy"):
         # write_packed writes the mask of a shard before its tokens: tokens alone are not from it.
@@ -100,8 +119,17 @@ def expect_free(folder: Path, overwrite: bool) -> None:
             )
 
 
+def _replace(folder: Path, new: Path) -> None:
+    """Delete the data in `folder` and move those of its folder `new` to their place."""
+    _clear(folder)
+    masks = set(new.glob("*.mask.npy"))
+    tokens = set(new.glob("*.npy")) - masks
+    for path in (*masks, *tokens, new / MANIFEST):
+        path.replace(folder / path.name)
+    new.rmdir()
+
+
 def _clear(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     masks = set(folder.glob("*.mask.npy"))
     tokens = set(folder.glob("*.npy")) - masks
     # Masks after tokens: a kill must not leave tokens without a mask, which expect_free refuses.

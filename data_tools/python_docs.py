@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 import argparse
 import builtins
+import filecmp
 import hashlib
 import importlib
 import inspect
@@ -32,6 +33,7 @@ from data_tools.folder_lock import lock
 from data_tools.packing import expect_free, write_packed
 from data_tools.progress_bar import ProgressBar
 from data_tools.recipe import Recipe
+from data_tools.resumable_shards import unfinished_source
 from minigpt_jax.errors import InputError, RunError, os_error_text
 from minigpt_jax.runtime.files import user_path, write_json
 from minigpt_jax.token_stream import MANIFEST, read_manifest
@@ -75,9 +77,11 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)\s+(?=[A-Z(\"'`])")
 def write_documents(folder: Path, megabytes: float) -> Path:
     """Write about so many `megabytes` of documents to a jsonl file in `folder`; returns its path.
 
-    The file is complete or absent.
+    The file is complete or absent. Raises InputError, and changes nothing, where `folder` belongs
+    to another tool or holds another file of this name.
     """
     path = folder / DOCUMENTS
+    is_continued = _expect_ours(folder)
     temporary = path.with_name(path.name + ".tmp")
     folder.mkdir(parents=True, exist_ok=True)
     size = 0
@@ -88,8 +92,34 @@ def write_documents(folder: Path, megabytes: float) -> Path:
             bar.advance(written)
             if size >= megabytes * 1e6:
                 break
+    # A run that was killed before its first progress file leaves the same documents.
+    if path.exists() and not is_continued and not filecmp.cmp(temporary, path, shallow=False):
+        temporary.unlink()
+        raise InputError(_not_replaced(path))
     temporary.replace(path)
     return path
+
+
+def _expect_ours(folder: Path) -> bool:
+    """Whether `folder` holds an unfinished preparation of the documents.
+
+    Raises InputError where it holds data of another tool or of unknown origin.
+    """
+    is_finished = (folder / MANIFEST).exists()
+    source = str(read_manifest(folder).get("source")) if is_finished else unfinished_source(folder)
+    if source is not None and DOCUMENTS not in source:
+        raise InputError(
+            f"{folder}: holds data made from [{source}], expected Python's documentation: "
+            "choose another folder"
+        )
+    return source is not None and not is_finished
+
+
+def _not_replaced(path: Path) -> str:
+    return (
+        f"{path}: exists and differs from what would be written: "
+        "choose another folder, or delete the file"
+    )
 
 
 def write_questions(folder: Path, context: int) -> None:
@@ -102,12 +132,15 @@ def write_questions(folder: Path, context: int) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     digest = hashlib.sha256(repr(pairs).encode()).hexdigest()[:12]
     source = f"questions about Python {version} ({digest})"
-    if (folder / MANIFEST).exists() and read_manifest(folder)["source"] == source:
+    if (folder / MANIFEST).exists() and read_manifest(folder).get("source") == source:
         print(f"{folder}: done before, from the same text")
         return
     expect_free(folder, overwrite=False)
+    path = folder / QUESTIONS
+    if path.exists() and not _holds(path, pairs):
+        raise InputError(_not_replaced(path))
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / QUESTIONS, pairs)
+    write_json(path, pairs)
     splits = {
         split: [conversation_of(pair, context, tokenizer) for pair in own]
         for split, own in pairs.items()
@@ -118,6 +151,13 @@ def write_questions(folder: Path, context: int) -> None:
             f"{split:<12} {count:,} questions about {count // len(PHRASINGS):,} functions "
             f"in {rows:,} rows of {context} tokens"
         )
+
+
+def _holds(path: Path, content: object) -> bool:
+    try:
+        return json.loads(path.read_bytes()) == content
+    except ValueError:
+        return False
 
 
 def questions(tokenizer: Tokenizer) -> dict[str, list[dict[str, str]]]:

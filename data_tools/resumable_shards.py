@@ -147,6 +147,22 @@ class ResumableShards:
         write_json(self._out / PROGRESS_FILE, {"source": self._source, "splits": splits})
 
 
+def unfinished_source(out: Path) -> str | None:
+    """The source of the unfinished preparation in `out`; None where nothing was prepared there.
+
+    Raises InputError for shards of unknown origin and for a damaged progress file.
+    """
+    path = out / PROGRESS_FILE
+    if path.exists():
+        return _parse(path)[0]
+    if any(out.glob("*.npy")):
+        raise InputError(
+            f"{out}: holds .npy files of unknown origin: choose another --out, "
+            f"or adopt them: python -m data_tools.verify {shell_word(out)}"
+        )
+    return None
+
+
 def expect_same_source(out: Path, found: str | None, source: str, earlier: str | None) -> None:
     """Raises InputError for a folder that was made from other text or with other settings.
 
@@ -180,15 +196,9 @@ def _load(
     out: Path, source: str, earlier_source: str | None
 ) -> tuple[str | None, dict[str, SplitProgress]]:
     """The source and the progress of an earlier process, with its shards checked."""
-    path = out / PROGRESS_FILE
-    if not path.exists():
-        if any(out.glob("*.npy")):
-            raise InputError(
-                f"{out}: holds .npy files of unknown origin: choose another --out, "
-                f"or adopt them: python -m data_tools.verify {shell_word(out)}"
-            )
+    if unfinished_source(out) is None:
         return None, {split: SplitProgress() for split in SPLITS}
-    found, progress = _parse(path)
+    found, progress = _parse(out / PROGRESS_FILE)
     shards = [shard for split in progress.values() for shard in split.shards]
     # A folder without complete shards holds nothing of another source.
     if shards:

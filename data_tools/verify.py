@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.folder_lock import lock
+from data_tools.packing import UNFINISHED
 from data_tools.progress_bar import ProgressBar
 from data_tools.resumable_shards import PROGRESS_FILE
 from minigpt_jax.errors import InputError
@@ -56,10 +57,15 @@ def adopt(folder: Path) -> dict[str, Split]:
     paths = sorted(folder.glob("*.npy"))
     if not paths:
         raise InputError(f"{folder}: no .npy file in this folder")
+    if masks := [path for path in paths if path.name.endswith(".mask.npy")]:
+        raise InputError(
+            f"{masks[0]}: a mask belongs to packed conversations, which are not adopted: "
+            "prepare them again: python -m data_tools.instruct"
+        )
     splits: dict[str, Split] = {"train": ([], 0), "val": ([], 0)}
     for path in _with_progress(paths):
         match = _SPLIT_IN_NAME.search(path.name)
-        if match is None or path.name.endswith(".mask.npy"):
+        if match is None:
             raise InputError(
                 f"{path}: expected a token file with train_ or val_ in its name: "
                 "rename it or move it to another folder"
@@ -146,7 +152,8 @@ def main() -> None:
     has_manifest = (folder / MANIFEST).exists()
     # What has a manifest is only read, by any number of commands.
     with nullcontext() if has_manifest else lock(folder):
-        if (folder / PROGRESS_FILE).exists() and not has_manifest:
+        is_unfinished = any((folder / name).exists() for name in (PROGRESS_FILE, UNFINISHED))
+        if is_unfinished and not has_manifest:
             raise InputError(
                 f"{folder}: its preparation was interrupted: run the command that began it again"
             )

@@ -196,6 +196,31 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_repairs_it(
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_data_without_a_manifest_are_replaced_only_with_overwrite(instruct, tmp_path: Path):
+    source = write_jsonl(tmp_path / "rows.jsonl", random_rows(20))
+    out = tmp_path / "out"
+    assert instruct(source, out).returncode == 0
+    whole = contents(out)
+    (out / MANIFEST).unlink()
+    before = contents(out)
+    refused = instruct(source, out)
+    assert refused.returncode == 2 and "no manifest.json" in refused.stderr
+    assert contents(out) == before
+    assert instruct(source, out, "--overwrite").returncode == 0 and contents(out) == whole
+
+
+def test_a_full_disk_keeps_the_data_that_were_to_be_replaced(
+    instruct, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = write_jsonl(tmp_path / "rows.jsonl", random_rows(20))
+    out = tmp_path / "out"
+    assert instruct(source, out).returncode == 0
+    before = contents(out)
+    monkeypatch.setenv("MINIGPT_FAILPOINT", "before_replace:enospc")
+    assert instruct(source, out, "--overwrite", "--val-every", 2).returncode == 1
+    assert contents(out) == before
+
+
 def test_shards_of_other_programs_are_not_changed(instruct, tmp_path: Path):
     out = tmp_path / "out"
     out.mkdir()

@@ -15,6 +15,7 @@ from data_tools.python_docs import (
     QUESTIONS,
     first_sentence,
     questions,
+    write_documents,
     write_questions,
 )
 from minigpt_jax.errors import InputError
@@ -180,6 +181,44 @@ def test_a_finished_folder_is_not_changed_and_other_data_are_refused(
     manifest.write_text(manifest.read_text().replace("questions about", "something about"))
     with pytest.raises(InputError, match="holds prepared data"):
         write_questions(chat, CONTEXT)
+
+
+def test_files_of_the_user_and_of_other_tools_are_kept(tmp_path: Path):
+    split = {"shards": [], "document": -1, "offset": 0}
+    progress = {"source": "texts.jsonl", "splits": {"train": split, "val": split}}
+    for name, content in [
+        (DOCUMENTS, '{"text": "mine"}\n'),
+        ("manifest.json", '{"format": 1, "source": "texts.jsonl"}'),
+        ("progress.json", json.dumps(progress)),
+        ("train_000000.npy", "tokens"),
+    ]:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text(content)
+        before = contents(folder)
+        with pytest.raises(InputError, match="another"):
+            write_documents(folder, 0.001)
+        assert contents(folder) == before
+    chat = tmp_path / "chat"
+    chat.mkdir()
+    (chat / QUESTIONS).write_text("[]")
+    with pytest.raises(InputError, match=r"questions\.json: exists and differs"):
+        write_questions(chat, CONTEXT)
+    assert contents(chat) == {QUESTIONS: b"[]"}
+
+
+def test_files_of_a_killed_run_are_accepted(tmp_path: Path):
+    path = write_documents(tmp_path, 0.001)
+    before = path.read_bytes()
+    assert write_documents(tmp_path, 0.001).read_bytes() == before
+    with pytest.raises(InputError, match=r"documents\.jsonl: exists and differs"):
+        write_documents(tmp_path, 0.01)
+    assert path.read_bytes() == before
+    chat = tmp_path / "chat"
+    chat.mkdir()
+    (chat / QUESTIONS).write_text(json.dumps(questions(TOKENIZER)))
+    write_questions(chat, CONTEXT)
+    assert (chat / MANIFEST).exists()
 
 
 def test_the_command_asks_for_a_folder():

@@ -115,6 +115,12 @@ def test_folders_that_cannot_be_adopted_are_refused_in_one_line(tmp_path: Path):
     with pytest.raises(InputError, match="expected a token file with train_ or val_"):
         adopt(unknown_name)
 
+    masked = write_masked(tmp_path / "masked")
+    (masked / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"train_000000\.mask\.npy: .*data_tools\.instruct"):
+        adopt(masked)
+    assert not (masked / "manifest.json").exists()
+
     unfinished = write_foreign(tmp_path / "unfinished")
     (unfinished / "progress.json").write_text("{}")
     assert "interrupted" in run(unfinished, code=2)
