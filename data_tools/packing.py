@@ -64,9 +64,9 @@ def write_packed(
     shards: dict[str, tuple[list[Shard], int]] = {}
     counts: dict[str, int] = {}
     try:
-        if new.exists():
-            shutil.rmtree(new)
-        new.mkdir(parents=True)
+        new.mkdir(parents=True, exist_ok=True)
+        for path in new.iterdir():
+            path.unlink()
         try:
             for split, conversations in splits.items():
                 rows = pack([len(c.tokens) for c in conversations], context)
@@ -86,7 +86,9 @@ def write_packed(
                 source=source,
             )
         except OSError:
-            shutil.rmtree(new, ignore_errors=True)
+            # Beside files that a killed run left, this folder is what tells that they are.
+            if (folder / MANIFEST).exists() or not any(folder.glob("*.npy")):
+                shutil.rmtree(new, ignore_errors=True)
             raise
         _replace(folder, new)
     except OSError as error:
@@ -109,7 +111,7 @@ def expect_free(folder: Path, overwrite: bool) -> None:
     if not overwrite and not (folder / UNFINISHED).exists() and any(folder.glob("*.npy")):
         raise InputError(
             f"{folder}: holds .npy files but no {MANIFEST}, so it is not known what they are: "
-            "choose another folder, or replace them with --overwrite"
+            "choose another folder, delete them, or replace them with --overwrite"
         )
     for path in folder.glob("*.npy"):
         # write_packed writes the mask of a shard before its tokens: tokens alone are not from it.

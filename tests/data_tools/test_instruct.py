@@ -16,6 +16,7 @@ import pytest
 
 from data_tools.conversations import read_row
 from data_tools.instruct import main
+from data_tools.packing import UNFINISHED
 from minigpt_jax.chat import render
 from minigpt_jax.runtime.program import exit_cleanly
 from minigpt_jax.token_stream import MANIFEST, open_stream
@@ -191,9 +192,16 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_repairs_it(
     assert full.returncode == 1
     assert full.stderr.splitlines()[-1].startswith("failed: ") and "same command" in full.stderr
     assert not out.exists()
+    # A run that was killed while it moved its complete files, and then a full disk.
     assert instruct(source, out).returncode == 0
-    assert instruct(source, tmp_path / "whole").returncode == 0
-    assert contents(out) == contents(tmp_path / "whole")
+    whole = contents(out)
+    (out / MANIFEST).unlink()
+    (out / UNFINISHED).mkdir()
+    monkeypatch.setenv("MINIGPT_FAILPOINT", "before_replace:enospc")
+    assert instruct(source, out).returncode == 1
+    monkeypatch.delenv("MINIGPT_FAILPOINT")
+    assert instruct(source, out).returncode == 0
+    assert contents(out) == whole
 
 
 def test_data_without_a_manifest_are_replaced_only_with_overwrite(instruct, tmp_path: Path):
