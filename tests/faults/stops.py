@@ -46,7 +46,7 @@ def through_make(program: list[str], folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     line = shlex.join(program).replace("$", "$$")
     (folder / "Makefile").write_text(f"go:\n\t@{line}\n")
-    return ["make", "-f", str(folder / "Makefile")]
+    return ["make", "--no-print-directory", "-f", str(folder / "Makefile")]
 
 
 def through_uv(program: list[str], _: Path) -> list[str]:
