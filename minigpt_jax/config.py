@@ -43,7 +43,7 @@ FIELDS: dict[str, tuple] = {
     "model.dropout": (0.0, 0.99),
     "compute.dtype": ("auto", "float32", "bfloat16"),
     "compute.remat": REMAT,
-    "compute.unroll": (1, 1000),
+    "compute.unroll": (0, 1000),
     "compute.attention": ("auto", "cudnn", "xla"),
     "loss.chunk": (1, 2**20),
     "data.folder": (str,),
@@ -105,7 +105,7 @@ PATH_FIELDS = ("runs", "init_from", "data.folder", "eval.hellaswag")
 # Field -> the value that does what versions before that field, or before its present default, did.
 # A new field or a changed default needs an entry here, so that old runs resume unchanged and config
 # files without the field keep working.
-EARLIER: dict[str, object] = {"interrupted_exit_code": 0}
+EARLIER: dict[str, object] = {"interrupted_exit_code": 0, "compute.unroll": 1}
 
 _CONFIG_FILE = re.compile(r"^(--?config=)(.+)", re.DOTALL)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from minigpt_jax.kernel_choice import loss_kernels
+
 
 def logits(
     hidden: Float[Array, "*N D"], table: Float[Array, "V D"], vocab_size: int | Int[Array, ""]
@@ -56,11 +58,12 @@ def cross_entropy(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _loss_sum(vocab_size, chunk, hidden, table, targets, weights):
+    table = table.astype(hidden.dtype)
+
     def add(total, inputs):
         h, t, w = inputs
         scores = logits(h, table, vocab_size)
-        losses = jax.nn.logsumexp(scores, axis=-1) - _at_targets(scores, t)
-        return total + (w * losses).sum(), None
+        return total + (w * (_log_sum_exp(scores) - _at_targets(scores, t))).sum(), None
 
     zero = jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
     return jax.lax.scan(add, zero, _chunks(chunk, hidden, targets, weights))[0]
@@ -69,27 +72,46 @@ def _loss_sum(vocab_size, chunk, hidden, table, targets, weights):
 def _loss_sum_forward(vocab_size, chunk, hidden, table, targets, weights):
     """`_loss_sum`, and its gradients with respect to `hidden` and `table`."""
     sum_dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    # Once, not in every chunk.
+    table_in_compute_dtype = table.astype(hidden.dtype)
 
     def add(carry, inputs):
         total, d_table = carry
         h, t, w = inputs
-        scores = logits(h, table, vocab_size)
-        log_sum_exp = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
-        total += (w * (log_sum_exp[..., 0] - _at_targets(scores, t))).sum()
-        is_target = _token_ids(scores) == t[..., None]
-        d_scores = ((jnp.exp(scores - log_sum_exp) - is_target) * w[..., None]).astype(h.dtype)
-        table_in_compute_dtype = table.astype(h.dtype)
+        losses, d_scores = _losses_and_gradient(h, table_in_compute_dtype, t, w, vocab_size)
+        total += (w * losses).sum()
         d_h = jnp.einsum(
-            "btv,vd->btd", d_scores, table_in_compute_dtype, preferred_element_type=sum_dtype
+            "btv,vd->btd", d_scores, table_in_compute_dtype, preferred_element_type=h.dtype
         )
         d_table += jnp.einsum("btv,btd->vd", d_scores, h, preferred_element_type=sum_dtype)
-        return (total, d_table), d_h.astype(h.dtype)
+        return (total, d_table), d_h
 
     start = (jnp.zeros((), sum_dtype), jnp.zeros(table.shape, sum_dtype))
     chunks = _chunks(chunk, hidden, targets, weights)
     (total, d_table), d_hidden = jax.lax.scan(add, start, chunks)
     d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape)
     return total, (d_hidden, d_table.astype(table.dtype))
+
+
+def _losses_and_gradient(hidden, table, targets, weights, vocab_size):
+    """The loss of each position, and the gradient of their weighted sum by the logits.
+
+    The logits leave their matmul in the dtype of `hidden`, in bfloat16 half the bytes (autocast in
+    PyTorch does so too); the softmax is computed in f32 at least.
+    """
+    scores = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=hidden.dtype)
+    if kernels := loss_kernels(scores):
+        flat = scores.reshape(-1, scores.shape[-1])
+        losses, d_scores = kernels.cross_entropy_and_gradient(
+            flat, targets.reshape(-1), weights.reshape(-1), vocab_size
+        )
+        return losses.reshape(targets.shape), d_scores.reshape(scores.shape)
+    scores = mask_padded_vocab(scores, vocab_size)
+    log_sum_exp = _log_sum_exp(scores)
+    probabilities = jnp.exp(scores.astype(log_sum_exp.dtype) - log_sum_exp[..., None])
+    is_target = _token_ids(scores) == targets[..., None]
+    d_scores = (probabilities - is_target) * weights[..., None]
+    return log_sum_exp - _at_targets(scores, targets), d_scores.astype(scores.dtype)
 
 
 def _loss_sum_backward(_vocab_size, _chunk, gradients, d_total):
@@ -101,13 +123,23 @@ def _loss_sum_backward(_vocab_size, _chunk, gradients, d_total):
 _loss_sum.defvjp(_loss_sum_forward, _loss_sum_backward)
 
 
+def _log_sum_exp(scores: Float[Array, "B T V"]) -> Float[Array, "B T"]:
+    """In f32 at least."""
+    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    return jax.nn.logsumexp(wide, axis=-1)
+
+
 def _token_ids(scores: Float[Array, "*N V"]) -> Int[Array, "*N V"]:
     """The index along the last dimension of each of `scores`."""
     return jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
 
 
 def _at_targets(scores: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
-    return jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
+    """In f32 at least."""
+    # A sum of zeros and one score is exact, and XLA makes it in the pass that sums exponentials.
+    is_target = _token_ids(scores) == targets[..., None]
+    wide = jnp.promote_types(scores.dtype, jnp.float32)
+    return jnp.where(is_target, scores, 0).astype(wide).sum(-1)
 
 
 def _chunks(chunk: int, *arrays):

@@ -19,16 +19,17 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from minigpt_jax.attention import KVCache, attend, attend_with_cache, recompute_in_backward
+from minigpt_jax import hardware
+from minigpt_jax.attention import KVCache, attend, attend_with_cache, attention_kernel
 from minigpt_jax.errors import InputError
-from minigpt_jax.hardware import Device, this_device
+from minigpt_jax.functional import gelu, layer_norm
 
 # GPT-2's standard deviation for every matrix and embedding.
 INIT_STD = 0.02
-# GPT-2's; Flax has 1e-6.
-LAYER_NORM_EPS = 1e-5
 # The embedding has a multiple of so many rows: matrix units and meshes divide it well.
 VOCAB_MULTIPLE = 128
+# Layers that are compiled as one piece at most, unless the config says more: more take minutes.
+MAX_UNROLL = 24
 # The name of the results that `remat="dots"` keeps for the backward pass.
 MATMUL_OUTPUT = "matmul_output"
 
@@ -88,14 +89,14 @@ class GPTConfig:
         return 6 * weights + 12 * self.layers * self.embed * self.context
 
 
-def resolve_compute_dtype(name: str = "auto", device: Device | None = None) -> str:
+def resolve_compute_dtype(name: str = "auto", device: hardware.Device | None = None) -> str:
     """`name`, but for "auto": "bfloat16" where `device` multiplies it fast, else "float32".
 
     `device`: that of this machine by default.
     """
     if name != "auto":
         return name
-    return "bfloat16" if (device or this_device()).has_bfloat16 else "float32"
+    return "bfloat16" if (device or hardware.this_device()).has_bfloat16 else "float32"
 
 
 def param_with_axes(
@@ -106,11 +107,33 @@ def param_with_axes(
     return module.param(name, init, shape)  # pyright: ignore[reportReturnType]
 
 
+def layers_per_piece(unroll: int, layers: int, is_fast: bool) -> int:
+    """How many of `layers` are compiled as one piece: `unroll`, or for 0 the best number.
+
+    `is_fast`: a GPU computes them, and nothing is computed again in the backward pass. Then all
+    layers up to MAX_UNROLL are one piece, because their weights and gradients are not copied into
+    stacks. Otherwise 1: it compiles fastest, and in one piece XLA would keep what should be
+    computed again.
+    """
+    if unroll:
+        return unroll
+    largest = min(layers, MAX_UNROLL) if is_fast else 1
+    return next(n for n in range(largest, 0, -1) if layers % n == 0)
+
+
+def is_split(axes: tuple[str | None, ...]) -> bool:
+    """Whether XLA splits an array with dimensions of these names over several devices."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    # A dimension may be split over several axes of the mesh.
+    used = jax.tree.leaves(tuple(nn.logical_to_mesh_axes(axes) or ()))
+    return any(sizes.get(axis, 1) > 1 for axis in used)
+
+
 class Linear(nn.Module):
     """y = x W + b over the last `inputs` dimensions of x, which are the first of W.
 
-    W is not flattened to two dimensions: `shape` is its whole shape, and `axes` names each
-    dimension.
+    The parameter is not flattened to two dimensions: `shape` is its whole shape, and `axes` names
+    each dimension.
     """
 
     shape: tuple[int, ...]
@@ -127,37 +150,33 @@ class Linear(nn.Module):
         output_shape = self.shape[self.inputs :]
         output_axes = self.axes[self.inputs :]
         bias = param_with_axes(self, "bias", nn.initializers.zeros, output_shape, output_axes)
-        y = checkpoint_name(jnp.tensordot(x, kernel.astype(self.dtype), self.inputs), MATMUL_OUTPUT)
-        return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
-
-
-@recompute_in_backward
-def layer_norm(x: Hidden, scale: Float[Array, " D"], bias: Float[Array, " D"]) -> Hidden:
-    """LayerNorm (Ba et al. 2016) over the last dimension, in f32 at least."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    centred = x - x.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    normal = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS)
-    return normal * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)
-
-
-@recompute_in_backward
-def gelu(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
-    """GELU (Hendrycks & Gimpel 2016) in GPT-2's form, with tanh."""
-    return nn.gelu(x, approximate=True)
+        kernel = kernel.astype(self.dtype)
+        bias = bias.astype(self.dtype)
+        before = x.shape[: x.ndim - self.inputs]
+        inputs = self.inputs
+        if not is_split(self.axes):
+            # A GPU adds a flat bias at the end of its matmul.
+            x = x.reshape(*before, math.prod(self.shape[:inputs]))
+            kernel = kernel.reshape(x.shape[-1], -1)
+            bias = bias.reshape(-1)
+            inputs = 1
+        y = checkpoint_name(jnp.tensordot(x, kernel, inputs), MATMUL_OUTPUT)
+        y = y + jnp.broadcast_to(bias, y.shape)
+        return y.reshape(*before, *output_shape)
 
 
 class LayerNorm(nn.Module):
-    """`layer_norm` with parameters, its result in the compute dtype."""
+    """`layer_norm` with parameters."""
 
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Hidden) -> Hidden:
+    def __call__(self, x: Hidden) -> tuple[Hidden, Hidden]:
+        """`x`, which the residual connection must use (see `layer_norm`), and the normalised x."""
         shape = x.shape[-1:]
         scale = param_with_axes(self, "scale", nn.initializers.ones, shape, ("embed",))
         bias = param_with_axes(self, "bias", nn.initializers.zeros, shape, ("embed",))
-        return layer_norm(x, scale, bias).astype(self.dtype)
+        return layer_norm(x, scale, bias, self.dtype)
 
 
 class Attention(nn.Module):
@@ -174,9 +193,10 @@ class Attention(nn.Module):
         c = self.config
         shape = (c.embed, 3, c.heads, c.head_dim)
         qkv = Linear(shape, ("embed", None, "heads", None), 1, INIT_STD, self.dtype, name="qkv")(x)
+        # The gradient of a split is one concatenation; of three slices, three padded sums.
         q, k, v = (
-            nn.with_logical_constraint(qkv[:, :, i], ("batch", None, "heads", None))
-            for i in range(3)
+            nn.with_logical_constraint(jnp.squeeze(part, 2), ("batch", None, "heads", None))
+            for part in jnp.split(qkv, 3, axis=2)
         )
         if cache is None:
             y = attend(q, k, v, segments, self.implementation)
@@ -219,9 +239,11 @@ class Block(nn.Module):
         dropout = nn.Dropout(self.config.dropout, deterministic=self.deterministic)
         attention = Attention(self.config, self.dtype, self.attention, name="attention")
         mlp = MLP(self.config, self.dtype, name="mlp")
-        y, cache = attention(LayerNorm(self.dtype, name="ln_1")(x), cache, positions, segments)
+        x, y = LayerNorm(self.dtype, name="ln_1")(x)
+        y, cache = attention(y, cache, positions, segments)
         x = x + dropout(y)
-        x = x + dropout(mlp(LayerNorm(self.dtype, name="ln_2")(x)))
+        x, y = LayerNorm(self.dtype, name="ln_2")(x)
+        x = x + dropout(mlp(y))
         return nn.with_logical_constraint(x, ("batch", None, None)), cache
 
 
@@ -231,15 +253,14 @@ class GPT(nn.Module):
     `config` is the shape of the weights; the other fields change only how results are computed.
     `remat` trades memory for time: "none" keeps all activations for the backward pass, "dots" the
     results of matmuls, "full" only what lies between layers. `unroll` layers are compiled as one
-    piece: more may run faster, but compile longer and take more memory than plan.py says, since XLA
-    keeps what it should compute again. `attention`: "auto", "cudnn" or "xla", see
-    `attention_kernel`.
+    piece, see `layers_per_piece`; more than 1 takes back what `remat` saves. `attention`: "auto",
+    "cudnn" or "xla", see `attention_kernel`.
     """
 
     config: GPTConfig
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
-    unroll: int = 1
+    unroll: int = 0
     attention: str = "auto"
 
     @nn.compact
@@ -264,14 +285,16 @@ class GPT(nn.Module):
         wpe = param_with_axes(self, "wpe", init, (c.context, c.embed), (None, "embed"))
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        x = wte.astype(self.dtype)[tokens] + wpe.astype(self.dtype)[positions]
+        # Rounded after the lookup, so that the gradient of a token is a sum in f32.
+        x = wte[tokens].astype(self.dtype) + wpe[positions].astype(self.dtype)
         x = nn.with_logical_constraint(x, ("batch", None, None))
         x = nn.Dropout(c.dropout, deterministic=deterministic)(x)
         if cache is None:
             x = self._scan_layers(x, positions, segments, deterministic)
         else:
             x, cache = self._loop_over_layers(x, positions, cache)
-        return LayerNorm(self.dtype, name="ln_f")(x), cache
+        _, y = LayerNorm(self.dtype, name="ln_f")(x)
+        return y, cache
 
     def _scan_layers(self, x, positions, segments, deterministic) -> Hidden:
         """All layers as one program that is compiled once, their parameters stacked [L, ...]."""
@@ -280,6 +303,9 @@ class GPT(nn.Module):
             keep_matmuls = jax.checkpoint_policies.save_only_these_names(MATMUL_OUTPUT)
             policy = keep_matmuls if self.remat == "dots" else None
             block = nn.remat(Block, policy=policy, prevent_cse=False)
+        devices = jax.sharding.get_abstract_mesh().size
+        kernel = attention_kernel(self.attention, self.dtype, devices)
+        is_fast = self.remat == "none" and kernel == "cudnn"
         # positions and segments are the same for every layer, and there is no cache.
         broadcast: Any = (nn.broadcast, nn.broadcast, nn.broadcast)
         layers = nn.scan(
@@ -288,7 +314,7 @@ class GPT(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=broadcast,
             length=self.config.layers,
-            unroll=self.unroll,
+            unroll=layers_per_piece(self.unroll, self.config.layers, is_fast),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         # The name keeps the path of the parameters the same whatever `unroll` and `remat` are.

@@ -31,11 +31,13 @@ CHECKED = [
     "minigpt_jax.attention",
     "minigpt_jax.data",
     "minigpt_jax.decoding",
+    "minigpt_jax.functional",
     "minigpt_jax.generate",
     "minigpt_jax.loss",
     "minigpt_jax.model",
     "minigpt_jax.sampling",
     "minigpt_jax.step",
+    "minigpt_jax.triton_kernels",
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 # The hook parses a module, which Python 3.11 cannot do in two threads at a time (cpython#106905).

@@ -16,14 +16,16 @@ class Mutant(NamedTuple):
 
 
 PRE_NORM = """\
-        y, cache = attention(LayerNorm(self.dtype, name="ln_1")(x), cache, positions, segments)
+        x, y = LayerNorm(self.dtype, name="ln_1")(x)
+        y, cache = attention(y, cache, positions, segments)
         x = x + dropout(y)
-        x = x + dropout(mlp(LayerNorm(self.dtype, name="ln_2")(x)))
+        x, y = LayerNorm(self.dtype, name="ln_2")(x)
+        x = x + dropout(mlp(y))
 """
 POST_NORM = """\
         y, cache = attention(x, cache, positions, segments)
-        x = LayerNorm(self.dtype, name="ln_1")(x + dropout(y))
-        x = LayerNorm(self.dtype, name="ln_2")(x + dropout(mlp(x)))
+        _, x = LayerNorm(self.dtype, name="ln_1")(x + dropout(y))
+        _, x = LayerNorm(self.dtype, name="ln_2")(x + dropout(mlp(x)))
 """
 SUMS = """\
         total = _loss_sum(vocab_size, chunk, hidden, table, targets, weights)
@@ -33,14 +35,15 @@ BLOCK_OF_QUERIES = "block_mask = jnp.tri(end - start, end, start, dtype=bool)"
 MUTANTS = [
     Mutant(
         "erf GELU",
-        "model",
+        "functional",
         "approximate=True",
         "approximate=False",
         "outputs",
+        times=2,
     ),
     Mutant(
         "epsilon of LayerNorm",
-        "model",
+        "functional",
         "LAYER_NORM_EPS = 1e-5",
         "LAYER_NORM_EPS = 1e-6",
         "outputs",
@@ -62,15 +65,15 @@ MUTANTS = [
     Mutant(
         "no last LayerNorm",
         "model",
-        'return LayerNorm(self.dtype, name="ln_f")(x), cache',
-        "return x, cache",
+        '_, y = LayerNorm(self.dtype, name="ln_f")(x)',
+        "y = x",
         "outputs",
     ),
     Mutant(
         "no bias",
         "model",
-        "return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)",
-        "return y",
+        "y = y + jnp.broadcast_to(bias, y.shape)",
+        "",
         "outputs",
     ),
     Mutant(
@@ -102,6 +105,20 @@ MUTANTS = [
         "gradients on a CPU",
     ),
     Mutant(
+        "no gradient of the variance of LayerNorm",
+        "functional",
+        "- along_mean - normal * along_normal)",
+        "- along_mean)",
+        "gradients",
+    ),
+    Mutant(
+        "no gradient past LayerNorm",
+        "functional",
+        "d_x = d_x + inverse_std",
+        "d_x = inverse_std",
+        "gradients",
+    ),
+    Mutant(
         "mean over all tokens",
         "loss",
         SUMS,
@@ -111,8 +128,8 @@ MUTANTS = [
     Mutant(
         "gradient of all tokens",
         "loss",
-        "- is_target) * w[..., None])",
-        "- is_target))",
+        "- is_target) * weights[..., None]",
+        "- is_target)",
         "gradients",
     ),
     Mutant(

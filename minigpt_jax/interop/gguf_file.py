@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from minigpt_jax.errors import InputError
+from minigpt_jax.functional import LAYER_NORM_EPS
 from minigpt_jax.interop import gpt2, vocabulary
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.model import LAYER_NORM_EPS
 from minigpt_jax.tokenizer import END_OF_TEXT
 
 # transformers' name of a module -> llama.cpp's name.

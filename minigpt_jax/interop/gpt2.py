@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.model import LAYER_NORM_EPS, GPTConfig
+from minigpt_jax.functional import LAYER_NORM_EPS
+from minigpt_jax.model import GPTConfig
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, END_OF_TEXT, TEXT_VOCAB
 
 PREFIX = "transformer."

@@ -1,0 +1,102 @@
+"""LayerNorm and GELU with backward passes of their own, which read and write less memory.
+
+Both take little arithmetic and move whole activations, so on a GPU their time is the bytes they
+move. What automatic differentiation keeps for the backward pass (f32 arrays of the activations'
+shape) would move twice as many.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from minigpt_jax.kernel_choice import norm_kernels
+
+# GPT-2's; Flax has 1e-6.
+LAYER_NORM_EPS = 1e-5
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "B T D"],
+    scale: Float[Array, " D"],
+    bias: Float[Array, " D"],
+    dtype: DTypeLike,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+    """`x` itself, and LayerNorm (Ba et al. 2016) of it over the last dimension.
+
+    Computed in f32 at least; the result has `dtype`. What follows uses this `x`, so that its
+    gradient is added in the pass that computes the gradient of the normalisation. The backward pass
+    keeps `x` alone.
+    """
+    return _layer_norm_forward(x, scale, bias, dtype)[0]
+
+
+def _layer_norm_forward(x, scale, bias, dtype):
+    normal, _ = _normalise(x)
+    y = normal * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)
+    return (x, y.astype(dtype)), (x, scale)
+
+
+def _normalise(x):
+    wide = _widen(x)
+    mean = wide.mean(-1, keepdims=True)
+    variance = jnp.square(wide - mean).mean(-1, keepdims=True)
+    inverse_std = jax.lax.rsqrt(variance + LAYER_NORM_EPS)
+    return (wide - mean) * inverse_std, inverse_std
+
+
+def _layer_norm_backward(_dtype, residuals, gradients):
+    x, scale = residuals
+    d_x, d_y = gradients
+    flat_x, flat_d_y, flat_d_x = (a.reshape(-1, a.shape[-1]) for a in (x, d_y, d_x))
+    if kernels := norm_kernels(flat_x):
+        flat_d_x, d_scale, d_bias = kernels.layer_norm_backward(
+            flat_x, flat_d_y, flat_d_x, scale, LAYER_NORM_EPS
+        )
+        return flat_d_x.reshape(x.shape), d_scale, d_bias
+    normal, inverse_std = _normalise(x)
+    d_y = d_y.astype(normal.dtype)
+    d_normal = d_y * jnp.broadcast_to(scale, x.shape)
+    # The mean and the variance depend on x too: their parts of the gradient are taken off.
+    along_mean = d_normal.mean(-1, keepdims=True)
+    along_normal = (d_normal * normal).mean(-1, keepdims=True)
+    d_x = d_x + inverse_std * (d_normal - along_mean - normal * along_normal)
+    others = tuple(range(x.ndim - 1))
+    d_scale = (d_y * normal).sum(others).astype(scale.dtype)
+    d_bias = d_y.sum(others).astype(scale.dtype)
+    return d_x.astype(x.dtype), d_scale, d_bias
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    """GELU (Hendrycks & Gimpel 2016) in GPT-2's form, with tanh.
+
+    The backward pass keeps `x` alone. XLA may then compute GELU at the end of the matmul that makes
+    `x`, before the result leaves the processor.
+    """
+    return nn.gelu(x, approximate=True)
+
+
+def _gelu_forward(x):
+    return gelu(x), x
+
+
+def _gelu_backward(x, d_y):
+    _, pullback = jax.vjp(partial(nn.gelu, approximate=True), _widen(x))
+    (d_x,) = pullback(_widen(d_y))
+    return (d_x.astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def _widen(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

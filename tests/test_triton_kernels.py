@@ -1,0 +1,54 @@
+"""The kernels for NVIDIA GPUs compute what plain JAX does; here a CPU interprets them."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minigpt_jax import triton_kernels
+from minigpt_jax.functional import LAYER_NORM_EPS, layer_norm
+
+VOCAB = 5000
+PADDED_VOCAB = 5120
+
+
+@pytest.fixture(scope="module")
+def draw():
+    generator = np.random.default_rng(0)
+    return lambda *shape: jnp.array(generator.normal(size=shape), jnp.float32)
+
+
+def test_layer_norm_backward(draw):
+    x, d_y, d_x = draw(3, 1, 128, 96)
+    scale, bias = draw(2, 96)
+    normalise = partial(layer_norm, dtype=jnp.float32)
+    _, pullback = jax.vjp(normalise, x, scale, bias)
+    expected = pullback((d_x, d_y))
+    found = triton_kernels.layer_norm_backward(
+        x[0], d_y[0], d_x[0], scale, LAYER_NORM_EPS, interpret=True
+    )
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(jnp.squeeze(a), b, atol=1e-5)
+
+
+def test_cross_entropy_and_gradient(draw):
+    scores = 3 * draw(4, PADDED_VOCAB)
+    # The largest score is in the last block; one row has no weight.
+    scores = scores.at[1, VOCAB - 1].set(60)
+    targets = jnp.array([0, 3, VOCAB - 1, 17])
+    weights = jnp.array([1.0, 0.5, 2.0, 0.0])
+
+    def loss_sum(scores):
+        masked = jnp.where(jnp.arange(PADDED_VOCAB) < VOCAB, scores, -jnp.inf)
+        chosen = jnp.take_along_axis(masked, targets[:, None], 1)[:, 0]
+        losses = jax.nn.logsumexp(masked, axis=1) - chosen
+        return (weights * losses).sum(), losses
+
+    (_, losses), gradient = jax.value_and_grad(loss_sum, has_aux=True)(scores)
+    found = triton_kernels.cross_entropy_and_gradient(
+        scores, targets, weights, VOCAB, interpret=True
+    )
+    np.testing.assert_allclose(losses, found[0], rtol=1e-6)
+    np.testing.assert_allclose(gradient, found[1], atol=1e-6)
