@@ -26,7 +26,7 @@ from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.data import Batches, row_count
 from minigpt_jax.errors import EvaluationStopped, InputError, RunError
 from minigpt_jax.evals.evaluator import EvalSettings, Evaluator
-from minigpt_jax.micro_batch import num_micro_batches
+from minigpt_jax.micro_batch import choose_micro_batches
 from minigpt_jax.model import GPT, GPTConfig, resolve_compute_dtype
 from minigpt_jax.resume import (
     Done,
@@ -75,7 +75,7 @@ def train(checked: Preflight) -> int:
     dimensions = {"embed": model_config.embed, "heads": model_config.heads}
     dimensions |= {"mlp": model_config.mlp, "vocab": model_config.padded_vocab}
     check_divides(mesh, dimensions)
-    accumulation = num_micro_batches(
+    micro_batches = choose_micro_batches(
         model_config,
         mesh,
         c.compute,
@@ -99,7 +99,15 @@ def train(checked: Preflight) -> int:
         "loss_chunk": c.loss.chunk,
         "separator": END_OF_TEXT if c.data.isolate_documents else None,
     }
-    train_step = make_train_step(model, optimizer, schedule, mesh, seed=c.seed, **losses)
+    train_step = make_train_step(
+        model,
+        optimizer,
+        schedule,
+        mesh,
+        seed=c.seed,
+        scatter_each=micro_batches.scatter_each,
+        **losses,
+    )
     eval_step = make_eval_step(model, mesh, **losses)
 
     run.mkdir(parents=True, exist_ok=True)
@@ -194,7 +202,7 @@ def train(checked: Preflight) -> int:
             batch_sharding(mesh),
             seed=c.seed,
             batch=c.data.batch,
-            accumulation=accumulation,
+            accumulation=micro_batches.number,
             context=context,
             horizon=horizon,
             waiting=partial(clock.pause, "data"),

@@ -11,16 +11,19 @@ Dao 2023).
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import AxisType, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
-from minigpt_jax.hardware import Device, this_device
+from minigpt_jax import hardware
 
 # The segment that all other segments of its row may attend to.
 SHARED_SEGMENT = -1
@@ -52,10 +55,12 @@ class KVCache(NamedTuple):
 
 def attention_kernel(implementation: str, dtype: DTypeLike, devices: int) -> str:
     """`choose_kernel` for this machine."""
-    return choose_kernel(implementation, dtype, devices, this_device())
+    return choose_kernel(implementation, dtype, devices, hardware.this_device())
 
 
-def choose_kernel(implementation: str, dtype: DTypeLike, devices: int, device: Device) -> str:
+def choose_kernel(
+    implementation: str, dtype: DTypeLike, devices: int, device: hardware.Device
+) -> str:
     """The kernel for `implementation` on a mesh of `devices` such as `device`.
 
     "auto" takes the fastest.
@@ -87,13 +92,32 @@ def attend(
     kernel = attention_kernel(implementation, q.dtype, devices)
     with jax.named_scope(f"attention_{kernel}"):
         if kernel == "cudnn":
-            head_mask = None if mask is None else mask[:, None]
-            return jax.nn.dot_product_attention(
-                q, k, v, mask=head_mask, is_causal=True, implementation="cudnn"
-            )
+            return _attend_with_cudnn(q, k, v, None if mask is None else mask[:, None])
         if kernel == "cpu":
             return attend_by_head(q, k, v, mask)
         return attend_in_blocks(q, k, v, mask)
+
+
+def _attend_with_cudnn(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H K"],
+    mask: Bool[Array, "B 1 T T"] | None,
+) -> Float[Array, "B T H K"]:
+    fused = partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+    is_inside_shard_map = AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+    heads = nn.logical_to_mesh_axes((None, None, "heads", None))
+    by_xla = {axis for axis in heads or () if axis}
+    if not (is_inside_shard_map and by_xla):
+        return fused(q, k, v, mask=mask)
+    # XLA cannot split cuDNN's kernel over one axis of a mesh while shard_map splits others.
+    return jax.shard_map(
+        lambda q, k, v, mask: fused(q, k, v, mask=mask),
+        in_specs=(heads, heads, heads, PartitionSpec()),
+        out_specs=heads,
+        axis_names=by_xla,
+        check_vma=False,
+    )(q, k, v, mask)
 
 
 def attend_with_cache(

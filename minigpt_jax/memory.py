@@ -5,6 +5,7 @@ estimate with what XLA reports for compiled steps.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt_jax.errors import InputError
@@ -26,10 +27,11 @@ class StepSettings(NamedTuple):
     # Positions whose logits are in memory at the same time.
     loss_chunk: int
     on_cpu: bool
-    # Devices that share one copy of the parameters (mesh.fsdp * mesh.tensor).
-    parameter_shards: int = 1
-    # Devices that share one layer (mesh.tensor).
-    tensor_shards: int = 1
+    # Devices that share one copy of the parameters, and of each layer (mesh.fsdp, mesh.tensor).
+    fsdp: int = 1
+    tensor: int = 1
+    # With fsdp: whether a device keeps only its part of the gradient after each micro-batch.
+    scatter_each: bool = False
 
 
 class Memory(NamedTuple):
@@ -37,7 +39,7 @@ class Memory(NamedTuple):
 
     # Parameters and both moments of AdamW, in f32.
     state: float
-    # In f32; twice as much where micro-batches are added up.
+    # In f32: of a micro-batch, the sum of all where there are several, and the device's part.
     gradients: float
     # Copies of the weights in the dtype of the matmuls.
     weights: float
@@ -58,17 +60,15 @@ def step_memory(
     """Estimate for a step of `accumulation_steps` micro-batches with `rows` rows on each device."""
     embed = config.embed
     tokens = rows * config.context
-    tensor = settings.tensor_shards
+    tensor = settings.tensor
     vocab = config.padded_vocab / tensor
     is_bf16 = settings.dtype == "bfloat16"
     is_widened = settings.on_cpu and _cpu_widens_bf16()
     element_bytes = 2 if is_bf16 and not is_widened else 4
     padding = (config.padded_vocab - config.vocab_size) * embed
-    parameters = (config.parameters + padding) / settings.parameter_shards
-    # With remat the copies of the weights are made again, layer by layer. A layer has 4 x embed^2
-    # weights in attention and 8 x embed^2 in the MLP.
-    copied = is_bf16 and settings.remat == "none"
-    matrices = 12 * config.layers * embed**2 / tensor if copied else 0
+    # Parameters of one group of devices with the same "fsdp" index, and those that a device stores.
+    whole = (config.parameters + padding) / tensor
+    stored = whole / settings.fsdp
     # A layer stores its input, the results of both norms and of the GELU, q, k, v, the result of
     # attention, and the input of the GELU.
     stored_per_token = {
@@ -82,13 +82,49 @@ def step_memory(
     # The logits and their gradient in f32, and the gradient in the dtype of the matmuls.
     logits = rows * min(settings.loss_chunk, config.context) * vocab * (8 + element_bytes)
     return Memory(
-        state=12 * parameters,
-        gradients=4 * parameters * (2 if accumulation_steps > 1 else 1),
-        weights=(matrices + vocab * embed) * element_bytes,
+        state=12 * stored,
+        gradients=4 * _gradients(settings, whole, stored, accumulation_steps),
+        weights=_copied_weights(config, settings, whole) * element_bytes,
         activations=tokens * config.layers * stored_per_token * element_bytes,
         # The second term is the f32 gradient of the embedding, to which each chunk adds.
         temporaries=max(layer, logits) + vocab * embed * 4,
     )
+
+
+def _gradients(settings: StepSettings, whole: float, stored: float, steps: int) -> float:
+    """Values of the gradients that a device holds, in `steps` micro-batches."""
+    sums = 2 if steps > 1 else 1
+    if settings.fsdp == 1:
+        return whole * sums
+    # Each micro-batch makes a whole gradient.
+    return whole + stored * sums if settings.scatter_each else whole * sums + stored
+
+
+def _copied_weights(config: "GPTConfig", settings: StepSettings, whole: float) -> float:
+    """Values of the weights that a device holds for the matmuls, beside those that it stores."""
+    if settings.fsdp > 1:
+        return whole
+    table = config.padded_vocab * config.embed / settings.tensor
+    # With remat the copies are made again, layer by layer.
+    if settings.dtype != "bfloat16" or settings.remat != "none":
+        return table
+    # A layer has 4 x embed^2 weights in attention and 8 x embed^2 in the MLP.
+    return table + 12 * config.layers * config.embed**2 / settings.tensor
+
+
+def scatters_each(
+    rows: int, micro_batch: int, device_bytes: float, bytes_of: Callable[[bool, int], float]
+) -> bool:
+    """Whether fsdp should scatter gradients after each micro-batch and not once a step.
+
+    Once a step is faster, but needs the memory of a whole gradient: it must leave space for the
+    `micro_batch`, or if that is 0 for at least half of the rows that would fit without it.
+    `bytes_of(each, n)`: the estimate for micro-batches of n rows.
+    """
+    once, each = (
+        largest_micro_batch(rows, device_bytes, partial(bytes_of, way)) for way in (False, True)
+    )
+    return once < micro_batch <= each if micro_batch else 2 * once < each
 
 
 def largest_micro_batch(rows: int, device_bytes: float, bytes_of: Callable[[int], float]) -> int:

@@ -1,18 +1,33 @@
 """Choose into how many micro-batches the global batch is cut on the available devices."""
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 
 from minigpt_jax.attention import attention_kernel
-from minigpt_jax.memory import StepSettings, choose_accumulation_steps, step_memory
+from minigpt_jax.memory import (
+    StepSettings,
+    choose_accumulation_steps,
+    scatters_each,
+    step_memory,
+)
 from minigpt_jax.model import GPTConfig
 from minigpt_jax.runtime.distributed import min_over_processes
 from minigpt_jax.runtime.host_memory import host_bytes
 from minigpt_jax.sharding import data_parallel_size
 
 
-def num_micro_batches(
+class MicroBatches(NamedTuple):
+    """How a step goes through its batch."""
+
+    # A, the number of micro-batches.
+    number: int
+    # See `sum_gradients`.
+    scatter_each: bool
+
+
+def choose_micro_batches(
     model_config: GPTConfig,
     mesh: jax.sharding.Mesh,
     compute: Any,
@@ -20,8 +35,8 @@ def num_micro_batches(
     batch: int,
     micro_batch: int,
     loss_chunk: int,
-) -> int:
-    """Number A of micro-batches of a global batch of `batch` rows: the same on all processes.
+) -> MicroBatches:
+    """The micro-batches of a global batch of `batch` rows: the same on all processes.
 
     `compute`: the config section; `micro_batch`: rows per device, 0 for the most that fit. Raises
     InputError if the rows cannot be divided evenly, or a micro-batch cannot fit.
@@ -33,22 +48,25 @@ def num_micro_batches(
         keeps_scores=attention_kernel(compute.attention, compute.dtype, mesh.size) == "xla",
         loss_chunk=loss_chunk,
         on_cpu=jax.default_backend() == "cpu",
-        parameter_shards=mesh.shape["fsdp"] * mesh.shape["tensor"],
-        tensor_shards=mesh.shape["tensor"],
+        fsdp=mesh.shape["fsdp"],
+        tensor=mesh.shape["tensor"],
     )
 
-    def bytes_of(rows: int) -> float:
+    def bytes_of(scatter_each: bool, rows: int) -> float:
+        own = settings._replace(scatter_each=scatter_each)
         steps = batch // replicas // rows
-        return step_memory(model_config, settings, rows=rows, accumulation_steps=steps).total
+        return step_memory(model_config, own, rows=rows, accumulation_steps=steps).total
 
     # A CPU reports no limit, and its devices share the memory of the host.
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    device_bytes = limit or host_bytes() / jax.local_device_count()
-    return choose_accumulation_steps(
+    # The minimum, because all processes must choose the same.
+    device_bytes = min_over_processes(limit or host_bytes() / jax.local_device_count())
+    scatter_each = scatters_each(batch // replicas, micro_batch, device_bytes, bytes_of)
+    number = choose_accumulation_steps(
         batch,
         replicas,
         micro_batch=micro_batch,
-        # The minimum, because all processes must choose the same number.
-        device_bytes=min_over_processes(device_bytes),
-        bytes_of=bytes_of,
+        device_bytes=device_bytes,
+        bytes_of=partial(bytes_of, scatter_each),
     )
+    return MicroBatches(number, scatter_each)

@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,7 @@ from minigpt_jax.memory import (
     choose_accumulation_steps,
     format_bytes,
     largest_micro_batch,
+    scatters_each,
     step_memory,
 )
 from minigpt_jax.runtime.host_memory import host_bytes
@@ -87,8 +89,8 @@ def plan(c, device: str, devices: int) -> str:
     data_parallel_size = data * fsdp
     rows = c.data.batch // data_parallel_size
 
-    def memory_of(remat: str, size: int) -> Memory:
-        own = settings._replace(remat=remat)
+    def memory_of(remat: str, scatter_each: bool, size: int) -> Memory:
+        own = settings._replace(remat=remat, scatter_each=scatter_each)
         return step_memory(config, own, rows=size, accumulation_steps=rows // size)
 
     # Rows that cannot be divided evenly are refused, as in train.py. What does not fit is shown.
@@ -97,15 +99,19 @@ def plan(c, device: str, devices: int) -> str:
         data_parallel_size,
         micro_batch=c.data.micro_batch,
         device_bytes=math.inf,
-        bytes_of=lambda size: memory_of(settings.remat, size).total,
+        bytes_of=lambda size: memory_of(settings.remat, False, size).total,
     )
     largest = {}
+    scatters = {}
     for remat in REMAT_CHOICES:
-        largest[remat] = largest_micro_batch(
-            rows, device_bytes, lambda size, remat=remat: memory_of(remat, size).total
-        )
+
+        def bytes_of(scatter_each: bool, size: int, remat: str = remat) -> float:
+            return memory_of(remat, scatter_each, size).total
+
+        scatters[remat] = scatters_each(rows, c.data.micro_batch, device_bytes, bytes_of)
+        largest[remat] = largest_micro_batch(rows, device_bytes, partial(bytes_of, scatters[remat]))
     size = c.data.micro_batch or largest[settings.remat] or 1
-    memory = {remat: memory_of(remat, size) for remat in REMAT_CHOICES}
+    memory = {remat: memory_of(remat, scatters[remat], size) for remat in REMAT_CHOICES}
 
     lines = [
         f"model        {config.parameters:,} parameters, {config.flops_per_token / 1e9:.2f} GFLOP "
@@ -138,8 +144,8 @@ def step_settings(c, device: str, devices: int) -> StepSettings:
         keeps_scores=kernel == "xla",
         loss_chunk=c.loss.chunk,
         on_cpu=device == "cpu",
-        parameter_shards=fsdp * tensor,
-        tensor_shards=tensor,
+        fsdp=fsdp,
+        tensor=tensor,
     )
 
 

@@ -1,18 +1,21 @@
 """The only file that knows how arrays lie on devices: which dimension is split over which axis.
 
     data      copies of the model, each with its part of the batch
-    fsdp      the same, but parameters and optimizer state are split over it too (ZeRO-3)
+    fsdp      the same, but stored parameters and optimizer state are split over it too (ZeRO)
     tensor    heads, MLP and vocabulary are split inside each layer (Megatron-LM)
 
-The model names dimensions ("embed", "heads", ...) and does not know about devices; XLA adds the
-communication.
+The model names dimensions ("embed", "heads", ...) and does not know about devices. Inside of a
+layer XLA adds the communication; gradients.py adds what crosses the axes of the batch, with the
+functions at the end of this file.
 """
 
 from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
+from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from minigpt_jax.errors import InputError
 
@@ -99,3 +102,62 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+# ---- Inside of `jax.shard_map`, where a function sees the rows of one device
+
+
+def batch_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes that split the batch over several devices."""
+    return tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
+
+
+def axes_of_xla(mesh: Mesh) -> set[str]:
+    """The axes that XLA still splits arrays over.
+
+    None where "tensor" has one device: cuDNN's attention then needs a mesh that shard_map splits
+    alone.
+    """
+    return {"tensor"} if mesh.shape["tensor"] > 1 else set()
+
+
+def rules_of_xla(mesh: Mesh) -> list[tuple[str, str]]:
+    """AXIS_RULES, without those of axes that shard_map splits."""
+    return [(name, axis) for name, axis in AXIS_RULES if axis in axes_of_xla(mesh)]
+
+
+def without_axes_of_xla(spec: PartitionSpec) -> PartitionSpec:
+    """`spec` for shard_map, which must not name axes that XLA splits arrays over."""
+    return PartitionSpec(*(None if axis == "tensor" else axis for axis in spec))
+
+
+def fsdp_dimension(spec: PartitionSpec, mesh: Mesh) -> int:
+    """The dimension of a parameter that is split over "fsdp", -1 if none is."""
+    return spec.index("fsdp") if "fsdp" in spec and mesh.shape["fsdp"] > 1 else -1
+
+
+def gather(parameter: Array, dimension: int, dtype: DTypeLike) -> Array:
+    """The whole parameter on every device; it crosses in `dtype` and has its own dtype again.
+
+    `dimension`: see `fsdp_dimension`.
+    """
+    if dimension < 0:
+        return parameter
+    whole = jax.lax.all_gather(parameter.astype(dtype), "fsdp", axis=dimension, tiled=True)
+    return whole.astype(parameter.dtype)
+
+
+def scatter(gradient: Array, dimension: int) -> Array:
+    """The sum over "fsdp" of a gradient, of which every device keeps its part of the parameter.
+
+    `dimension`: see `fsdp_dimension`.
+    """
+    if dimension < 0:
+        return gradient
+    return jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=dimension, tiled=True)
+
+
+def sum_over_rows(gradient: Array, dimension: int, mesh: Mesh) -> Array:
+    """The sum over the axes of the batch that `scatter` has not summed over."""
+    axes = tuple(axis for axis in batch_axes(mesh) if dimension < 0 or axis != "fsdp")
+    return jax.lax.psum(gradient, axes) if axes else gradient

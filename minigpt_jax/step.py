@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8, UInt16
 
 from minigpt_jax import loss
 from minigpt_jax.data import Batch
+from minigpt_jax.gradients import sum_gradients
 from minigpt_jax.sharding import AXIS_RULES, batch_sharding, replicated, state_sharding
 
 
@@ -99,12 +100,13 @@ def make_train_step(
     seed: int,
     loss_chunk: int,
     separator: int | None = None,
+    scatter_each: bool = False,
 ) -> MeshFunction:
     """Return the jitted `state, metrics = step(state, batch)`, which overwrites the old state.
 
     `optimizer` comes from `make_optimizer`. `separator` is the token that begins each document:
     attention then stays within a document, and its positions count from 0. Without it a row is
-    treated as one document.
+    treated as one document. `scatter_each`: see `sum_gradients`.
 
     Metrics are f32 scalars: loss (mean over the weight of the batch), weight, grad_norm (before
     clipping), learning_rate, and skipped: 1 where loss, gradient or learning rate was not finite,
@@ -116,7 +118,16 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        total, weight, gradients = _sum_gradients(batch_loss, state.params, batch, key)
+        total, weight, gradients = sum_gradients(
+            batch_loss,
+            state.params,
+            batch,
+            key,
+            mesh=mesh,
+            specs=specs,
+            dtype=model.dtype,
+            scatter_each=scatter_each,
+        )
         # One division at the end makes accumulation exact for any mask; a batch without weight has
         # loss 0.
         scale = 1 / jnp.maximum(weight, 1)
@@ -146,6 +157,7 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     state_shardings = _state_shardings(model, optimizer, mesh)
+    specs = jax.tree.map(lambda sharding: sharding.spec, state_shardings.params)
     jitted = jax.jit(
         step,
         in_shardings=(state_shardings, batch_sharding(mesh)),
@@ -153,28 +165,6 @@ def make_train_step(
         donate_argnames="state",
     )
     return MeshFunction(mesh, jitted)
-
-
-@jax.named_scope("gradients")
-def _sum_gradients(batch_loss: Callable, params: dict, batch: Batch, key: Array):
-    """Loss sum, weight sum, and gradient of the loss sum, over all micro-batches."""
-    loss_and_gradients = jax.value_and_grad(batch_loss, has_aux=True)
-
-    def of_micro_batch(index, tokens, weights):
-        micro_key = jax.random.fold_in(key, index)
-        (total, weight), gradients = loss_and_gradients(params, tokens, weights, micro_key)
-        return total, weight, gradients
-
-    # Without a second gradient to add, the sum and its memory are not needed.
-    if batch.tokens.shape[0] == 1:
-        return of_micro_batch(0, batch.tokens[0], batch.weights[0])
-
-    def add(sums, micro_batch):
-        return jax.tree.map(jnp.add, sums, of_micro_batch(*micro_batch)), None
-
-    zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    micro_batches = (jnp.arange(batch.tokens.shape[0]), *batch)
-    return jax.lax.scan(add, zeros, micro_batches)[0]
 
 
 def subtract_if_finite(

@@ -15,6 +15,7 @@ from minigpt_jax.memory import (
     StepSettings,
     choose_accumulation_steps,
     largest_micro_batch,
+    scatters_each,
     step_memory,
 )
 from minigpt_jax.model import GPT, GPTConfig
@@ -114,16 +115,34 @@ def test_a_batch_that_cannot_fit_is_refused_before_anything_is_compiled(tmp_path
 # ---- the estimate
 
 
-def xla_bytes(config: GPTConfig, rows: int, remat: str, dtype: str) -> float:
+def xla_bytes(
+    config: GPTConfig,
+    rows: int,
+    remat: str,
+    dtype: str,
+    *,
+    fsdp: int = 1,
+    accumulation_steps: int = 1,
+    scatter_each: bool = False,
+) -> float:
     """Bytes of the compiled step by XLA: arguments, results that are not arguments, temporaries."""
     c = get_config()
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), AXES)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:fsdp]).reshape(1, fsdp, 1), AXES)
     model = GPT(config, dtype=jnp.dtype(dtype), remat=remat)
     optimizer = optim.make_optimizer(**c.optimizer)
     schedule = partial(optim.learning_rate, horizon=1000, **c.schedule)
-    step = make_train_step(model, optimizer, schedule, mesh, seed=0, loss_chunk=c.loss.chunk)
-    tokens = jax.ShapeDtypeStruct((1, rows, config.context + 1), jnp.uint16)
-    weights = jax.ShapeDtypeStruct((1, rows, config.context), jnp.uint8)
+    step = make_train_step(
+        model,
+        optimizer,
+        schedule,
+        mesh,
+        seed=0,
+        loss_chunk=c.loss.chunk,
+        scatter_each=scatter_each,
+    )
+    shape = (accumulation_steps, fsdp * rows)
+    tokens = jax.ShapeDtypeStruct((*shape, config.context + 1), jnp.uint16)
+    weights = jax.ShapeDtypeStruct((*shape, config.context), jnp.uint8)
     lowered = step.lower(abstract_state(model, optimizer, mesh), Batch(tokens, weights))
     found = lowered.compile().memory_analysis()
     results = found.output_size_in_bytes - found.alias_size_in_bytes
@@ -148,6 +167,37 @@ def check_estimate(config: GPTConfig, rows: int, remat: str, dtype: str) -> None
 )
 def test_the_estimate_agrees_with_xla(config: GPTConfig, rows: int, remat: str, dtype: str):
     check_estimate(config, rows, remat, dtype)
+
+
+@pytest.mark.parametrize("scatter_each", [False, pytest.param(True, marks=pytest.mark.campaign)])
+def test_the_estimate_agrees_with_xla_with_fsdp(scatter_each: bool):
+    # Weights and gradients are most of the memory.
+    config = GPTConfig(vocab_size=1000, context=64, layers=12, embed=384)
+    settings = StepSettings(
+        "float32", "full", False, loss_chunk=128, on_cpu=True, fsdp=4, scatter_each=scatter_each
+    )
+    estimate = step_memory(config, settings, rows=1, accumulation_steps=3).total
+    found = xla_bytes(
+        config, 1, "full", "float32", fsdp=4, accumulation_steps=3, scatter_each=scatter_each
+    )
+    assert estimate == pytest.approx(found, rel=MARGIN)
+
+
+def test_fsdp_scatters_after_each_micro_batch_only_where_whole_gradients_leave_too_little_space():
+    def bytes_of(scatter_each: bool, rows: int) -> float:
+        return rows + (0 if scatter_each else 10)
+
+    def scatters(memory: float, micro_batch: int = 0) -> bool:
+        return scatters_each(16, micro_batch, memory * (1 + MARGIN), bytes_of)
+
+    # Rows that fit beside whole gradients, and without them: 16 and 16, 8 and 16, 4 and 8.
+    assert not any(scatters(memory) for memory in (26, 18, 14))
+    # 1 and 8, 0 and 1.
+    assert scatters(11) and scatters(1)
+    # None in either way: the error names what one row needs at least.
+    assert not scatters(0.5)
+    assert not scatters(18, micro_batch=8)
+    assert scatters(14, micro_batch=8)
 
 
 @pytest.mark.campaign

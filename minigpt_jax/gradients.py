@@ -1,0 +1,119 @@
+"""The sums of loss and gradient over all micro-batches and devices.
+
+Every device sums the gradients of its own rows in f32 (of the rounded products of a matmul, as one
+device does too). Only sums cross between devices: once a step, whatever the number of
+micro-batches. With fsdp the weights are gathered once a step, in the dtype of the matmuls (ZeRO,
+Rajbhandari et al. 2020, gathers them for every layer instead: less memory, more traffic).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, PartitionSpec
+from jax.typing import DTypeLike
+
+from minigpt_jax.data import Batch
+from minigpt_jax.optim import decay_mask
+from minigpt_jax.sharding import (
+    BATCH_AXES,
+    axes_of_xla,
+    batch_axes,
+    fsdp_dimension,
+    gather,
+    rules_of_xla,
+    scatter,
+    sum_over_rows,
+    without_axes_of_xla,
+)
+
+# A function of (params, tokens [B, N], weights [B, T], key) to the sums of losses and of weights.
+LossSums = Callable[[dict, Array, Array, Array], tuple[Array, Array]]
+
+
+@jax.named_scope("gradients")
+def sum_gradients(
+    loss_sums: LossSums,
+    params: dict,
+    batch: Batch,
+    key: Array,
+    *,
+    mesh: Mesh,
+    specs: Any,
+    dtype: DTypeLike,
+    scatter_each: bool = False,
+) -> tuple[Array, Array, dict]:
+    """Loss sum, weight sum, and gradient of the loss sum, over all micro-batches and devices.
+
+    `specs`: the PartitionSpec of each of `params`. `dtype`: of the matmuls. `scatter_each`: with
+    fsdp, every device keeps only its part of the gradient after each micro-batch, which needs less
+    memory and more traffic than once a step. On a mesh, dropout differs from that of one device.
+    """
+    axes = batch_axes(mesh)
+    if not axes:
+        return _sum_over_micro_batches(loss_sums, params, batch, key)
+    dimensions = jax.tree.map(lambda spec: fsdp_dimension(spec, mesh), specs)
+    # Weight decay and the dtype of the matmuls concern the same parameters: matrices.
+    dtypes = jax.tree.map(lambda m, p: dtype if m else p.dtype, decay_mask(params), params)
+
+    def scattered(gradients):
+        return jax.tree.map(scatter, gradients, dimensions)
+
+    def of_device(params, batch, key):
+        with nn.logical_axis_rules(rules_of_xla(mesh)):
+            weights = jax.tree.map(gather, params, dimensions, dtypes)
+            key = jax.random.fold_in(key, jax.lax.axis_index(axes))
+            total, weight, gradients = _sum_over_micro_batches(
+                loss_sums, weights, batch, key, scattered if scatter_each else _unchanged
+            )
+        if not scatter_each:
+            gradients = scattered(gradients)
+        gradients = jax.tree.map(partial(sum_over_rows, mesh=mesh), gradients, dimensions)
+        return jax.lax.psum(total, axes), jax.lax.psum(weight, axes), gradients
+
+    specs = jax.tree.map(without_axes_of_xla, specs)
+    rows = PartitionSpec(None, BATCH_AXES)
+    everywhere = PartitionSpec()
+    return jax.shard_map(
+        of_device,
+        mesh=mesh,
+        # One for both arrays of the batch.
+        in_specs=(specs, rows, everywhere),
+        out_specs=(everywhere, everywhere, specs),
+        axis_names=set(mesh.axis_names) - axes_of_xla(mesh),
+        check_vma=False,
+    )(params, batch, key)
+
+
+def _unchanged(gradients: dict) -> dict:
+    return gradients
+
+
+def _sum_over_micro_batches(loss_sums, params, batch, key, finish=_unchanged):
+    """`sum_gradients` of the rows of one device, from whole `params`.
+
+    `finish` is applied to the gradients of every micro-batch.
+    """
+    loss_and_gradients = jax.value_and_grad(loss_sums, has_aux=True)
+
+    def of_micro_batch(index, tokens, weights):
+        micro_key = jax.random.fold_in(key, index)
+        (total, weight), gradients = loss_and_gradients(params, tokens, weights, micro_key)
+        return total, weight, finish(gradients)
+
+    # Without a second gradient to add, the sum and its memory are not needed.
+    if batch.tokens.shape[0] == 1:
+        return of_micro_batch(0, batch.tokens[0], batch.weights[0])
+
+    def add(sums, micro_batch):
+        return jax.tree.map(jnp.add, sums, of_micro_batch(*micro_batch)), None
+
+    micro_batches = (jnp.arange(batch.tokens.shape[0]), *batch)
+    first = jax.tree.map(lambda array: array[0], micro_batches)
+    shapes = jax.eval_shape(of_micro_batch, *first)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return jax.lax.scan(add, zeros, micro_batches)[0]

@@ -1,0 +1,65 @@
+"""Gradients cross between devices once a step, in f32, whatever the number of micro-batches.
+
+Counted in the text of the compiled step, on four simulated devices.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.compiled_text import Traffic, read_traffic
+from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.optim import learning_rate, make_optimizer
+from minigpt_jax.sharding import batch_sharding, make_mesh
+from minigpt_jax.step import Batch, abstract_state, make_train_step
+
+# Weights are most of what crosses: with little text, activations are small.
+CONFIG = GPTConfig(vocab_size=1000, context=16, layers=3, heads=4, embed=64)
+# Bytes of the loss, the gradient's norm and the like.
+SCALARS = 10_000
+
+
+def traffic(data: int, fsdp: int, tensor: int, accumulation: int) -> tuple[Traffic, int]:
+    """Of a step in bfloat16, and the number of parameters."""
+    mesh = make_mesh(data, fsdp, tensor)
+    model = GPT(CONFIG, dtype=jnp.bfloat16)
+    optimizer = make_optimizer()
+    schedule = partial(learning_rate, horizon=20, peak=1e-2, warmup=2)
+    step = make_train_step(model, optimizer, schedule, mesh, seed=0, loss_chunk=4)
+    abstract = partial(jax.ShapeDtypeStruct, sharding=batch_sharding(mesh))
+    rows = (accumulation, 8)
+    batch = Batch(
+        abstract((*rows, CONFIG.context + 1), jnp.uint16),
+        abstract((*rows, CONFIG.context), jnp.uint8),
+    )
+    state = abstract_state(model, optimizer, mesh)
+    text = step.lower(state, batch).compile().as_text()
+    return read_traffic(text), sum(p.size for p in jax.tree.leaves(state.params))
+
+
+def bytes_of(traffic: Traffic, kind: str) -> int:
+    return sum(moved for (found, _), moved in traffic.collectives.items() if found == kind)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_data_parallel_sums_each_gradient_once(accumulation):
+    found, parameters = traffic(4, 1, 1, accumulation)
+    assert set(kind for kind, _ in found.collectives) == {"all-reduce"}
+    assert abs(bytes_of(found, "all-reduce") - 4 * parameters) < SCALARS
+    assert not any("bf16" in shape for _, shape in found.collectives)
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(1, 4), (2, 2)])
+def test_fsdp_gathers_and_scatters_each_parameter_once(data, fsdp):
+    found, parameters = traffic(data, fsdp, 1, 4)
+    # A CPU may gather in f32 what a GPU gathers in bfloat16.
+    assert bytes_of(found, "all-gather") < 4 * parameters + SCALARS
+    assert bytes_of(found, "reduce-scatter") < 4 * parameters + SCALARS
+    summed = 4 * parameters / fsdp if data > 1 else 0
+    # Biases of heads are whole on every device.
+    whole = 4 * CONFIG.layers * 7 * CONFIG.embed
+    assert bytes_of(found, "all-reduce") < summed + whole + SCALARS
+    scattered = [shape for kind, shape in found.collectives if kind == "reduce-scatter"]
+    assert scattered and not any("bf16" in shape for shape in scattered)
