@@ -102,7 +102,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mesh", default="1,1,1", help="data,fsdp,tensor (default: 1,1,1)")
     parser.add_argument("--rows", type=int, default=32, help="of a micro-batch on each device")
     parser.add_argument("--accum", type=int, default=1, help="micro-batches of a step")
-    parser.add_argument("--unroll", type=int, default=1, help="as compute.unroll")
+    parser.add_argument("--unroll", type=int, default=0, help="as compute.unroll")
     parser.add_argument("--chunk", type=int, default=128, help="as loss.chunk")
     parser.add_argument("--remat", default="none", help="as compute.remat")
     parser.add_argument("--size", default="gpt2", help="argument of configs/pretrain.py")
@@ -124,6 +124,7 @@ def described_mesh(sizes: tuple[int, ...]):
     from jax._src.cudnn import fused_attention_stablehlo as attention
     from jax.experimental import topologies
 
+    from minigpt_jax import hardware
     from minigpt_jax.sharding import AXES
 
     known = xla_bridge.canonicalize_platform
@@ -140,6 +141,7 @@ def described_mesh(sizes: tuple[int, ...]):
     attention.check_cudnn_version = lambda *_, **__: CUDNN_VERSION
     attention.check_compute_capability = lambda *_, **__: True
     jax.default_backend = lambda: "gpu"
+    hardware.this_device = lambda: hardware.Device("gpu", "9.0")
     topology = topologies.get_topology_desc(
         platform="cuda", target_config=H100, topology=f"1x1x{np.prod(sizes)}"
     )

@@ -61,7 +61,7 @@ class Step:
         optimizer, step = training_step(model, mesh, loss_chunk=options.loss_chunk)
         self.tokens = options.batch * config.context
         self.flops = self.tokens * config.flops_per_token
-        self._batch = random_batch(options.batch, config.context, mesh)
+        self._batch = random_batch(1, options.batch, config.context, mesh)
         self._state = init_state(model, optimizer, 0, mesh)
         self._step = step.lower(self._state, self._batch).compile()
         account = self._step.memory_analysis()

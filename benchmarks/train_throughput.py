@@ -1,32 +1,37 @@
-"""Training speed compared with PyTorch: our step and transformers' GPT-2, eager and compiled.
+"""Training speed compared with PyTorch: our step, a plain GPT-2 in torch, and transformers' GPT-2.
 
     python -m benchmarks.train_throughput                        GPT-2 124M, 1024 tokens, one row
     python -m benchmarks.train_throughput --layers 6 --heads 6 --embed 384 --context 256 --batch 16
-    python -m benchmarks.train_throughput --batch 32 --steps 10                          on a GPU
+    python -m benchmarks.train_throughput --dtypes bfloat16 --batch 32 64 --steps 10 --rounds 3 \
+        --autotune --sustain 30 --profile                                              on a GPU
 
-A step is everything: forward, backward, clipping and AdamW. transformers uses SDPA attention and
-the fused AdamW. The column "of matmul" is the share of the rate of a large matmul in the same
-precision, the faster of JAX's and torch's, which take turns with the others.
+A step is everything: forward, backward, clipping and AdamW. "plain" is benchmarks/plain_gpt2.py,
+the strongest rival we know; "torch" is transformers with SDPA attention. Both have torch.compile
+and the fused AdamW. Each has every size of --batch. The column "of matmul" is the share of the rate
+of a large matmul in the same precision: the faster of JAX's and torch's, which take turns with the
+others, or with --sustain the rate that a GPU keeps up when it is warm.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from benchmarks.contenders import Measured, run_interleaved, table, worker
 from benchmarks.options import add_integers, model_config
+from benchmarks.torch_training import (
+    AUTOTUNE,
+    GPU_MATMULS,
+    MATMUL_SIZE,
+    matmul_in_torch,
+    plain,
+    transformers,
+)
 
 DTYPES = ("float32", "bfloat16")
-# Rows and columns of the matrices whose product others are compared with.
-MATMUL_SIZE = 4096
-# Matmuls in a round on a GPU, which does one in less time than it takes to start it.
-GPU_MATMULS = 100
 COLUMNS = (
     "",
+    "rows",
     "tokens/s",
     "slowest to fastest",
     "of best torch",
@@ -44,20 +49,39 @@ def main() -> None:
         kind, *arguments = options.contender.split("-")
         contender = {
             "ours": ours,
-            "torch": in_torch,
+            "plain": plain,
+            "torch": transformers,
             "matmul": matmul,
             "torchmatmul": matmul_in_torch,
+            "sustained": matmul,
+            "profile": profile,
         }[kind]
         contender(options, *arguments)
         return
-    names = []
-    for dtype in options.dtypes:
-        names += [f"ours-{dtype}", f"torch-{dtype}-eager", f"torch-{dtype}-compile"]
-        names += [f"matmul-{dtype}", f"torchmatmul-{dtype}"]
+    names = contender_names(options)
     if options.only:
         names = [name for name in names if name in options.only]
     module = "benchmarks.train_throughput"
-    report(options, run_interleaved(module, names, sys.argv[1:], options.rounds))
+    results = run_interleaved(module, names, sys.argv[1:], options.rounds)
+    # Alone, because a GPU that works for others too is warm in another way.
+    alone = [f"sustained-{dtype}" for dtype in options.dtypes if options.sustain]
+    alone += [f"profile-{dtype}-{options.batch[0]}" for dtype in options.dtypes if options.profile]
+    for name in alone:
+        results |= run_interleaved(module, [name], sys.argv[1:], 1)
+    report(options, results)
+
+
+def contender_names(options: argparse.Namespace) -> list[str]:
+    """Names such as "plain-bfloat16-32-compile": kind, precision, rows and mode."""
+    names = []
+    modes = ("eager", "compile", "autotune") if options.autotune else ("eager", "compile")
+    for dtype in options.dtypes:
+        for rows in options.batch:
+            names.append(f"ours-{dtype}-{rows}")
+            names += [f"plain-{dtype}-{rows}-{mode}" for mode in modes]
+            names += [f"torch-{dtype}-{rows}-{mode}" for mode in ("eager", "compile")]
+        names += [f"matmul-{dtype}", f"torchmatmul-{dtype}"]
+    return names
 
 
 def parse() -> argparse.Namespace:
@@ -66,24 +90,29 @@ def parse() -> argparse.Namespace:
         prog="python -m benchmarks.train_throughput",
         description="Training speed compared with PyTorch.",
     )
+    add = parser.add_argument
     add_integers(parser, layers=12, heads=12, embed=768, context=1024)
-    add_integers(parser, batch=1, steps=2, rounds=5, unroll=1)
-    parser.add_argument("--loss-chunk", type=int, default=128, help="default: 128")
-    parser.add_argument(
+    add_integers(parser, steps=2, rounds=5, unroll=0, accumulation=1)
+    add("--batch", type=int, nargs="+", default=[1], help="rows of a micro-batch (default: 1)")
+    add("--loss-chunk", type=int, default=128, help="default: 128")
+    add(
         "--dtypes",
         nargs="+",
         choices=DTYPES,
         default=native_dtypes(),
         help="default here: %(default)s",
     )
-    parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
-    parser.add_argument(
+    add("--remat", choices=("none", "dots", "full"), default="none")
+    add(
         "--isolate-documents",
         action="store_true",
         help="ours alone: tokens attend to their own document only, as in finetuning",
     )
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="leave out all others")
-    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    add("--autotune", action="store_true", help=f"plain torch also with mode={AUTOTUNE}")
+    add("--sustain", type=float, default=0, help="seconds of matmuls before their rate is taken")
+    add("--profile", action="store_true", help="print where a step goes, from a trace (GPU)")
+    add("--only", nargs="+", metavar="NAME", help="leave out all others")
+    add("--contender", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -102,133 +131,136 @@ def native_dtypes() -> tuple[str, ...]:
 def report(options: argparse.Namespace, results: dict[str, Measured]) -> None:
     """Print the table."""
     config = model_config(options)
-    limits = {name: m for name, m in results.items() if "matmul" in name}
-    trained = {name: m for name, m in results.items() if "matmul" not in name}
-    matmul_rates = {dtype: matmul_rate(limits, dtype) for dtype in options.dtypes}
-    tokens = options.steps * options.batch * config.context
-    speeds = {name: tokens / m.median for name, m in trained.items()}
-    torch_speeds = [speed for name, speed in speeds.items() if name.startswith("torch")]
-    best = max(torch_speeds, default=float("nan"))
+    kinds = {name: name.split("-")[0] for name in results}
+    trained = {name: m for name, m in results.items() if kinds[name] in ("ours", "plain", "torch")}
+    rates = {dtype: matmul_rate(results, dtype) for dtype in options.dtypes}
+    speeds = {name: m.notes["tokens"] / m.median for name, m in trained.items()}
+    rivals = [speed for name, speed in speeds.items() if kinds[name] != "ours"]
+    best = max(rivals, default=float("nan"))
     peaks = [m.notes["peak_flops"] for m in trained.values() if m.notes.get("peak_flops")]
 
     print(
-        f"{config.parameters:,} parameters, {options.batch} x {config.context} tokens per step, "
+        f"{config.parameters:,} parameters, rows of {config.context} tokens, "
         f"{options.rounds} rounds of {options.steps} steps"
     )
     rows = []
     for name, measured in trained.items():
+        kind, dtype, batch, *mode = name.split("-")
         flops = speeds[name] * config.flops_per_token
-        slowest = tokens / max(measured.seconds)
-        fastest = tokens / min(measured.seconds)
+        tokens = measured.notes["tokens"]
         row = [
-            name,
+            "-".join([kind, dtype, *mode]),
+            batch,
             f"{speeds[name]:,.0f}",
-            f"{slowest:,.0f} to {fastest:,.0f}",
+            f"{tokens / max(measured.seconds):,.0f} to {tokens / min(measured.seconds):,.0f}",
             f"{speeds[name] / best:.2f}",
             f"{measured.peak / 1e9:.2f} GB",
             f"{measured.first:.1f} s",
-            f"{flops / matmul_rates[name.split('-')[1]]:.0%}",
+            f"{flops / rates[dtype]:.0%}",
             f"{flops / peaks[0]:.1%}" if peaks else "n/a",
         ]
         rows.append(row)
     print(table(COLUMNS, rows))
-    for dtype, rate in matmul_rates.items():
-        print(f"{dtype} matmul of {MATMUL_SIZE} x {MATMUL_SIZE}: {rate / 1e9:,.0f} GFLOP/s")
+    for name, measured in results.items():
+        if kinds[name] in ("matmul", "torchmatmul", "sustained"):
+            rate = measured.notes["flops"] / measured.median / 1e12
+            print(f"{name}: {rate:,.2f} TFLOP/s, {MATMUL_SIZE} x {MATMUL_SIZE}")
+        elif kinds[name] == "profile":
+            print(measured.notes["table"])
 
 
-def matmul_rate(limits: dict[str, Measured], dtype: str) -> float:
-    """FLOP/s of the fastest large matmul in `dtype`, NaN if none was measured."""
-    rates = [m.notes["flops"] / m.median for name, m in limits.items() if name.endswith(dtype)]
-    return max(rates, default=float("nan"))
+def matmul_rate(results: dict[str, Measured], dtype: str) -> float:
+    """FLOP/s of a large matmul in `dtype`: sustained, else the fastest; NaN if not measured."""
+    rates = {
+        name: m.notes["flops"] / m.median
+        for name, m in results.items()
+        if name in (f"sustained-{dtype}", f"matmul-{dtype}", f"torchmatmul-{dtype}")
+    }
+    return rates.get(f"sustained-{dtype}") or max(rates.values(), default=float("nan"))
 
 
 # ---- the contenders
 
 
-def ours(options: argparse.Namespace, dtype: str) -> None:
+def ours(options: argparse.Namespace, dtype: str, rows: str) -> None:
     """Our step, as train.py runs it."""
     import jax
-    import jax.numpy as jnp
 
-    from benchmarks.training import random_batch, training_step
     from minigpt_jax.hardware import peak_flops
-    from minigpt_jax.model import GPT
-    from minigpt_jax.sharding import make_mesh
-    from minigpt_jax.step import init_state
 
     def prepare() -> Callable[[], None]:
-        model = GPT(
-            model_config(options),
-            dtype=jnp.dtype(dtype),
-            remat=options.remat,
-            unroll=options.unroll,
-        )
-        mesh = make_mesh()
-        optimizer, step = training_step(
-            model,
-            mesh,
-            loss_chunk=options.loss_chunk,
-            isolate_documents=options.isolate_documents,
-        )
-        batch = random_batch(options.batch, options.context, mesh)
-        state = init_state(model, optimizer, 0, mesh)
-
-        def work() -> None:
-            nonlocal state
-            for _ in range(options.steps):
-                state, metrics = step(state, batch)
-            jax.block_until_ready(metrics)
-
-        return work
+        run, _ = training(options, dtype, int(rows))
+        return lambda: run(options.steps)
 
     def peak() -> int | None:
         return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
     def notes() -> dict:
-        return {"peak_flops": peak_flops(jax.devices()[0].device_kind)}
+        return {
+            "peak_flops": peak_flops(jax.devices()[0].device_kind),
+            "tokens": options.steps * options.accumulation * int(rows) * options.context,
+        }
 
     worker(prepare, peak=peak, notes=notes)
 
 
-def in_torch(options: argparse.Namespace, dtype: str, mode: str) -> None:
-    """transformers' GPT-2 as its users train it; `mode`: eager or compile."""
-    import torch
+def profile(options: argparse.Namespace, dtype: str, rows: str) -> None:
+    """The table "where a step goes" of our step."""
+    from benchmarks.step_profile import profile_table, step_times
 
-    from benchmarks.training import random_tokens
-    from benchmarks.transformers_gpt2 import fresh_gpt2
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    text = ""
 
     def prepare() -> Callable[[], None]:
-        # TF32 where a GPU has it, as in JAX by default.
-        torch.set_float32_matmul_precision("high")
-        config = model_config(options)
-        # The vocabulary is padded as ours is, because GPUs are faster with it.
-        model = fresh_gpt2(replace(config, vocab_size=config.padded_vocab)).to(device).train()
-        forward = torch.compile(model) if mode == "compile" else model
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-        )
-        tokens = random_tokens(options.batch, options.context + 1).astype(np.int64)
-        inputs = torch.tensor(tokens[:, :-1], device=device)
+        nonlocal text
+        run, compiled_text = training(options, dtype, int(rows))
+        text = profile_table(step_times(run, compiled_text))
+        return lambda: run(1)
 
-        def work() -> None:
-            for _ in range(options.steps):
-                optimizer.zero_grad(set_to_none=True)
-                with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-                    loss = forward(input_ids=inputs, labels=inputs, use_cache=False).loss
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-            loss.item()
+    worker(prepare, notes=lambda: {"table": text})
 
-        return work
 
-    worker(prepare, peak=lambda: torch.cuda.max_memory_allocated() if device == "cuda" else None)
+def training(
+    options: argparse.Namespace, dtype: str, rows: int
+) -> tuple[Callable[[int], None], str]:
+    """A function that does so many steps of ours, and the text of the compiled step."""
+    import jax
+    import jax.numpy as jnp
+
+    from benchmarks.training import random_batch, training_step
+    from minigpt_jax.model import GPT
+    from minigpt_jax.sharding import make_mesh
+    from minigpt_jax.step import init_state
+
+    model = GPT(
+        model_config(options),
+        dtype=jnp.dtype(dtype),
+        remat=options.remat,
+        unroll=options.unroll,
+    )
+    mesh = make_mesh()
+    optimizer, step = training_step(
+        model,
+        mesh,
+        loss_chunk=options.loss_chunk,
+        isolate_documents=options.isolate_documents,
+    )
+    batch = random_batch(options.accumulation, rows, options.context, mesh)
+    state = init_state(model, optimizer, 0, mesh)
+    compiled = step.lower(state, batch).compile()
+
+    def run(steps: int) -> None:
+        nonlocal state
+        for _ in range(steps):
+            state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+
+    return run, compiled.as_text() or ""
 
 
 def matmul(options: argparse.Namespace, dtype: str) -> None:
-    """A large matmul in JAX."""
+    """A large matmul in JAX, after `options.sustain` seconds of them."""
+    import time
+
     import jax
     import jax.numpy as jnp
 
@@ -245,29 +277,9 @@ def matmul(options: argparse.Namespace, dtype: str) -> None:
                 c = multiply(a, b)
             c.block_until_ready()
 
-        return work
-
-    worker(prepare, notes=lambda: {"flops": 2 * MATMUL_SIZE**3 * repeats})
-
-
-def matmul_in_torch(options: argparse.Namespace, dtype: str) -> None:
-    """The same in torch."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    repeats = GPU_MATMULS if device == "cuda" else 1
-
-    def prepare() -> Callable[[], None]:
-        torch.set_float32_matmul_precision("high")
-        shape = (MATMUL_SIZE, MATMUL_SIZE)
-        a = torch.randn(shape, device=device).to(getattr(torch, dtype))
-        b = torch.randn(shape, device=device).to(getattr(torch, dtype))
-
-        def work() -> None:
-            for _ in range(repeats):
-                c = a @ b
-            c[0, 0].item()
-
+        ends = time.monotonic() + (options.sustain if "sustained" in options.contender else 0)
+        while time.monotonic() < ends:
+            work()
         return work
 
     worker(prepare, notes=lambda: {"flops": 2 * MATMUL_SIZE**3 * repeats})

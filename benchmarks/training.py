@@ -42,8 +42,9 @@ def random_tokens(rows: int, length: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, END_OF_TEXT, (rows, length))
 
 
-def random_batch(rows: int, context: int, mesh: jax.sharding.Mesh) -> Batch:
-    """A batch of random tokens on the devices, all of them with loss weight."""
-    tokens = random_tokens(rows, context + 1).astype(np.uint16)
-    weights = np.ones((rows, context), np.uint8)
-    return jax.device_put(Batch(tokens[None], weights[None]), batch_sharding(mesh))
+def random_batch(accumulation: int, rows: int, context: int, mesh: jax.sharding.Mesh) -> Batch:
+    """A batch of `accumulation` micro-batches of random tokens, all of them with loss weight."""
+    tokens = random_tokens(accumulation * rows, context + 1).astype(np.uint16)
+    tokens = tokens.reshape(accumulation, rows, context + 1)
+    weights = np.ones((accumulation, rows, context), np.uint8)
+    return jax.device_put(Batch(tokens, weights), batch_sharding(mesh))
