@@ -13,6 +13,7 @@ others, or with --sustain the rate that a GPU keeps up when it is warm.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,8 @@ def contender_names(options: argparse.Namespace) -> list[str]:
     for dtype in options.dtypes:
         for rows in options.batch:
             names.append(f"ours-{dtype}-{rows}")
+            if options.xla_flags:
+                names.append(f"ours-{dtype}-{rows}-flags")
             names += [f"plain-{dtype}-{rows}-{mode}" for mode in modes]
             names += [f"torch-{dtype}-{rows}-{mode}" for mode in ("eager", "compile")]
         names += [f"matmul-{dtype}", f"torchmatmul-{dtype}"]
@@ -108,9 +111,11 @@ def parse() -> argparse.Namespace:
         action="store_true",
         help="ours alone: tokens attend to their own document only, as in finetuning",
     )
+    add("--deterministic", action="store_true", help="ours alone: as config.deterministic")
     add("--autotune", action="store_true", help=f"plain torch also with mode={AUTOTUNE}")
     add("--sustain", type=float, default=0, help="seconds of matmuls before their rate is taken")
     add("--profile", action="store_true", help="print where a step goes, from a trace (GPU)")
+    add("--xla-flags", help="ours also with these flags of XLA, beside those that train.py sets")
     add("--only", nargs="+", metavar="NAME", help="leave out all others")
     add("--contender", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -121,7 +126,9 @@ def native_dtypes() -> tuple[str, ...]:
 
     Without bfloat16 in the processor, a step of it in torch takes minutes.
     """
-    has_gpu = Path("/proc/driver/nvidia/version").exists()
+    from minigpt_jax.runtime.startup import NVIDIA_DRIVER
+
+    has_gpu = NVIDIA_DRIVER.exists()
     description = Path("/proc/cpuinfo")
     flags = set(description.read_text().split()) if description.exists() else set()
     has_bfloat16 = flags & {"avx512_bf16", "amx_bf16", "bf16"}
@@ -182,9 +189,12 @@ def matmul_rate(results: dict[str, Measured], dtype: str) -> float:
 # ---- the contenders
 
 
-def ours(options: argparse.Namespace, dtype: str, rows: str) -> None:
-    """Our step, as train.py runs it."""
+def ours(options: argparse.Namespace, dtype: str, rows: str, mode: str = "") -> None:
+    """Our step, as train.py runs it; `mode`: "flags" for `options.xla_flags` too."""
     import jax
+
+    if mode:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {options.xla_flags}"
 
     from minigpt_jax.hardware import peak_flops
 
@@ -228,9 +238,11 @@ def training(
 
     from benchmarks.training import random_batch, training_step
     from minigpt_jax.model import GPT
+    from minigpt_jax.runtime.startup import set_xla_flags
     from minigpt_jax.sharding import make_mesh
     from minigpt_jax.step import init_state
 
+    set_xla_flags(deterministic=options.deterministic)
     model = GPT(
         model_config(options),
         dtype=jnp.dtype(dtype),

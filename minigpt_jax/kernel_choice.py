@@ -24,10 +24,8 @@ def loss_kernels(scores: Array) -> ModuleType | None:
 
 def norm_kernels(x: Array) -> ModuleType | None:
     """The module with the LayerNorm kernel if it can normalise the rows `x` [N, D], else None."""
-    if not _is_suited(x) or x.shape[1] > MAX_NORM_WIDTH:
-        return None
-    kernels = _triton_kernels()
-    return kernels if kernels and x.shape[0] % kernels.NORM_ROWS == 0 else None
+    is_narrow = x.shape[1] <= MAX_NORM_WIDTH
+    return _triton_kernels() if is_narrow and _is_suited(x) else None
 
 
 def _is_suited(x: Array) -> bool:

@@ -14,12 +14,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Float, Int
 
-# Rows of a program of the LayerNorm kernel. Every program writes sums for the weights' gradients.
-NORM_ROWS = 64
-# Values of each array that a program of the LayerNorm kernel holds: 32 in each of 128 threads.
-NORM_VALUES = 4096
+# Programs of the LayerNorm kernel: 12 for each of an H100's 132 processors run at the same time.
+# Each writes sums for the gradients of scale and bias, so more would write more.
+NORM_PROGRAMS = 1584
+# Values of a row that one warp of the LayerNorm kernel holds, 32 in each of its threads.
+NORM_VALUES = 1024
 # Columns that a program of the loss kernel takes at a time.
 LOSS_COLUMNS = 4096
+LOG2_E = 1.4426950408889634
 # In place of minus infinity, whose differences are not numbers.
 LOWEST = -1e30
 
@@ -30,22 +32,19 @@ def layer_norm_backward(
     d_x: Float[Array, "N D"],
     scale: Float[Array, " D"],
     eps: float,
+    programs: int = NORM_PROGRAMS,
     interpret: bool = False,
 ) -> tuple[Float[Array, "N D"], Float[Array, " D"], Float[Array, " D"]]:
-    """`d_x` plus the gradient of LayerNorm with respect to its input, and those of its weights.
-
-    NORM_ROWS must divide N.
-    """
+    """`d_x` plus the gradient of LayerNorm with respect to its input, and those of its weights."""
     rows, width = x.shape
-    programs = rows // NORM_ROWS
-    block = pl.next_power_of_2(width)
+    programs = min(rows, programs)
     partial_sums = jax.ShapeDtypeStruct((programs, width), jnp.float32)
     d_x, d_scale, d_bias = pl.pallas_call(
-        partial(_layer_norm_kernel, width=width, eps=eps),
+        partial(_layer_norm_kernel, eps=eps),
         grid=(programs,),
         out_shape=(jax.ShapeDtypeStruct(x.shape, x.dtype), partial_sums, partial_sums),
         compiler_params=pltriton.CompilerParams(
-            num_warps=min(16, max(4, block * 4 // NORM_VALUES)), num_stages=2
+            num_warps=max(1, pl.next_power_of_2(width) // NORM_VALUES), num_stages=2
         ),
         interpret=interpret,
         name="layer_norm_backward",
@@ -54,40 +53,42 @@ def layer_norm_backward(
 
 
 def _layer_norm_kernel(
-    x_ref, d_y_ref, add_ref, scale_ref, d_x_ref, d_scale_ref, d_bias_ref, *, width, eps
+    x_ref, d_y_ref, add_ref, scale_ref, d_x_ref, d_scale_ref, d_bias_ref, *, eps
 ):
+    rows, width = d_x_ref.shape
+    programs, _ = d_scale_ref.shape
     block = pl.next_power_of_2(width)
-    # So many rows at a time that a wide model does not need more registers than there are.
-    together = max(1, NORM_VALUES // block)
-    first = pl.program_id(0) * NORM_ROWS
+    program = pl.program_id(0)
     # A start that is only known when the kernel runs: a block may be wider than the array.
-    columns = pl.ds(pl.program_id(0) * 0, block)
+    columns = pl.ds(program * 0, block)
     mask = jnp.arange(block) < width
-    masks = jnp.broadcast_to(mask[None], (together, block))
-    scale = pltriton.load(scale_ref.at[columns], mask=mask, other=0.0).astype(jnp.float32)
 
-    def of_rows(i, sums):
+    def load(ref, *row):
+        return pltriton.load(ref.at[*row, columns], mask=mask, other=0.0).astype(jnp.float32)
+
+    scale = load(scale_ref)
+
+    def add_row(i, sums):
         d_scale, d_bias = sums
-        at = (pl.ds(first + i * together, together), columns)
-        x = pltriton.load(x_ref.at[at], mask=masks, other=0.0).astype(jnp.float32)
-        d_y = pltriton.load(d_y_ref.at[at], mask=masks, other=0.0).astype(jnp.float32)
-        d_x = pltriton.load(add_ref.at[at], mask=masks, other=0.0).astype(jnp.float32)
-        centred = jnp.where(masks, x - x.sum(1, keepdims=True) / width, 0.0)
-        variance = (centred * centred).sum(1, keepdims=True) / width
-        inverse_std = jax.lax.rsqrt(variance + eps)
+        row = program + i * programs
+        x = load(x_ref, row)
+        d_y = load(d_y_ref, row)
+        d_x = load(add_ref, row)
+        centred = jnp.where(mask, x - x.sum() / width, 0.0)
+        inverse_std = jax.lax.rsqrt((centred * centred).sum() / width + eps)
         normal = centred * inverse_std
-        d_normal = d_y * scale[None]
-        along_mean = d_normal.sum(1, keepdims=True) / width
-        along_normal = (d_normal * normal).sum(1, keepdims=True) / width
+        d_normal = d_y * scale
+        along_mean = d_normal.sum() / width
+        along_normal = (d_normal * normal).sum() / width
         d_x += inverse_std * (d_normal - along_mean - normal * along_normal)
-        pltriton.store(d_x_ref.at[at], d_x.astype(d_x_ref.dtype), mask=masks)
-        return d_scale + (d_y * normal).sum(0), d_bias + d_y.sum(0)
+        pltriton.store(d_x_ref.at[row, columns], d_x.astype(d_x_ref.dtype), mask=mask)
+        return d_scale + d_y * normal, d_bias + d_y
 
     zeros = jnp.zeros(block, jnp.float32)
-    d_scale, d_bias = jax.lax.fori_loop(0, NORM_ROWS // together, of_rows, (zeros, zeros))
-    row = pl.program_id(0)
-    pltriton.store(d_scale_ref.at[row, columns], d_scale, mask=mask)
-    pltriton.store(d_bias_ref.at[row, columns], d_bias, mask=mask)
+    own_rows = pl.cdiv(rows - program, programs)
+    d_scale, d_bias = jax.lax.fori_loop(0, own_rows, add_row, (zeros, zeros))
+    pltriton.store(d_scale_ref.at[program, columns], d_scale, mask=mask)
+    pltriton.store(d_bias_ref.at[program, columns], d_bias, mask=mask)
 
 
 def cross_entropy_and_gradient(
@@ -118,36 +119,44 @@ def cross_entropy_and_gradient(
 
 
 def _loss_kernel(scores_ref, targets_ref, weights_ref, losses_ref, d_scores_ref, *, vocab_size):
+    # Arithmetic binds this kernel, not memory: exponentials of base 2 are one instruction, and only
+    # the last block has a mask.
     row = pl.program_id(0)
     width = d_scores_ref.shape[1]
     target = targets_ref[row]
     weight = weights_ref[row]
-    lanes = jnp.arange(LOSS_COLUMNS)
+    # Before the gradient overwrites it.
+    chosen = scores_ref[row, target].astype(jnp.float32)
+    lanes = jax.lax.iota(jnp.int32, LOSS_COLUMNS)
 
-    def block(i, limit):
-        columns = i * LOSS_COLUMNS + lanes
-        return columns, (row, pl.ds(i * LOSS_COLUMNS, LOSS_COLUMNS)), columns < limit
+    def load(start, mask=None):
+        at = (row, pl.ds(start, LOSS_COLUMNS))
+        other = None if mask is None else LOWEST
+        return at, pltriton.load(scores_ref.at[at], mask=mask, other=other).astype(jnp.float32)
 
-    def add(i, sums):
-        largest, total, chosen = sums
-        columns, at, mask = block(i, vocab_size)
-        scores = pltriton.load(scores_ref.at[at], mask=mask, other=LOWEST).astype(jnp.float32)
+    def add(start, sums, mask=None):
+        largest, total = sums
+        _, scores = load(start, mask)
         new_largest = jnp.maximum(largest, scores.max())
-        total = total * jnp.exp(largest - new_largest) + jnp.exp(scores - new_largest)
-        chosen += jnp.where(columns == target, scores, 0.0)
-        return new_largest, total, chosen
+        total *= jnp.exp2(LOG2_E * (largest - new_largest))
+        total += jnp.exp2(LOG2_E * scores - LOG2_E * new_largest)
+        return new_largest, total
 
-    zeros = jnp.zeros(LOSS_COLUMNS, jnp.float32)
-    blocks = pl.cdiv(vocab_size, LOSS_COLUMNS)
-    largest, total, chosen = jax.lax.fori_loop(0, blocks, add, (LOWEST, zeros, zeros))
-    log_sum_exp = largest + jnp.log(total.sum())
-    losses_ref[row] = log_sum_exp - chosen.sum()
-
-    def gradient(i, _):
-        columns, at, mask = block(i, width)
-        scores = pltriton.load(scores_ref.at[at], mask=mask, other=LOWEST).astype(jnp.float32)
-        probabilities = jnp.where(columns < vocab_size, jnp.exp(scores - log_sum_exp), 0.0)
-        d_scores = (probabilities - jnp.where(columns == target, 1.0, 0.0)) * weight
+    def store_gradient(start, log_sum_exp, mask=None):
+        at, scores = load(start, mask)
+        probabilities = jnp.exp2(LOG2_E * scores - LOG2_E * log_sum_exp)
+        if mask is not None:
+            probabilities = jnp.where(start + lanes < vocab_size, probabilities, 0.0)
+        d_scores = jnp.where(lanes == target - start, probabilities - 1.0, probabilities) * weight
         pltriton.store(d_scores_ref.at[at], d_scores.astype(d_scores_ref.dtype), mask=mask)
 
-    jax.lax.fori_loop(0, pl.cdiv(width, LOSS_COLUMNS), gradient, None)
+    # Blocks without padded rows of the vocabulary, and the start of the one that has some.
+    full = vocab_size // LOSS_COLUMNS
+    last = row * 0 + full * LOSS_COLUMNS
+    zeros = jnp.zeros(LOSS_COLUMNS, jnp.float32)
+    sums = jax.lax.fori_loop(0, full, lambda i, sums: add(i * LOSS_COLUMNS, sums), (LOWEST, zeros))
+    largest, total = add(last, sums, last + lanes < vocab_size)
+    log_sum_exp = largest + jnp.log(total.sum())
+    losses_ref[row] = log_sum_exp - chosen
+    jax.lax.fori_loop(0, full, lambda i, _: store_gradient(i * LOSS_COLUMNS, log_sum_exp), None)
+    store_gradient(last, log_sum_exp, last + lanes < width)
