@@ -1,15 +1,19 @@
 """Gradients cross between devices once a step, in f32, whatever the number of micro-batches.
 
-Counted in the text of the compiled step, on four simulated devices.
+Counted in the text of the compiled step, on four simulated devices; and the sums are compared with
+those of one device.
 """
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from benchmarks.compiled_text import Traffic, read_traffic
+from minigpt_jax.gradients import sum_gradients
 from minigpt_jax.model import GPT, GPTConfig
 from minigpt_jax.optim import learning_rate, make_optimizer
 from minigpt_jax.sharding import batch_sharding, make_mesh
@@ -63,3 +67,58 @@ def test_fsdp_gathers_and_scatters_each_parameter_once(data, fsdp):
     assert bytes_of(found, "all-reduce") < summed + whole + SCALARS
     scattered = [shape for kind, shape in found.collectives if kind == "reduce-scatter"]
     assert scattered and not any("bf16" in shape for shape in scattered)
+
+
+# ---- the sums
+
+SPECS = {"matrix": PartitionSpec("fsdp", None), "bias": PartitionSpec(None)}
+STEP_KEY = jax.random.key(3)
+
+
+def loss_sums(params, tokens, weights, key):
+    """Of a model with two parameters and a random number."""
+    x = params["matrix"][tokens[:, 1:]] + params["bias"][None, None] + jax.random.uniform(key)
+    return (weights * jnp.tanh(x).sum(-1)).sum(), weights.sum()
+
+
+@pytest.fixture(scope="module")
+def problem():
+    draw = np.random.default_rng(0)
+    params = {
+        "matrix": draw.normal(size=(8, 4)).astype(np.float32),
+        "bias": draw.normal(size=4).astype(np.float32),
+    }
+    tokens = draw.integers(0, 8, (3, 4, 6))
+    return params, Batch(tokens, draw.random((3, 4, 5)).astype(np.float32))
+
+
+@pytest.mark.parametrize("scatter_each", [False, True])
+@pytest.mark.parametrize(("data", "fsdp"), [(4, 1), (1, 4), (2, 2)])
+def test_sums_are_those_of_all_rows_each_device_with_its_own_random_key(
+    problem, data, fsdp, scatter_each
+):
+    params, batch = problem
+    mesh = make_mesh(data, fsdp)
+    sums = partial(sum_gradients, loss_sums, mesh=mesh, specs=SPECS, dtype=jnp.float32)
+    with jax.set_mesh(mesh):
+        found = jax.jit(partial(sums, scatter_each=scatter_each))(params, batch, STEP_KEY)
+
+    def total(params):
+        of_rows = [
+            loss_sums(
+                params,
+                batch.tokens[micro_batch, device : device + 1],
+                batch.weights[micro_batch, device : device + 1],
+                jax.random.fold_in(jax.random.fold_in(STEP_KEY, device), micro_batch),
+            )[0]
+            for micro_batch in range(3)
+            for device in range(4)
+        ]
+        return sum(of_rows)
+
+    expected = (*jax.value_and_grad(total)(params), batch.weights.sum())
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+        (found[0], found[2], found[1]),
+        expected,
+    )

@@ -36,20 +36,42 @@ def test_layer_norm_backward(draw):
 
 def test_cross_entropy_and_gradient(draw):
     scores = 3 * draw(4, PADDED_VOCAB)
-    # The largest score is in the last block; one row has no weight.
-    scores = scores.at[1, VOCAB - 1].set(60)
+    # The largest score is in the last block; all are far below 0; one row has no weight.
+    scores = scores.at[1, VOCAB - 1].set(60).at[2].add(-500)
     targets = jnp.array([0, 3, VOCAB - 1, 17])
     weights = jnp.array([1.0, 0.5, 2.0, 0.0])
+    check_cross_entropy(scores, targets, weights, VOCAB, atol=2e-4)
+
+
+@pytest.mark.parametrize("vocab_size", [100, triton_kernels.LOSS_COLUMNS])
+def test_cross_entropy_of_a_vocabulary_without_a_whole_block_or_without_padding(draw, vocab_size):
+    scores = draw(2, -(-vocab_size // 128) * 128).astype(jnp.bfloat16)
+    targets = jnp.array([1, vocab_size - 1])
+    check_cross_entropy(scores, targets, jnp.ones(2), vocab_size, atol=4e-3)
+
+
+def check_cross_entropy(scores, targets, weights, vocab_size: int, atol: float) -> None:
+    wide = scores.astype(jnp.float32)
 
     def loss_sum(scores):
-        masked = jnp.where(jnp.arange(PADDED_VOCAB) < VOCAB, scores, -jnp.inf)
+        masked = jnp.where(jnp.arange(scores.shape[1])[None] < vocab_size, scores, -jnp.inf)
         chosen = jnp.take_along_axis(masked, targets[:, None], 1)[:, 0]
         losses = jax.nn.logsumexp(masked, axis=1) - chosen
         return (weights * losses).sum(), losses
 
-    (_, losses), gradient = jax.value_and_grad(loss_sum, has_aux=True)(scores)
+    (_, losses), gradient = jax.value_and_grad(loss_sum, has_aux=True)(wide)
     found = triton_kernels.cross_entropy_and_gradient(
-        scores, targets, weights, VOCAB, interpret=True
+        scores, targets, weights, vocab_size, interpret=True
     )
-    np.testing.assert_allclose(losses, found[0], rtol=1e-6)
-    np.testing.assert_allclose(gradient, found[1], atol=1e-6)
+    assert found[1].dtype == scores.dtype
+    np.testing.assert_allclose(losses, found[0], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(gradient, found[1].astype(jnp.float32), atol=atol)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_score_that_is_not_finite_makes_a_loss_that_is_not_finite(draw, bad):
+    scores = draw(2, 128).at[1, 5].set(bad)
+    losses, _ = triton_kernels.cross_entropy_and_gradient(
+        scores, jnp.array([3, 4]), jnp.ones(2), 100, interpret=True
+    )
+    assert list(np.isfinite(losses)) == [True, False]

@@ -1,0 +1,133 @@
+"""LayerNorm and GELU have backward passes of their own: they give what automatic differentiation
+gives, in the precision of their input, and keep nothing in f32.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minigpt_jax import hardware
+from minigpt_jax.functional import LAYER_NORM_EPS, gelu, layer_norm
+from minigpt_jax.kernel_choice import MAX_NORM_WIDTH, loss_kernels, norm_kernels
+from minigpt_jax.model import layers_per_piece
+from minigpt_jax.sharding import make_mesh
+
+
+def plain_layer_norm(x, scale, bias):
+    centred = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return x, centred / jnp.sqrt(variance + LAYER_NORM_EPS) * scale[None, None] + bias[None, None]
+
+
+def plain_gelu(x):
+    return 0.5 * x * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """x [2, 8, 16], scale, bias, and gradients of the two results."""
+    draw = np.random.default_rng(0)
+    shapes = (2, 8, 16), (16,), (16,), (2, 8, 16), (2, 8, 16)
+    return [jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint])
+@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.1)])
+def test_layer_norm_and_its_gradients(arrays, dtype, atol, wrap):
+    x, scale, bias, *gradients = arrays
+    expected, plain_pullback = jax.vjp(plain_layer_norm, x, scale, bias)
+    narrow_x, *narrow = (a.astype(dtype) for a in (x, *gradients))
+    found, pullback = jax.vjp(wrap(partial(layer_norm, dtype=dtype)), narrow_x, scale, bias)
+    results = (*found, *pullback(tuple(narrow)))
+    assert [a.dtype for a in results] == [dtype, dtype, dtype, jnp.float32, jnp.float32]
+    for a, b in zip(results, (*expected, *plain_pullback(tuple(gradients))), strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=atol)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 1e-6), (jnp.bfloat16, 0.02)])
+def test_gelu_and_its_gradient(arrays, dtype, atol):
+    x, *_, d_y = arrays
+    expected, plain_pullback = jax.vjp(plain_gelu, x)
+    found, pullback = jax.vjp(gelu, x.astype(dtype))
+    (d_x,) = pullback(d_y.astype(dtype))
+    assert found.dtype == d_x.dtype == dtype
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=atol)
+    np.testing.assert_allclose(d_x.astype(jnp.float32), plain_pullback(d_y)[0], atol=atol)
+
+
+def test_the_backward_passes_keep_their_input_alone(arrays):
+    x, scale, bias, *_ = arrays
+    x = x.astype(jnp.bfloat16)
+
+    def kept(function, *arguments):
+        _, pullback = jax.eval_shape(partial(jax.vjp, function), *arguments)
+        return {(a.shape, a.dtype) for a in jax.tree.leaves(pullback)}
+
+    norm = kept(partial(layer_norm, dtype=jnp.bfloat16), x, scale, bias)
+    assert norm == {(x.shape, x.dtype), (scale.shape, scale.dtype)}
+    assert kept(gelu, x) == {(x.shape, x.dtype)}
+
+
+# ---- where the kernels for NVIDIA GPUs run
+
+
+def rows(dtype=jnp.bfloat16, width: int = 96) -> jax.Array:
+    return jnp.zeros((4, width), dtype)
+
+
+def test_a_cpu_runs_no_kernel_for_gpus():
+    assert loss_kernels(rows()) is norm_kernels(rows()) is None
+
+
+def test_kernels_run_on_an_ampere_gpu_that_has_whole_rows(monkeypatch):
+    device = hardware.Device("gpu", "8.0")
+    monkeypatch.setattr(hardware, "this_device", lambda: device)
+    assert loss_kernels(rows()) is norm_kernels(rows(jnp.float32)) is not None
+    # Float64 would be rounded, and wide rows need too many registers.
+    double = np.zeros((4, 96))
+    assert loss_kernels(double) is norm_kernels(double) is None
+    assert norm_kernels(rows(width=MAX_NORM_WIDTH + 1)) is None
+    device = hardware.Device("gpu", "7.5")
+    assert loss_kernels(rows()) is None
+
+
+def test_kernels_run_only_where_xla_splits_nothing(monkeypatch):
+    monkeypatch.setattr(hardware, "this_device", lambda: hardware.Device("gpu", "9.0"))
+    mesh = make_mesh(2, 1, 2)
+    whole = jax.sharding.PartitionSpec()
+
+    def inside_of_shard_map(axes: set[str]):
+        found = []
+
+        def of_device(x):
+            found.append(norm_kernels(x))
+            return x
+
+        split = jax.shard_map(of_device, in_specs=whole, out_specs=whole, axis_names=axes)
+        jax.eval_shape(jax.jit(split), rows())
+        return found[0]
+
+    with jax.set_mesh(mesh):
+        assert norm_kernels(rows()) is None
+        assert inside_of_shard_map({"data", "fsdp"}) is None
+        assert inside_of_shard_map({"data", "fsdp", "tensor"}) is not None
+
+
+@pytest.mark.parametrize(
+    ("unroll", "layers", "is_fast", "expected"),
+    [
+        (0, 12, True, 12),
+        (0, 24, True, 24),
+        (0, 36, True, 18),
+        (0, 48, True, 24),
+        (0, 29, True, 1),
+        (0, 12, False, 1),
+        (3, 12, True, 3),
+        (5, 12, False, 5),
+    ],
+)
+def test_layers_per_piece(unroll, layers, is_fast, expected):
+    assert layers_per_piece(unroll, layers, is_fast) == expected
