@@ -18,11 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from benchmarks.contenders import ROOT, seconds_of, table
-from minigpt_jax.shard_writer import ShardWriter, write_manifest
-from minigpt_jax.tokenizer import TEXT_VOCAB, load_tokenizer
+from benchmarks.random_data import write_random_tokens
 
 COMMANDS = {
     "train.py": ["train.py"],
@@ -39,8 +36,6 @@ COMMANDS = {
     "data_tools.python_docs": ["-m", "data_tools.python_docs"],
     "data_tools.verify": ["-m", "data_tools.verify"],
 }
-# Tokens of each split.
-TOKENS = 10**6
 
 
 class Start(NamedTuple):
@@ -133,26 +128,6 @@ def start(config: str, overrides: list[str], runs: Path, name: str, data: Path) 
     hits = log.count("Persistent compilation cache hit")
     misses = log.count("PERSISTENT COMPILATION CACHE MISS")
     return Start(first_step, hits, misses)
-
-
-def write_random_tokens(folder: Path) -> Path:
-    """A folder of random tokens as training data."""
-    folder.mkdir()
-    draw = np.random.default_rng(0)
-    splits = {}
-    for split in ("train", "val"):
-        writer = ShardWriter(folder, split, shard_tokens=TOKENS)
-        writer.append(draw.integers(0, TEXT_VOCAB - 1, TOKENS).astype(np.uint16))
-        splits[split] = (writer.close(), 1)
-    write_manifest(
-        folder,
-        splits,
-        tokenizer=load_tokenizer().hash,
-        vocab_size=TEXT_VOCAB,
-        context=None,
-        source="random",
-    )
-    return folder
 
 
 if __name__ == "__main__":

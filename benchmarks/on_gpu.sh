@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Measure on one NVIDIA GPU what docs/performance.md says about GPUs, each part in its own file.
+#
+#   bash benchmarks/on_gpu.sh results                        the training step against its rivals
+#   bash benchmarks/on_gpu.sh results program packed         train.py itself, packed documents
+#
+# Parts: training, accumulation, program, packed, decoding, kills, sizes, serving. "training" takes
+# about six minutes on an H200, of which compilation is the largest part; the others take one to
+# three. PYTHON names the interpreter (default: .venv/bin/python). The rivals need torch and
+# transformers.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+results=${1:?folder for the results}
+shift
+parts=("$@")
+((${#parts[@]})) || parts=(training)
+python=${PYTHON:-.venv/bin/python}
+mkdir -p "$results"
+
+# Run a benchmark for at most so many seconds. What it prints is shown and kept.
+measure() {
+    local name=$1 seconds=$2
+    shift 2
+    echo "== $name: $*"
+    timeout "$seconds" "$python" -m "$@" 2>&1 | tee "$results/$name.txt"
+}
+
+step="benchmarks.train_throughput --dtypes bfloat16 --rounds 3"
+nvidia-smi --query-gpu=name,driver_version,power.limit --format=csv | tee "$results/card.txt"
+for part in "${parts[@]}"; do
+    case $part in
+    training)
+        # Triton's matmuls have no epilogue: without them GELU may run at the end of one.
+        measure training 520 $step --batch 32 64 --steps 20 --autotune --sustain 30 --profile \
+            --xla-flags=--xla_gpu_enable_triton_gemm=false --only \
+            ours-bfloat16-32 ours-bfloat16-32-flags ours-bfloat16-64 ours-bfloat16-64-flags \
+            plain-bfloat16-32-compile plain-bfloat16-64-compile plain-bfloat16-64-autotune
+        ;;
+    accumulation)
+        measure accumulation 200 $step --batch 32 --steps 4 --accumulation 8 --only ours-bfloat16-32
+        measure no_accumulation 200 $step --batch 32 --steps 32 --only ours-bfloat16-32
+        ;;
+    program)
+        measure program 300 benchmarks.train_program --steps 40
+        ;;
+    packed)
+        measure packed_attention 120 benchmarks.packed_attention
+        measure packed_attention_2048 120 benchmarks.packed_attention --rows 16 --context 2048
+        measure isolated 200 $step --batch 32 --steps 20 --isolate-documents --only ours-bfloat16-32
+        ;;
+    decoding)
+        measure decoding_1 120 benchmarks.decode --dtypes bfloat16 --rows 1
+        measure decoding_64 120 benchmarks.decode --dtypes bfloat16 --rows 64
+        ;;
+    kills)
+        measure kills 400 benchmarks.train_program --steps 24 --kills 3 --config.data.batch=64
+        ;;
+    sizes)
+        measure medium 250 benchmarks.train_program --steps 24 --config.data.batch=64 \
+            --config configs/pretrain.py:gpt2-medium
+        measure xl 300 benchmarks.train_program --steps 24 --config.data.batch=64 \
+            --config configs/pretrain.py:gpt2-xl
+        ;;
+    serving)
+        measure serving 300 benchmarks.serve --slots 8 32 64
+        ;;
+    *)
+        echo "unknown part $part" >&2
+        exit 2
+        ;;
+    esac
+done
