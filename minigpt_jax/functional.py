@@ -1,8 +1,8 @@
-"""LayerNorm and GELU with backward passes of their own, which read and write less memory.
+"""LayerNorm, GELU and a matmul with backward passes of their own.
 
-Both take little arithmetic and move whole activations, so on a GPU their time is the bytes they
-move. What automatic differentiation keeps for the backward pass (f32 arrays of the activations'
-shape) would move twice as many.
+LayerNorm and GELU take little arithmetic and move whole activations, so on a GPU their time is the
+bytes they move. What automatic differentiation keeps for the backward pass (f32 arrays of the
+activations' shape) would move twice as many. The matmul is for matrices that devices share.
 """
 
 from functools import partial
@@ -96,6 +96,38 @@ def _gelu_backward(x, d_y):
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul_of_parts(
+    x: Float[Array, "..."], kernel: Float[Array, "..."], inputs: int
+) -> Float[Array, "..."]:
+    """`jnp.tensordot(x, kernel, inputs)`, where XLA splits `kernel` over devices.
+
+    What devices add to a result crosses between them in f32 at least, and so does the gradient of
+    `x`: one device rounds such a sum once, at its end.
+    """
+    return _sum_in_f32(x, kernel, inputs)
+
+
+def _matmul_forward(x, kernel, inputs):
+    return matmul_of_parts(x, kernel, inputs), (x, kernel)
+
+
+def _matmul_backward(inputs, residuals, d_y):
+    x, kernel = residuals
+    outputs = tuple(range(inputs - kernel.ndim, 0))
+    before = tuple(range(x.ndim - inputs))
+    d_x = _sum_in_f32(d_y, kernel, (outputs, outputs))
+    return d_x, jnp.tensordot(x, d_y, (before, before))
+
+
+matmul_of_parts.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _sum_in_f32(a, b, axes):
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return jnp.tensordot(a, b, axes, preferred_element_type=wide).astype(a.dtype)
 
 
 def _widen(x: Array) -> Array:

@@ -29,6 +29,7 @@ from minigpt_jax.sharding import (
     scatter,
     sum_over_rows,
     without_axes_of_xla,
+    without_xla,
 )
 
 # A function of (params, tokens [B, N], weights [B, T], key) to the sums of losses and of weights.
@@ -60,30 +61,39 @@ def sum_gradients(
     # Weight decay and the dtype of the matmuls concern the same parameters: matrices.
     dtypes = jax.tree.map(lambda m, p: dtype if m else p.dtype, decay_mask(params), params)
 
+    def gathered(params):
+        return jax.tree.map(gather, params, dimensions, dtypes)
+
     def scattered(gradients):
         return jax.tree.map(scatter, gradients, dimensions)
 
+    def summed(gradients):
+        return jax.tree.map(partial(sum_over_rows, mesh=mesh), gradients, dimensions)
+
+    gathered, scattered, summed = (
+        without_xla(function, specs, mesh) for function in (gathered, scattered, summed)
+    )
+
     def of_device(params, batch, key):
         with nn.logical_axis_rules(rules_of_xla(mesh)):
-            weights = jax.tree.map(gather, params, dimensions, dtypes)
             key = jax.random.fold_in(key, jax.lax.axis_index(axes))
             total, weight, gradients = _sum_over_micro_batches(
-                loss_sums, weights, batch, key, scattered if scatter_each else _unchanged
+                loss_sums, gathered(params), batch, key, scattered if scatter_each else _unchanged
             )
         if not scatter_each:
             gradients = scattered(gradients)
-        gradients = jax.tree.map(partial(sum_over_rows, mesh=mesh), gradients, dimensions)
+        gradients = summed(gradients)
         return jax.lax.psum(total, axes), jax.lax.psum(weight, axes), gradients
 
-    specs = jax.tree.map(without_axes_of_xla, specs)
+    own_specs = jax.tree.map(without_axes_of_xla, specs)
     rows = PartitionSpec(None, BATCH_AXES)
     everywhere = PartitionSpec()
     return jax.shard_map(
         of_device,
         mesh=mesh,
         # One for both arrays of the batch.
-        in_specs=(specs, rows, everywhere),
-        out_specs=(everywhere, everywhere, specs),
+        in_specs=(own_specs, rows, everywhere),
+        out_specs=(everywhere, everywhere, own_specs),
         axis_names=set(mesh.axis_names) - axes_of_xla(mesh),
         check_vma=False,
     )(params, batch, key)

@@ -80,9 +80,10 @@ def _loss_sum_forward(vocab_size, chunk, hidden, table, targets, weights):
         h, t, w = inputs
         losses, d_scores = _losses_and_gradient(h, table_in_compute_dtype, t, w, vocab_size)
         total += (w * losses).sum()
+        # A sum over the vocabulary, which devices may share: in f32 until it is whole.
         d_h = jnp.einsum(
-            "btv,vd->btd", d_scores, table_in_compute_dtype, preferred_element_type=h.dtype
-        )
+            "btv,vd->btd", d_scores, table_in_compute_dtype, preferred_element_type=sum_dtype
+        ).astype(h.dtype)
         d_table += jnp.einsum("btv,btd->vd", d_scores, h, preferred_element_type=sum_dtype)
         return (total, d_table), d_h
 

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from minigpt_jax import hardware
 from minigpt_jax.attention import KVCache, attend, attend_with_cache, attention_kernel
 from minigpt_jax.errors import InputError
-from minigpt_jax.functional import gelu, layer_norm
+from minigpt_jax.functional import gelu, layer_norm, matmul_of_parts
 
 # GPT-2's standard deviation for every matrix and embedding.
 INIT_STD = 0.02
@@ -153,14 +153,14 @@ class Linear(nn.Module):
         kernel = kernel.astype(self.dtype)
         bias = bias.astype(self.dtype)
         before = x.shape[: x.ndim - self.inputs]
-        inputs = self.inputs
-        if not is_split(self.axes):
+        if is_split(self.axes):
+            y = matmul_of_parts(x, kernel, self.inputs)
+        else:
             # A GPU adds a flat bias at the end of its matmul.
-            x = x.reshape(*before, math.prod(self.shape[:inputs]))
-            kernel = kernel.reshape(x.shape[-1], -1)
             bias = bias.reshape(-1)
-            inputs = 1
-        y = checkpoint_name(jnp.tensordot(x, kernel, inputs), MATMUL_OUTPUT)
+            x = x.reshape(*before, -1)
+            y = jnp.matmul(x, kernel.reshape(x.shape[-1], len(bias)))
+        y = checkpoint_name(y, MATMUL_OUTPUT)
         y = y + jnp.broadcast_to(bias, y.shape)
         return y.reshape(*before, *output_shape)
 

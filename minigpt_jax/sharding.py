@@ -9,7 +9,8 @@ layer XLA adds the communication; gradients.py adds what crosses the axes of the
 functions at the end of this file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -129,6 +130,22 @@ def rules_of_xla(mesh: Mesh) -> list[tuple[str, str]]:
 def without_axes_of_xla(spec: PartitionSpec) -> PartitionSpec:
     """`spec` for shard_map, which must not name axes that XLA splits arrays over."""
     return PartitionSpec(*(None if axis == "tensor" else axis for axis in spec))
+
+
+def without_xla(function: Callable[[Any], Any], specs: Any, mesh: Mesh) -> Callable[[Any], Any]:
+    """`function` of a tree of parameters with `specs`, computed with nothing left to XLA.
+
+    Around a collective XLA would make arrays whole on every device that it splits them over.
+    """
+    axes = axes_of_xla(mesh)
+    if not axes:
+        return function
+    split = jax.tree.map(
+        lambda spec: PartitionSpec(*(axis if axis in axes else None for axis in spec)), specs
+    )
+    return jax.shard_map(
+        function, in_specs=(split,), out_specs=split, axis_names=axes, check_vma=False
+    )
 
 
 def fsdp_dimension(spec: PartitionSpec, mesh: Mesh) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minigpt_jax import hardware
-from minigpt_jax.functional import LAYER_NORM_EPS, gelu, layer_norm
+from minigpt_jax.functional import LAYER_NORM_EPS, gelu, layer_norm, matmul_of_parts
 from minigpt_jax.kernel_choice import MAX_NORM_WIDTH, loss_kernels, norm_kernels
 from minigpt_jax.model import layers_per_piece
 from minigpt_jax.sharding import make_mesh
@@ -56,6 +56,21 @@ def test_gelu_and_its_gradient(arrays, dtype, atol):
     assert found.dtype == d_x.dtype == dtype
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=atol)
     np.testing.assert_allclose(d_x.astype(jnp.float32), plain_pullback(d_y)[0], atol=atol)
+
+
+@pytest.mark.parametrize(("kernel_shape", "inputs"), [((16, 3, 2), 1), ((8, 16, 5), 2)])
+def test_matmul_of_parts_is_a_tensordot_and_sums_in_float32(arrays, kernel_shape, inputs):
+    x = arrays[0].astype(jnp.bfloat16)
+    kernel = jnp.ones(kernel_shape, jnp.bfloat16)
+    expected, plain_pullback = jax.vjp(lambda x, w: jnp.tensordot(x, w, inputs), x, kernel)
+    found, pullback = jax.vjp(lambda x, w: matmul_of_parts(x, w, inputs), x, kernel)
+    for a, b in zip((found, *pullback(found)), (expected, *plain_pullback(found)), strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(a, b)
+    sums = str(jax.make_jaxpr(pullback)(found)) + str(
+        jax.make_jaxpr(partial(matmul_of_parts, inputs=inputs))(x, kernel)
+    )
+    assert sums.count("preferred_element_type=float32") == 2
 
 
 def test_the_backward_passes_keep_their_input_alone(arrays):

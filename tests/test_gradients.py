@@ -55,23 +55,25 @@ def test_data_parallel_sums_each_gradient_once(accumulation):
     assert not any("bf16" in shape for _, shape in found.collectives)
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(1, 4), (2, 2)])
-def test_fsdp_gathers_and_scatters_each_parameter_once(data, fsdp):
-    found, parameters = traffic(data, fsdp, 1, 4)
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(1, 4, 1), (2, 2, 1), (1, 2, 2)])
+def test_fsdp_gathers_and_scatters_each_parameter_once(data, fsdp, tensor):
+    found, parameters = traffic(data, fsdp, tensor, 4)
+    # Biases and norms are whole on every device.
+    whole = 4 * CONFIG.layers * 13 * CONFIG.embed
     # A CPU may gather in f32 what a GPU gathers in bfloat16.
-    assert bytes_of(found, "all-gather") < 4 * parameters + SCALARS
-    assert bytes_of(found, "reduce-scatter") < 4 * parameters + SCALARS
-    summed = 4 * parameters / fsdp if data > 1 else 0
-    # Biases of heads are whole on every device.
-    whole = 4 * CONFIG.layers * 7 * CONFIG.embed
-    assert bytes_of(found, "all-reduce") < summed + whole + SCALARS
+    of_device = 4 * parameters / tensor + whole + SCALARS
+    assert bytes_of(found, "all-gather") < of_device
+    assert bytes_of(found, "reduce-scatter") < of_device
     scattered = [shape for kind, shape in found.collectives if kind == "reduce-scatter"]
     assert scattered and not any("bf16" in shape for shape in scattered)
+    if tensor == 1:
+        summed = 4 * parameters / fsdp if data > 1 else 0
+        assert bytes_of(found, "all-reduce") < summed + whole + SCALARS
 
 
 # ---- the sums
 
-SPECS = {"matrix": PartitionSpec("fsdp", None), "bias": PartitionSpec(None)}
+SPECS = {"matrix": PartitionSpec("fsdp", "tensor"), "bias": PartitionSpec(None)}
 STEP_KEY = jax.random.key(3)
 
 
@@ -93,12 +95,13 @@ def problem():
 
 
 @pytest.mark.parametrize("scatter_each", [False, True])
-@pytest.mark.parametrize(("data", "fsdp"), [(4, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(4, 1, 1), (1, 4, 1), (2, 2, 1), (1, 2, 2)])
 def test_sums_are_those_of_all_rows_each_device_with_its_own_random_key(
-    problem, data, fsdp, scatter_each
+    problem, data, fsdp, tensor, scatter_each
 ):
     params, batch = problem
-    mesh = make_mesh(data, fsdp)
+    mesh = make_mesh(data, fsdp, tensor)
+    parts = data * fsdp
     sums = partial(sum_gradients, loss_sums, mesh=mesh, specs=SPECS, dtype=jnp.float32)
     with jax.set_mesh(mesh):
         found = jax.jit(partial(sums, scatter_each=scatter_each))(params, batch, STEP_KEY)
@@ -107,12 +110,12 @@ def test_sums_are_those_of_all_rows_each_device_with_its_own_random_key(
         of_rows = [
             loss_sums(
                 params,
-                batch.tokens[micro_batch, device : device + 1],
-                batch.weights[micro_batch, device : device + 1],
-                jax.random.fold_in(jax.random.fold_in(STEP_KEY, device), micro_batch),
+                np.split(batch.tokens[micro_batch], parts)[part],
+                np.split(batch.weights[micro_batch], parts)[part],
+                jax.random.fold_in(jax.random.fold_in(STEP_KEY, part), micro_batch),
             )[0]
             for micro_batch in range(3)
-            for device in range(4)
+            for part in range(parts)
         ]
         return sum(of_rows)
 
