@@ -141,9 +141,10 @@ def step_settings(c, device: str, devices: int) -> StepSettings:
     return StepSettings(
         dtype=dtype,
         remat=c.compute.remat,
-        keeps_scores=kernel == "xla",
+        attention=kernel,
         loss_chunk=c.loss.chunk,
         on_cpu=device == "cpu",
+        unroll=c.compute.unroll,
         fsdp=fsdp,
         tensor=tensor,
     )

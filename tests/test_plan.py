@@ -69,24 +69,22 @@ def test_a_plan_for_this_cpu_uses_the_precision_and_the_attention_of_training(
     settings = plan.step_settings(c, "cpu", devices)
     used = resolve_compute_dtype(dtype)
     assert settings.dtype == used
-    assert settings.keeps_scores == (attention_kernel(attention, used, devices) == "xla")
+    assert settings.attention == attention_kernel(attention, used, devices)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "attention", "keeps_scores"),
+    ("dtype", "attention", "kernel"),
     [
-        ("auto", "auto", False),
-        ("bfloat16", "auto", False),
-        ("float32", "auto", True),
-        ("bfloat16", "xla", True),
+        ("auto", "auto", "cudnn"),
+        ("bfloat16", "auto", "cudnn"),
+        ("float32", "auto", "xla"),
+        ("bfloat16", "xla", "xla"),
     ],
 )
-def test_on_a_gpu_only_attention_without_cudnn_stores_scores(
-    dtype: str, attention: str, keeps_scores: bool
-):
+def test_on_a_gpu_attention_is_that_of_cudnn_in_bfloat16(dtype: str, attention: str, kernel: str):
     c = get_config()
     c.compute.dtype = dtype
     c.compute.attention = attention
     settings = plan.step_settings(c, "h100", 8)
-    assert settings.keeps_scores == keeps_scores
+    assert settings.attention == kernel
     assert settings.dtype == ("float32" if dtype == "float32" else "bfloat16")
