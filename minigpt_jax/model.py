@@ -113,7 +113,7 @@ def layers_per_piece(unroll: int, layers: int, is_fast: bool) -> int:
     `is_fast`: a GPU computes them, and nothing is computed again in the backward pass. Then up to
     MAX_UNROLL layers are one piece, because their weights and gradients are not copied into stacks.
     Otherwise 1: it compiles fastest, and in one piece XLA would keep what should be computed again.
-    Several pieces are copied as much as single layers, and need more memory.
+    Several pieces move more bytes and need more memory than single layers.
     """
     return unroll or (layers if is_fast and layers <= MAX_UNROLL else 1)
 

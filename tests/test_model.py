@@ -257,7 +257,7 @@ def test_auto_computes_in_bfloat16_where_the_device_has_it(device, dtype):
 def test_a_gpu_compiles_the_layers_of_every_size_as_one_piece_and_those_of_deeper_models_singly():
     layers = [size["layers"] for size in SIZES.values()]
     assert [layers_per_piece(0, n, is_fast=True) for n in layers] == layers
-    # Two pieces of half the layers would take more memory than either.
+    # Two pieces of half the layers would need more memory than either.
     assert layers_per_piece(0, MAX_UNROLL + 2, is_fast=True) == 1
     assert {layers_per_piece(0, n, is_fast=False) for n in layers} == {1}
     assert layers_per_piece(12, 48, is_fast=True) == 12
