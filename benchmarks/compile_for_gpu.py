@@ -1,4 +1,4 @@
-"""Compile the training step for NVIDIA H100s on a machine without one, and print what it will move.
+"""Compile the training step for NVIDIA GPUs that are not here, and print what it will move.
 
     python3.12 -m venv ../gpu-env
     ../gpu-env/bin/pip install "jax[cuda12]==0.11.2" -r requirements.txt
@@ -19,67 +19,42 @@ abstract arguments; the default is `train_step`.
 
 import argparse
 import importlib
+import math
 import os
 import time
 from functools import partial
 from typing import Any
 
 from benchmarks.compiled_text import Traffic, read_traffic
+from minigpt_jax.described_gpu import COMPILER_OPTIONS, described_gpus, prepare_environment
 from minigpt_jax.runtime.files import user_path
 
 # Bytes per second that copies reach, read and written.
 BANDWIDTH = {"h100": 3.0e12, "h200": 4.3e12}
-XLA_FLAGS = (
-    "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false --xla_gpu_enable_cublaslt=true"
-)
-CUDNN_VERSION = 91000
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  device_memory_size: 84929347584
-  shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 }
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 }
-runtime_version { major: 12 minor: 9 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
 
 
 def main() -> None:
     """Compile, and print memory and traffic."""
     options = parse()
-    # Read by JAX when it is imported, so JAX is imported after this.
-    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-    os.environ["JAX_PLATFORMS"] = ""
-    # Without a device a compiled program cannot be read back.
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} {options.xla_flags}"
+    # Read by JAX when it is imported, so JAX is imported after these lines.
+    prepare_environment()
+    os.environ["XLA_FLAGS"] = options.xla_flags
+    # What the command line sets is not set again.
+    compiler_options = {
+        name: value for name, value in COMPILER_OPTIONS.items() if name not in options.xla_flags
+    }
+    from minigpt_jax.sharding import make_mesh
 
-    mesh = described_mesh(tuple(int(size) for size in options.mesh.split(",")))
+    sizes = tuple(int(size) for size in options.mesh.split(","))
     build = train_step
     if options.call:
         module, _, name = options.call.partition(":")
         build = getattr(importlib.import_module(module), name)
-    function, arguments = build(mesh, options)
-    began = time.perf_counter()
-    compiled = function.lower(*arguments).compile()
-    seconds = time.perf_counter() - began
+    with described_gpus(options.card, math.prod(sizes)) as devices:
+        function, arguments = build(make_mesh(*sizes, devices=devices), options)
+        began = time.perf_counter()
+        compiled = function.lower(*arguments).compile(compiler_options=compiler_options)
+        seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     arguments_gb = memory.argument_size_in_bytes / 1e9
     temporaries_gb = memory.temp_size_in_bytes / 1e9
@@ -97,7 +72,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compile_for_gpu",
-        description="Compile the training step for H100s on a machine without one.",
+        description="Compile the training step for GPUs that are not here.",
     )
     parser.add_argument("--mesh", default="1,1,1", help="data,fsdp,tensor (default: 1,1,1)")
     parser.add_argument("--rows", type=int, default=32, help="of a micro-batch on each device")
@@ -108,45 +83,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", default="gpt2", help="argument of configs/pretrain.py")
     parser.add_argument("--attention", default="cudnn", help="as compute.attention")
     parser.add_argument("--isolate", action="store_true", help="as data.isolate_documents")
-    parser.add_argument("--card", choices=BANDWIDTH, default="h200", help="for the milliseconds")
+    parser.add_argument("--card", choices=BANDWIDTH, default="h200", help="default: h200")
     parser.add_argument("--xla-flags", default="", help="added to XLA_FLAGS")
     parser.add_argument("--call", help="module:function, instead of the training step")
     parser.add_argument("--top", type=int, default=25, help="kernels to print (default: 25)")
     parser.add_argument("--text", type=user_path, help="where to write the compiled text")
     return parser.parse_args()
-
-
-def described_mesh(sizes: tuple[int, ...]):
-    """A mesh of H100s that this machine does not have."""
-    import jax
-    import numpy as np
-    from jax._src import xla_bridge
-    from jax._src.cudnn import fused_attention_stablehlo as attention
-    from jax.experimental import topologies
-
-    from minigpt_jax import hardware
-    from minigpt_jax.sharding import AXES
-
-    known = xla_bridge.canonicalize_platform
-
-    def canonicalize(platform: str) -> str:
-        # Without a device JAX does not know that "gpu" means CUDA (jax-ml/jax#23971).
-        try:
-            return known(platform)
-        except RuntimeError:
-            return "cuda"
-
-    xla_bridge.canonicalize_platform = canonicalize
-    # JAX would look for cuDNN and for the device.
-    attention.check_cudnn_version = lambda *_, **__: CUDNN_VERSION
-    attention.check_compute_capability = lambda *_, **__: True
-    jax.default_backend = lambda: "gpu"
-    hardware.this_device = lambda: hardware.Device("gpu", "9.0")
-    topology = topologies.get_topology_desc(
-        platform="cuda", target_config=H100, topology=f"1x1x{np.prod(sizes)}"
-    )
-    devices = np.array(topology.devices).reshape(sizes)
-    return jax.sharding.Mesh(devices, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
 def train_step(mesh, options: argparse.Namespace):

@@ -1,8 +1,9 @@
 """Read the text of a program that XLA compiled: the bytes that its kernels and collectives move."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 BYTES = {
@@ -38,8 +39,13 @@ KERNELS = (
     "slice",
 )
 INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)")
+# Instructions that read a part of their first operand.
+SLICES = ("slice", "dynamic-slice", "gather")
+# Instructions whose results have the elements of their operand, each once.
+SAME_ELEMENTS = ("bitcast", "convert", "copy", "reshape", "transpose")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(")
 ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
+PARAMETER = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = \S+ parameter\((\d+)\)")
 NAME = re.compile(r"%([\w.\-]+)")
 # Characters of a shape and of the name of an operation that are shown.
 SHAPE_WIDTH = 60
@@ -85,7 +91,8 @@ def read_traffic(text: str) -> Traffic:
             if kind in COLLECTIVES:
                 _add_collective(traffic, instruction.shape, kind, operands, times)
             elif instruction.kind in KERNELS:
-                _add_kernel(traffic, instruction, operands, times)
+                read = _bytes_read(instruction, shapes, computations)
+                _add_kernel(traffic, instruction, read, times)
     return traffic
 
 
@@ -180,9 +187,49 @@ def _add_collective(traffic: Traffic, shape: str, kind: str, operands: str, time
     traffic.collective_calls[key] += times
 
 
-def _add_kernel(traffic: Traffic, instruction: Instruction, operands: str, times: int) -> None:
+def _bytes_read(
+    instruction: Instruction, shapes: dict[str, str], computations: dict[str, list[str]]
+) -> int:
+    """Bytes that a kernel reads of its operands, of which it may read a part only."""
+    sizes = [shape_bytes(shapes.get(operand, "")) for operand in instruction.operands]
+    called = re.search(r"\bcalls=%?([\w.\-]+)", instruction.attributes)
+    if instruction.kind in SLICES and sizes:
+        sizes[0] = min(sizes[0], shape_bytes(instruction.shape))
+    elif called and called[1] in computations:
+        shares = _shares_read(computations[called[1]])
+        sizes = [size * shares.get(number, 1) for number, size in enumerate(sizes)]
+    return round(sum(sizes))
+
+
+def _shares_read(lines: list[str]) -> dict[int, float]:
+    """The part that a fused computation reads of each of its parameters, by their numbers."""
+    sizes = {}
+    uses = defaultdict(list)
+    for instruction in instructions(lines):
+        sizes[instruction.name] = shape_bytes(instruction.shape)
+        for position, operand in enumerate(instruction.operands):
+            uses[operand].append((instruction, position))
+
+    @cache
+    def share(name: str) -> float:
+        if not uses[name]:
+            return 1.0
+        total = 0.0
+        for user, position in uses[name]:
+            part = 1.0
+            if user.kind in SAME_ELEMENTS:
+                part = share(user.name)
+            elif user.kind in SLICES and position == 0:
+                part = share(user.name) * sizes[user.name] / (sizes[name] or 1)
+            total += part
+        return min(total, 1.0)
+
+    return {int(found[2]): share(found[1]) for found in map(PARAMETER.match, lines) if found}
+
+
+def _add_kernel(traffic: Traffic, instruction: Instruction, read: int, times: int) -> None:
     name, shape, _, _, attributes = instruction
-    moved = times * (shape_bytes(shape) + shape_bytes(operands))
+    moved = times * (shape_bytes(shape) + read)
     if "dynamic_update_slice" in name:
         # Done in place: one layer of a stack is written, not all of it.
         layers = re.search(r"\[(\d+)", shape)

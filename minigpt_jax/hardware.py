@@ -1,4 +1,4 @@
-"""What the vendors' data sheets say about devices, for planning a run and for its MFU."""
+"""What data sheets say about devices and what was measured, to plan a run and for its MFU."""
 
 import re
 from typing import NamedTuple
@@ -37,26 +37,49 @@ PEAK_FLOPS = {
 class Accelerator(NamedTuple):
     """A device that a run can be planned for."""
 
+    name: str  # in PEAK_FLOPS
     memory: float  # bytes
-    peak_flops: float  # FLOP/s in bf16
+
+    @property
+    def peak_flops(self) -> float:
+        """FLOP/s in bf16."""
+        return PEAK_FLOPS[self.name]
 
 
 ACCELERATORS = {
-    "a100-40gb": Accelerator(40e9, PEAK_FLOPS["A100"]),
-    "a100-80gb": Accelerator(80e9, PEAK_FLOPS["A100"]),
-    "h100": Accelerator(80e9, PEAK_FLOPS["H100"]),
-    "h200": Accelerator(141e9, PEAK_FLOPS["H200"]),
-    "b200": Accelerator(180e9, PEAK_FLOPS["B200"]),
-    "l40s": Accelerator(48e9, PEAK_FLOPS["L40S"]),
-    "l4": Accelerator(24e9, PEAK_FLOPS["L4"]),
-    "a10g": Accelerator(24e9, PEAK_FLOPS["A10G"]),
-    "rtx4090": Accelerator(24e9, PEAK_FLOPS["RTX 4090"]),
-    "rtx3090": Accelerator(24e9, PEAK_FLOPS["RTX 3090"]),
+    "a100-40gb": Accelerator("A100", 40e9),
+    "a100-80gb": Accelerator("A100", 80e9),
+    "h100": Accelerator("H100", 80e9),
+    "h200": Accelerator("H200", 141e9),
+    "b200": Accelerator("B200", 180e9),
+    "l40s": Accelerator("L40S", 48e9),
+    "l4": Accelerator("L4", 24e9),
+    "a10g": Accelerator("A10G", 24e9),
+    "rtx4090": Accelerator("RTX 4090", 24e9),
+    "rtx3090": Accelerator("RTX 3090", 24e9),
 }
 # Every device of ACCELERATORS has this CUDA compute capability or a newer one.
 MIN_COMPUTE_CAPABILITY = "8.0"
 # The first digits of Ampere's compute capability: the first NVIDIA GPUs that multiply bfloat16.
 AMPERE = 8
+
+
+class Measurement(NamedTuple):
+    """How fast one device trained GPT-2 124M with rows of 1,024 tokens."""
+
+    dtype: str
+    rows: int  # of a micro-batch
+    tokens_per_second: int
+    peak_flops: float  # FLOP/s: of the data sheet, for a CPU those of a large matmul at that time
+
+
+# Only what docs/log.md holds, by the names of ACCELERATORS and "cpu".
+MEASUREMENTS = {
+    # "patches of the step on one H200", all patches: the step as it is now.
+    "h200": Measurement("bfloat16", 32, 516_895, PEAK_FLOPS["H200"]),
+    # "the update in place", beside the matmul of the same run.
+    "cpu": Measurement("float32", 1, 123, 166e9),
+}
 
 
 class Device(NamedTuple):
@@ -96,7 +119,17 @@ def this_device() -> Device:
 
 def peak_flops(device_kind: str) -> float | None:
     """Peak FLOP/s in bf16 of a device of JAX's `device_kind`; None where it is unknown (a CPU)."""
-    for name, peak in PEAK_FLOPS.items():
-        if re.search(rf"\b{name}\b", device_kind):
-            return peak
-    return None
+    name = _known_name(device_kind)
+    return PEAK_FLOPS[name] if name else None
+
+
+def is_accelerator(card: str, device_kind: str) -> bool:
+    """Whether JAX's `device_kind` is the `card` of ACCELERATORS."""
+    # "a100-40gb": JAX calls it "NVIDIA A100-SXM4-40GB".
+    size = card.partition("-")[2].upper()
+    return ACCELERATORS[card].name == _known_name(device_kind) and size in device_kind
+
+
+def _known_name(device_kind: str) -> str | None:
+    """The name in PEAK_FLOPS of JAX's `device_kind`."""
+    return next((name for name in PEAK_FLOPS if re.search(rf"\b{name}\b", device_kind)), None)

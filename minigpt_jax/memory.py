@@ -22,11 +22,13 @@ class StepSettings(NamedTuple):
 
     dtype: str
     remat: str
-    # Whether attention stores the [T, T] scores of all queries.
-    keeps_scores: bool
+    # The kernel, see `attention_kernel`.
+    attention: str
     # Positions whose logits are in memory at the same time.
     loss_chunk: int
     on_cpu: bool
+    # As compute.unroll: see `layers_per_piece`.
+    unroll: int = 0
     # Devices that share one copy of the parameters, and of each layer (mesh.fsdp, mesh.tensor).
     fsdp: int = 1
     tensor: int = 1
@@ -69,35 +71,70 @@ def step_memory(
     # Parameters of one group of devices with the same "fsdp" index, and those that a device stores.
     whole = (config.parameters + padding) / tensor
     stored = whole / settings.fsdp
-    # A layer stores its input, the results of both norms and of the GELU, q, k, v, the result of
-    # attention, and the input of the GELU.
+    # A layer stores its input and the results of both norms, which every device has whole, and
+    # q, k, v, the result of attention, input and result of the GELU, which "tensor" splits.
     stored_per_token = {
-        "none": 15 * embed / tensor,
-        "dots": 9 * embed / tensor,
+        "none": 3 * embed + 12 * embed / tensor,
+        "dots": 2 * embed + 7 * embed / tensor,
         "full": embed,
     }[settings.remat]
     layer = 3 * tokens * config.mlp * 4 / tensor
-    if settings.keeps_scores:
+    if settings.attention == "xla":
         layer += 2 * config.heads * config.context * tokens * 4 / tensor
-    # The logits and their gradient in f32, and the gradient in the dtype of the matmuls.
-    logits = rows * min(settings.loss_chunk, config.context) * vocab * (8 + element_bytes)
+    # The logits and their gradient in the dtype of the matmuls; in f32 too where no kernel of
+    # triton_kernels.py computes the loss.
+    has_kernel = not settings.on_cpu and tensor == 1
+    logit_bytes = 2 * element_bytes if has_kernel else 8 + element_bytes
+    logits = rows * min(settings.loss_chunk, config.context) * vocab * logit_bytes
+    piece = _layers_per_piece(config, settings)
+    # In one piece on a GPU, layers need no stacks.
+    is_stacked = piece < config.layers or settings.on_cpu
+    activations = tokens * config.layers * stored_per_token * element_bytes
+    if 1 < piece < config.layers:
+        # The backward pass copies those of a piece out of the stacks that hold all.
+        activations *= 1 + piece / config.layers
+    weights = _copied_weights(config, settings, whole) * element_bytes
+    if not is_stacked:
+        # Gradients take the place of activations and weights, as the backward pass frees these.
+        activations = max(activations, 4 * (whole - vocab * embed) - weights)
     return Memory(
         state=12 * stored,
-        gradients=4 * _gradients(settings, whole, stored, accumulation_steps),
-        weights=_copied_weights(config, settings, whole) * element_bytes,
-        activations=tokens * config.layers * stored_per_token * element_bytes,
+        gradients=4 * _gradients(settings, whole, stored, accumulation_steps, is_stacked),
+        weights=weights,
+        activations=activations,
         # The second term is the f32 gradient of the embedding, to which each chunk adds.
         temporaries=max(layer, logits) + vocab * embed * 4,
     )
 
 
-def _gradients(settings: StepSettings, whole: float, stored: float, steps: int) -> float:
-    """Values of the gradients that a device holds, in `steps` micro-batches."""
-    sums = 2 if steps > 1 else 1
+def _layers_per_piece(config: "GPTConfig", settings: StepSettings) -> int:
+    # Imported here, so that `python -m minigpt_jax.plan --help` does not wait for JAX.
+    from minigpt_jax.model import layers_per_piece
+
+    is_fast = settings.remat == "none" and settings.attention == "cudnn"
+    return layers_per_piece(settings.unroll, config.layers, is_fast)
+
+
+def _gradients(
+    settings: StepSettings, whole: float, stored: float, steps: int, is_stacked: bool
+) -> float:
+    """Values of the gradients that a device holds beside the activations, in `steps` micro-batches.
+
+    `is_stacked`: the gradients of all layers are in stacks, which exist before the first of them.
+    """
+    is_sum = steps > 1
     if settings.fsdp == 1:
-        return whole * sums
+        return whole * (is_stacked + is_sum)
+    if not is_stacked and not is_sum:
+        return stored
     # Each micro-batch makes a whole gradient.
-    return whole + stored * sums if settings.scatter_each else whole * sums + stored
+    copies = 1.0
+    if is_stacked and not settings.on_cpu:
+        # To be scattered, it is copied in another order; with remat, where activations were.
+        copies += 1 if settings.remat == "none" else 0.5
+    if settings.scatter_each:
+        return whole * copies + stored * (1 + is_sum)
+    return whole * (copies + is_sum) + stored
 
 
 def _copied_weights(config: "GPTConfig", settings: StepSettings, whole: float) -> float:

@@ -45,9 +45,10 @@ def choose_micro_batches(
     settings = StepSettings(
         dtype=compute.dtype,
         remat=compute.remat,
-        keeps_scores=attention_kernel(compute.attention, compute.dtype, mesh.size) == "xla",
+        attention=attention_kernel(compute.attention, compute.dtype, mesh.size),
         loss_chunk=loss_chunk,
         on_cpu=jax.default_backend() == "cpu",
+        unroll=compute.unroll,
         fsdp=mesh.shape["fsdp"],
         tensor=mesh.shape["tensor"],
     )

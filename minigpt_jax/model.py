@@ -28,8 +28,8 @@ from minigpt_jax.functional import gelu, layer_norm, matmul_of_parts
 INIT_STD = 0.02
 # The embedding has a multiple of so many rows: matrix units and meshes divide it well.
 VOCAB_MULTIPLE = 128
-# Layers that are compiled as one piece at most, unless the config says more: more take minutes.
-MAX_UNROLL = 24
+# The most layers that are compiled as one piece unless the config says so: 48 take a minute.
+MAX_UNROLL = 48
 # The name of the results that `remat="dots"` keeps for the backward pass.
 MATMUL_OUTPUT = "matmul_output"
 
@@ -110,15 +110,12 @@ def param_with_axes(
 def layers_per_piece(unroll: int, layers: int, is_fast: bool) -> int:
     """How many of `layers` are compiled as one piece: `unroll`, or for 0 the best number.
 
-    `is_fast`: a GPU computes them, and nothing is computed again in the backward pass. Then all
-    layers up to MAX_UNROLL are one piece, because their weights and gradients are not copied into
-    stacks. Otherwise 1: it compiles fastest, and in one piece XLA would keep what should be
-    computed again.
+    `is_fast`: a GPU computes them, and nothing is computed again in the backward pass. Then up to
+    MAX_UNROLL layers are one piece, because their weights and gradients are not copied into stacks.
+    Otherwise 1: it compiles fastest, and in one piece XLA would keep what should be computed again.
+    Several pieces move more bytes and need more memory than single layers.
     """
-    if unroll:
-        return unroll
-    largest = min(layers, MAX_UNROLL) if is_fast else 1
-    return next(n for n in range(largest, 0, -1) if layers % n == 0)
+    return unroll or (layers if is_fast and layers <= MAX_UNROLL else 1)
 
 
 def is_split(axes: tuple[str | None, ...]) -> bool:

@@ -2,9 +2,9 @@
 
     python -m minigpt_jax.plan --config configs/pretrain.py --device h100 --devices 8
 
-The memory is the estimate of memory.py, which train.py uses too. The time assumes a share of the
-peak FLOP/s. JAX is imported after the arguments are checked, so that --help and errors come
-immediately.
+The memory is the estimate of memory.py, which train.py uses too; with --compile, that of XLA stands
+beside it. The time is that of run_costs.py. JAX is imported after the arguments are checked, so
+that --help and errors come immediately.
 """
 
 from minigpt_jax.runtime.program import begin_program, exit_cleanly
@@ -16,14 +16,13 @@ import argparse
 import math
 import os
 import sys
-import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from minigpt_jax.config import FIELDS, horizon_steps, parse
+from minigpt_jax.config import FIELDS, parse
+from minigpt_jax.described_gpu import prepare_environment
 from minigpt_jax.errors import InputError
 from minigpt_jax.hardware import ACCELERATORS, MIN_COMPUTE_CAPABILITY, Device
 from minigpt_jax.memory import (
@@ -35,25 +34,31 @@ from minigpt_jax.memory import (
     scatters_each,
     step_memory,
 )
+from minigpt_jax.run_costs import run_lines
+from minigpt_jax.runtime.gpus import count_gpus
 from minigpt_jax.runtime.host_memory import host_bytes
-from minigpt_jax.tracking.durations import format_estimate
 
 if TYPE_CHECKING:
-    from minigpt_jax.model import GPTConfig
+    from minigpt_jax.compiled_step import Target
 
 REMAT_CHOICES = FIELDS["compute.remat"]
-# Share of the peak FLOP/s that training is assumed to reach.
-SHARE_OF_PEAK = 0.4
-# Bytes of a line of metrics.jsonl.
-RECORD_BYTES = 370
-# Bytes of a token in a shard.
-TOKEN_BYTES = 2
-# Bytes of a parameter in a checkpoint: the parameter and both moments of AdamW, in f32.
-CHECKPOINT_BYTES = 12
 # Share of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION changes it.
 JAX_MEMORY_FRACTION = 0.75
-# Rows and columns of the matrices whose product measures a CPU.
-MATMUL_SIZE = 2048
+
+
+class StepPlan(NamedTuple):
+    """How a device goes through its rows of a step, and the memory that it needs."""
+
+    settings: StepSettings
+    data_parallel_size: int
+    # Rows of a device in a step, and in a micro-batch.
+    rows: int
+    micro_batch: int
+    # What a run can use on a device.
+    device_bytes: float
+    # By remat: what the micro-batch needs, and the largest micro-batch that fits.
+    memory: dict[str, Memory]
+    largest: dict[str, int]
 
 
 def main() -> None:
@@ -70,22 +75,45 @@ def main() -> None:
         help="default: this machine's CPU, whose speed is measured",
     )
     parser.add_argument("--devices", type=int, default=1, help="number of devices (default: 1)")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the step too, and print the memory that XLA says it needs",
+    )
     options, rest = parser.parse_known_args()
     if options.devices < 1:
         raise InputError(f"--devices {options.devices}: expected 1 or more")
-    print(plan(parse([sys.argv[0], *rest]), options.device, options.devices))
+    c = parse([sys.argv[0], *rest])
+    target = target_for(options.device, options.devices) if options.compile else nullcontext()
+    # Entered first: where compiling is not possible, nothing is printed but the reason.
+    with target as target:
+        step = plan_step(c, options.device, options.devices)
+        print(plan(c, step, options.device, options.devices), flush=True)
+        if target:
+            print("", *compiled_lines(c, step, target), sep="\n")
 
 
-def plan(c, device: str, devices: int) -> str:
-    """The table for the config `c` on `devices` devices."""
+def target_for(device: str, devices: int) -> AbstractContextManager["Target"]:
+    """What --compile compiles for, see `compilation_target`. Call it before JAX is imported."""
+    if "jax" not in sys.modules:
+        if device == "cpu" or not count_gpus(os.environ).visible:
+            prepare_environment()
+        # Nothing runs, so the memory of a GPU that is here stays with whoever uses it.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from minigpt_jax.compiled_step import compilation_target
+
+    return compilation_target(device, devices)
+
+
+def plan_step(c, device: str, devices: int) -> StepPlan:
+    """The micro-batches of the config `c` on `devices` devices, by the rules of train.py."""
     from minigpt_jax.model import GPTConfig
     from minigpt_jax.sharding import mesh_sizes
 
     config = GPTConfig(**c.model)
-    data, fsdp, tensor = mesh_sizes(devices, **c.mesh)
+    data, fsdp, _ = mesh_sizes(devices, **c.mesh)
     settings = step_settings(c, device, devices)
     device_bytes = available_memory(device, devices)
-    peak_flops = device_flops(device, settings.dtype, devices)
     data_parallel_size = data * fsdp
     rows = c.data.batch // data_parallel_size
 
@@ -111,21 +139,70 @@ def plan(c, device: str, devices: int) -> str:
         scatters[remat] = scatters_each(rows, c.data.micro_batch, device_bytes, bytes_of)
         largest[remat] = largest_micro_batch(rows, device_bytes, partial(bytes_of, scatters[remat]))
     size = c.data.micro_batch or largest[settings.remat] or 1
-    memory = {remat: memory_of(remat, scatters[remat], size) for remat in REMAT_CHOICES}
+    return StepPlan(
+        settings._replace(scatter_each=scatters[settings.remat]),
+        data_parallel_size,
+        rows,
+        size,
+        device_bytes,
+        {remat: memory_of(remat, scatters[remat], size) for remat in REMAT_CHOICES},
+        largest,
+    )
 
+
+def plan(c, step: StepPlan, device: str, devices: int) -> str:
+    """The table for the config `c` on `devices` devices."""
+    from minigpt_jax.model import GPTConfig
+    from minigpt_jax.sharding import mesh_sizes
+
+    config = GPTConfig(**c.model)
+    data, fsdp, tensor = mesh_sizes(devices, **c.mesh)
+    dtype = step.settings.dtype
+    size = step.micro_batch
+    number = step.rows // size
     lines = [
         f"model        {config.parameters:,} parameters, {config.flops_per_token / 1e9:.2f} GFLOP "
         "per token (forward and backward)",
-        f"devices      {devices} x {device}, {format_bytes(device_bytes)} for a run on each, "
-        f"matmuls in {settings.dtype}; mesh data={data} fsdp={fsdp} tensor={tensor}",
-        f"batch        {c.data.batch} rows of {config.context} tokens: {rows // size} x {size} "
-        f"rows on each of {data_parallel_size} devices",
+        f"devices      {devices} x {device}, {format_bytes(step.device_bytes)} for a run on each, "
+        f"matmuls in {dtype}; mesh data={data} fsdp={fsdp} tensor={tensor}",
+        f"batch        {c.data.batch} rows of {config.context} tokens: {number} x {size} rows on "
+        f"each of {step.data_parallel_size} devices",
         "",
-        *memory_table(memory, largest, size),
+        *memory_table(step.memory, step.largest, size),
         "",
-        *run_lines(c, config, device, devices, peak_flops),
+        *run_lines(c, config, device, devices, dtype),
     ]
     return "\n".join(lines)
+
+
+def compiled_lines(c, step: StepPlan, target: "Target") -> list[str]:
+    """Lines that compare the estimated memory with that of the step compiled for `target`."""
+    from minigpt_jax.compiled_step import compile_step
+
+    found = compile_step(
+        c,
+        target,
+        accumulation_steps=step.rows // step.micro_batch,
+        scatter_each=step.settings.scatter_each,
+    )
+    remat = step.settings.remat
+    estimate = step.memory[remat]
+    total = found.arguments + found.temporaries
+    table = {
+        "arguments": (estimate.state, found.arguments),
+        "temporaries": (estimate.total - estimate.state, found.temporaries),
+        f"total, of {format_bytes(step.device_bytes)}": (estimate.total, total),
+    }
+    lines = [f"{f'compiled, remat {remat}':<28}{'estimate':>10}{'XLA':>10}{'difference':>12}"]
+    for label, (estimated, by_xla) in table.items():
+        # Rounded first: "-0.0%" would look like a difference.
+        difference = round((estimated - by_xla) / by_xla, 3) + 0
+        cells = f"{format_bytes(estimated):>10}{format_bytes(by_xla):>10}{difference:>+12.1%}"
+        lines.append(f"{label:<28}{cells}")
+    lines.append(f"compiled in {found.seconds:.0f} s for {target.origin}")
+    if total > step.device_bytes:
+        lines.append("it does not fit: lower data.micro_batch, compute.remat=full or mesh.fsdp")
+    return lines
 
 
 def step_settings(c, device: str, devices: int) -> StepSettings:
@@ -141,9 +218,10 @@ def step_settings(c, device: str, devices: int) -> StepSettings:
     return StepSettings(
         dtype=dtype,
         remat=c.compute.remat,
-        keeps_scores=kernel == "xla",
+        attention=kernel,
         loss_chunk=c.loss.chunk,
         on_cpu=device == "cpu",
+        unroll=c.compute.unroll,
         fsdp=fsdp,
         tensor=tensor,
     )
@@ -172,31 +250,6 @@ def memory_table(
     return lines
 
 
-def run_lines(c, config: "GPTConfig", device: str, devices: int, peak_flops: float) -> list[str]:
-    """Lines about the whole run: steps, time and disk. `peak_flops`: FLOP/s of one device."""
-    checkpoint = CHECKPOINT_BYTES * config.parameters
-    disk = (
-        f"disk         {format_bytes((c.save.keep + 2) * checkpoint)} for checkpoints of "
-        f"{format_bytes(checkpoint)} ({c.save.keep} newest, the best, one being written)"
-    )
-    if c.horizon.epochs:
-        epochs = f"{c.horizon.epochs:g} epochs of data, which train.py counts when it starts"
-        return [f"time         {epochs}", disk]
-
-    steps = horizon_steps(c.data.batch, config.context, 0, **c.horizon)
-    tokens = steps * c.data.batch * config.context
-    flops = tokens * config.flops_per_token
-    time_needed = format_estimate(flops / (devices * peak_flops * SHARE_OF_PEAK))
-    peak = f"{peak_flops / 1e12:.3g} TFLOP/s"
-    source = "measured here with a large matmul" if device == "cpu" else "in the data sheet"
-    return [
-        f"run          {steps:,} steps, {tokens:,} tokens, {flops:.2g} FLOPs",
-        f"time         {time_needed} at {SHARE_OF_PEAK:.0%} of {peak} {source}",
-        f"{disk}, {format_bytes(RECORD_BYTES * steps)} for records, "
-        f"{format_bytes(TOKEN_BYTES * tokens)} for that many tokens",
-    ]
-
-
 def available_memory(device: str, devices: int) -> float:
     """Bytes that a run can use on one of `devices` devices."""
     if device == "cpu":
@@ -207,26 +260,6 @@ def available_memory(device: str, devices: int) -> float:
         return ACCELERATORS[device].memory * float(fraction)
     except ValueError:
         raise InputError(f"XLA_PYTHON_CLIENT_MEM_FRACTION={fraction}: expected a number") from None
-
-
-def device_flops(device: str, dtype: str, devices: int) -> float:
-    """Peak FLOP/s of one of `devices` devices for matmuls in `dtype`."""
-    if device == "cpu":
-        return measured_flops() / devices
-    peak = ACCELERATORS[device].peak_flops
-    # Matmuls of float32 arrays use TF32, which has half the rate.
-    return peak if dtype == "bfloat16" else peak / 2
-
-
-def measured_flops() -> float:
-    """FLOP/s of a large matmul in f32 on this machine, the best of five."""
-    a = np.ones((MATMUL_SIZE, MATMUL_SIZE), np.float32)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        np.matmul(a, a)
-        seconds.append(time.perf_counter() - start)
-    return 2 * MATMUL_SIZE**3 / min(seconds)
 
 
 if __name__ == "__main__":

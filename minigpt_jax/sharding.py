@@ -9,7 +9,7 @@ layer XLA adds the communication; gradients.py adds what crosses the axes of the
 functions at the end of this file.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -56,14 +56,18 @@ def mesh_sizes(devices: int, data: int = -1, fsdp: int = 1, tensor: int = 1) -> 
     return tuple(sizes)
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of all devices; sizes as in `mesh_sizes`."""
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh of `devices`, by default of all; sizes as in `mesh_sizes`."""
+    devices = devices or jax.devices()
     # Newer JAX makes Explicit axes by default, which linen does not support. The sizes are
     # positional because their keyword differs between versions.
     return jax.make_mesh(
-        mesh_sizes(jax.device_count(), data, fsdp, tensor),
+        mesh_sizes(len(devices), data, fsdp, tensor),
         AXES,
         axis_types=(AxisType.Auto,) * len(AXES),
+        devices=devices,
     )
 
 

@@ -12,7 +12,6 @@ import pytest
 from minigpt_jax import hardware
 from minigpt_jax.functional import LAYER_NORM_EPS, gelu, layer_norm, matmul_of_parts
 from minigpt_jax.kernel_choice import MAX_NORM_WIDTH, loss_kernels, norm_kernels
-from minigpt_jax.model import layers_per_piece
 from minigpt_jax.sharding import make_mesh
 
 
@@ -129,20 +128,3 @@ def test_kernels_run_only_where_xla_splits_nothing(monkeypatch):
         assert norm_kernels(rows()) is None
         assert inside_of_shard_map({"data", "fsdp"}) is None
         assert inside_of_shard_map({"data", "fsdp", "tensor"}) is not None
-
-
-@pytest.mark.parametrize(
-    ("unroll", "layers", "is_fast", "expected"),
-    [
-        (0, 12, True, 12),
-        (0, 24, True, 24),
-        (0, 36, True, 18),
-        (0, 48, True, 24),
-        (0, 29, True, 1),
-        (0, 12, False, 1),
-        (3, 12, True, 3),
-        (5, 12, False, 5),
-    ],
-)
-def test_layers_per_piece(unroll, layers, is_fast, expected):
-    assert layers_per_piece(unroll, layers, is_fast) == expected

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minigpt_jax.hardware import PEAK_FLOPS, peak_flops
+from minigpt_jax.hardware import ACCELERATORS, PEAK_FLOPS, is_accelerator, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,22 @@ def test_the_peak_rate_is_that_of_the_device(kind: str, peak: float | None):
 
 def test_each_device_of_the_table_is_found_by_its_own_name():
     assert {name: peak_flops(f"NVIDIA {name} SXM") for name in PEAK_FLOPS} == PEAK_FLOPS
+
+
+@pytest.mark.parametrize(
+    ("kind", "card"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100 80GB PCIe", "a100-80gb"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("cpu", None),
+        ("NVIDIA of the year 2100", None),
+    ],
+)
+def test_a_device_is_the_card_of_its_name_and_size_and_no_other(kind: str, card: str | None):
+    found = [name for name in ACCELERATORS if is_accelerator(name, kind)]
+    assert found == ([card] if card else [])

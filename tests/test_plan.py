@@ -1,19 +1,31 @@
 """The plan prints memory, time and disk of a run by the rules that training follows."""
 
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 
 import jax
 import pytest
+from jax.experimental import topologies
 
 from configs.pretrain import get_config
 from minigpt_jax import plan
 from minigpt_jax.attention import attention_kernel
-from minigpt_jax.model import resolve_compute_dtype
-from minigpt_jax.runtime.program import exit_cleanly
+from minigpt_jax.hardware import ACCELERATORS, MEASUREMENTS
+from minigpt_jax.memory import format_bytes
+from minigpt_jax.model import GPTConfig, resolve_compute_dtype
+from minigpt_jax.run_costs import ASSUMED_SHARE, measured_share, time_lines
 from tests.harness import ROOT
+from tests.in_process import run_main
+from tests.test_described_gpu import has_plugin
+from tests.test_memory import xla_bytes
 
 COMMAND_TIMEOUT = 120
+# ml_collections loads config files like this.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:the load_module.* method is deprecated:DeprecationWarning"
+)
 
 
 def test_a_plan_is_one_table():
@@ -34,26 +46,26 @@ def test_a_plan_is_one_table():
     assert "2.4 hours at 40% of 312 TFLOP/s" in lines["time"]
     assert "6.0 GB for checkpoints" in lines["disk"]
     assert "largest micro-batch                 64        64        64" in done.stdout
+    assert "40% is assumed: a100-40gb was not measured in bfloat16" in done.stdout
+    assert "the exchange between the 8 devices is not counted" in done.stdout
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "reason"),
     [
-        ["--device", "tpu9"],
-        ["--devices", "0"],
-        ["--config.data.batch=0"],
-        ["--config.mesh.fsdp=3"],
-        ["--config.data.micro_batch=7"],
+        (["--device", "tpu9"], "invalid choice: 'tpu9'"),
+        (["--devices", "0"], "expected 1 or more"),
+        (["--config.data.batch=0"], "data.batch"),
+        (["--config.mesh.fsdp=3"], "fsdp=3"),
+        (["--config.data.micro_batch=7"], "data.micro_batch 7"),
+        (["--compile", "--devices", "64"], "xla_force_host_platform_device_count=64"),
+        (["--compile", "--device", "l4"], "only where there is one"),
     ],
 )
-def test_wrong_arguments_are_refused(wrong: list[str], capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["plan", "--config", "configs/pretrain.py", *wrong])
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit) as ended:
-        exit_cleanly(plan.main)
-    printed = capsys.readouterr()
-    assert ended.value.code == 2
-    assert not printed.out and printed.err and "Traceback" not in printed.err
+def test_wrong_arguments_are_refused(wrong: list[str], reason: str):
+    done = run_main(plan.main, "--config", ROOT / "configs/pretrain.py", *wrong)
+    assert done.returncode == 2
+    assert not done.stdout and reason in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
@@ -69,24 +81,83 @@ def test_a_plan_for_this_cpu_uses_the_precision_and_the_attention_of_training(
     settings = plan.step_settings(c, "cpu", devices)
     used = resolve_compute_dtype(dtype)
     assert settings.dtype == used
-    assert settings.keeps_scores == (attention_kernel(attention, used, devices) == "xla")
+    assert settings.attention == attention_kernel(attention, used, devices)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "attention", "keeps_scores"),
+    ("dtype", "attention", "kernel"),
     [
-        ("auto", "auto", False),
-        ("bfloat16", "auto", False),
-        ("float32", "auto", True),
-        ("bfloat16", "xla", True),
+        ("auto", "auto", "cudnn"),
+        ("bfloat16", "auto", "cudnn"),
+        ("float32", "auto", "xla"),
+        ("bfloat16", "xla", "xla"),
     ],
 )
-def test_on_a_gpu_only_attention_without_cudnn_stores_scores(
-    dtype: str, attention: str, keeps_scores: bool
-):
+def test_on_a_gpu_attention_is_that_of_cudnn_in_bfloat16(dtype: str, attention: str, kernel: str):
     c = get_config()
     c.compute.dtype = dtype
     c.compute.attention = attention
     settings = plan.step_settings(c, "h100", 8)
-    assert settings.keeps_scores == keeps_scores
+    assert settings.attention == kernel
     assert settings.dtype == ("float32" if dtype == "float32" else "bfloat16")
+
+
+# ---- time
+
+
+def test_the_time_is_that_of_the_measured_speed():
+    """A run of the model and the precision that were measured takes its tokens / (tokens/s)."""
+    measured = MEASUREMENTS["h200"]
+    tokens = measured.tokens_per_second * 3600 * 10
+    lines = time_lines(tokens * GPTConfig().flops_per_token, "h200", 2, measured.dtype)
+    assert "5.0 hours" in lines[0] and "measured with GPT-2 124M" in lines[1]
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("h200", "float32"), ("h100", "bfloat16")])
+def test_what_was_not_measured_is_said_to_be_assumed(device: str, dtype: str):
+    lines = time_lines(1e18, device, 1, dtype)
+    assert len(lines) == 2
+    assert f"{ASSUMED_SHARE:.0%} of" in lines[0]
+    assert f"is assumed: {device} was not measured in {dtype}" in lines[1]
+
+
+@pytest.mark.parametrize("device", MEASUREMENTS)
+def test_every_measured_speed_is_in_the_log(device: str):
+    measured = MEASUREMENTS[device]
+    log = (ROOT / "docs" / "log.md").read_text()
+    assert re.search(rf"(?<![\d,]){measured.tokens_per_second:,}(?![\d,])", log)
+    # What is assumed of other devices is less.
+    assert ASSUMED_SHARE < measured_share(measured) < 1
+    if device != "cpu":
+        assert measured.peak_flops == ACCELERATORS[device].peak_flops
+
+
+# ---- compiled
+
+
+def test_the_compiled_step_is_that_of_training():
+    """On a mesh, with several micro-batches: its memory is that of the step built by hand."""
+    config = GPTConfig(vocab_size=300, context=32, layers=1, heads=2, embed=64)
+    arguments = [f"--config.model.{name}={value}" for name, value in asdict(config).items()]
+    arguments += ["--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.data.batch=8"]
+    arguments += ["--config.data.micro_batch=2", "--devices", "2", "--compile"]
+    done = run_main(plan.main, "--config", ROOT / "configs/pretrain.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    found = xla_bytes(config, 2, "none", "float32", fsdp=2, accumulation_steps=2)
+    total = next(line for line in done.stdout.splitlines() if line.startswith("total, of"))
+    estimate, by_xla, difference = re.findall(r"[-+\d.]+ ?[GM%]", total)[1:]
+    assert by_xla == format_bytes(found)[:-1]
+    ratio = float(estimate[:-2]) / float(by_xla[:-2])
+    assert float(difference[:-1]) / 100 == pytest.approx(ratio - 1, abs=0.2)
+
+
+def test_a_gpu_that_is_not_here_needs_the_plugin_and_the_jax_that_it_was_written_for(monkeypatch):
+    arguments = ["--config", ROOT / "configs/pretrain.py", "--device", "h100", "--compile"]
+    if not has_plugin():
+        done = run_main(plan.main, *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.count("\n") == 1 and "make install CUDA=1" in done.stderr
+    monkeypatch.delattr(topologies, "get_topology_desc")
+    done = run_main(plan.main, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and f"jax {jax.__version__}" in done.stderr

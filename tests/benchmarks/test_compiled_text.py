@@ -21,6 +21,14 @@ HloModule jit_step, is_scheduled=true
   ROOT %add = f32[8,4]{1,0} add(%p, %p)
 }
 
+%fused_slices (p: f32[8,4], i: s32[]) -> f32[1,4] {
+  %p = f32[8,4]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %half = f32[4,4]{1,0} dynamic-slice(%p, %i, %i), dynamic_slice_sizes={4,4}
+  %rounded = bf16[4,4]{1,0} convert(%half)
+  ROOT %row = bf16[1,4]{1,0} slice(%rounded), slice={[1:2], [0:4]}
+}
+
 %body (carry: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
   %carry = (s32[], f32[8,4]{1,0}) parameter(0)
   %a = f32[8,4]{1,0} get-tuple-element(%carry), index=1
@@ -45,6 +53,7 @@ backend_config={"gemm_backend_config":{"epilogue":"BIAS"}}
   %attended = bf16[8,4]{1,0} custom-call(%w), custom_call_target="__cudnn$fmhaSoftmax"
   %gathered = ((f32[2,4]{1,0}), f32[8,4]{1,0}) all-gather-start(%x), dimensions={0}
   %scattered = f32[2,4]{1,0} reduce-scatter(%x), dimensions={0}, to_apply=%sum
+  %row = bf16[1,4]{1,0} fusion(%x, %index), kind=kLoop, calls=%fused_slices
   ROOT %dynamic_update_slice_fusion.1 = f32[8,4]{1,0} fusion(%x), kind=kLoop, calls=%fused_add
 }
 """
@@ -73,7 +82,7 @@ def test_an_asynchronous_shape_has_operands_and_results():
 def test_the_body_of_a_loop_counts_once_per_trip():
     computations, entry = parse_computations(PROGRAM)
     assert entry == "main"
-    assert set(computations) == {"fused_add", "body", "condition", "main"}
+    assert set(computations) == {"fused_add", "fused_slices", "body", "condition", "main"}
     # A computation inside a kernel is not counted: it is part of the kernel.
     assert count_executions(computations, entry) == {"main": 1, "body": TRIPS}
 
@@ -83,11 +92,13 @@ def test_kernels_are_matmuls_attention_or_others():
     add = 2 * X_BYTES * TRIPS
     # One of the 8 rows that the update reads and writes.
     update = 2 * X_BYTES // 8
+    # Of the array that it takes a row of, a kernel reads that row.
+    row = X_BYTES // 8 + 4 * 2
     result = 8 * 4 * 2
     assert traffic.totals == {
         "matmul": X_BYTES + W_BYTES + result + 16,
         "attention": W_BYTES + result,
-        "other": add + update,
+        "other": add + update + row,
     }
     assert traffic.epilogues == {"BIAS": 1}
     key = ("add_fusion", "f32[8,4]{1,0}", "jit(step)/layer/add")
