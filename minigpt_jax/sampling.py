@@ -136,7 +136,7 @@ def filter_top_k_top_p(
 
     A row that keeps everything is not changed, whatever the settings of the other rows.
     """
-    bits = 4 if hardware.this_device().platform == "gpu" else 1
+    bits = bits_per_round(len(logits), hardware.this_device().platform)
     keeps_all_k = settings.top_k >= logits.shape[-1]
     keeps_all_p = settings.top_p >= 1
 
@@ -155,6 +155,17 @@ def filter_top_k_top_p(
     return jax.lax.cond(jnp.all(keeps_all_p), lambda: logits, top_p)
 
 
+def bits_per_round(rows: int, platform: str) -> int:
+    """The best argument for `smallest_leading_set`.
+
+    A round reads the scores 2**bits - 1 times, which is what takes time on a CPU and for many rows.
+    For few rows on a GPU the three kernels that a round consists of take longer.
+    """
+    if platform != "gpu":
+        return 1
+    return 4 if rows <= 8 else 2
+
+
 def smallest_leading_set(
     scores: Float[Array, "B V"],
     weights: Float[Array, "B V"],
@@ -164,8 +175,7 @@ def smallest_leading_set(
     """The tokens, in falling order of `scores`, until the sum of their `weights` reaches `goal`.
 
     Of equal scores the first ones are taken. The score of the last token of the set is found by
-    bisection over the bits of a float, `bits` in each round: 1 takes the fewest operations, which
-    count on a CPU; 4 the fewest kernels, which count on a GPU.
+    bisection over the bits of a float, `bits` in each round.
     """
     sign = jnp.uint32(1 << 31)
     as_integers = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)

@@ -101,7 +101,7 @@ def test_filters_keep_what_a_stable_sort_would_keep(values, top_k, top_p, smooth
 filter_two = jax.jit(filter_top_k_top_p)
 
 
-@pytest.mark.parametrize("bits", [1, 4])
+@pytest.mark.parametrize("bits", [1, 2, 4])
 def test_the_leading_set_is_the_same_however_many_bits_a_round_finds(bits):
     # Both signs, a large range, zero, and two neighbours among the floats.
     wide = SCORES[0] * 10.0 ** np.arange(-4, 4).repeat(VOCAB // 8)
