@@ -53,6 +53,9 @@ gpu_device_info {
   cuda_compute_capability { major: 9 }
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
+  driver_version: "13.0.0"
+  runtime_version: "13.0.0"
+  compile_time_toolkit_version: "13.0.0"
 }
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 }
@@ -64,13 +67,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 def main() -> None:
     """Compile, and print memory and traffic."""
     options = parse()
-    # Read by JAX when it is imported, so JAX is imported after this.
-    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-    os.environ["JAX_PLATFORMS"] = ""
-    # Without a device a compiled program cannot be read back.
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} {options.xla_flags}"
-
+    set_environment(f"{XLA_FLAGS} {options.xla_flags}")
     mesh = described_mesh(tuple(int(size) for size in options.mesh.split(",")))
     build = train_step
     if options.call:
@@ -114,6 +111,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--top", type=int, default=25, help="kernels to print (default: 25)")
     parser.add_argument("--text", type=user_path, help="where to write the compiled text")
     return parser.parse_args()
+
+
+def set_environment(xla_flags: str) -> None:
+    """Let JAX compile for a device that is not there. JAX must be imported after this."""
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    os.environ["JAX_PLATFORMS"] = ""
+    # Without a device a compiled program cannot be read back.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    os.environ["XLA_FLAGS"] = xla_flags
 
 
 def described_mesh(sizes: tuple[int, ...]):
