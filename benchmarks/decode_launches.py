@@ -94,8 +94,11 @@ def compiled_launches(config: GPTConfig, rows: int, options: argparse.Namespace)
     import multiprocessing
 
     with tempfile.TemporaryDirectory() as folder:
+        dump = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
+        # Inherited by the process.
+        set_environment(f"--xla_gpu_autotune_level=0 {dump} {options.xla_flags}")
         context = multiprocessing.get_context("spawn")
-        process = context.Process(target=compile_into, args=(folder, config, rows, options))
+        process = context.Process(target=compile_decode, args=(config, rows, options.cache))
         process.start()
         process.join()
         found = list(Path(folder).glob("*jit_decode*thunk_sequence_after_thunk_passes.txt"))
@@ -104,10 +107,8 @@ def compiled_launches(config: GPTConfig, rows: int, options: argparse.Namespace)
         return read_launches(found[0].read_text().splitlines())
 
 
-def compile_into(folder: str, config: GPTConfig, rows: int, options: argparse.Namespace) -> None:
-    """Compile the decode loop; XLA writes into `folder`."""
-    dump = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"
-    set_environment(f"--xla_gpu_autotune_level=0 {dump} {options.xla_flags}")
+def compile_decode(config: GPTConfig, rows: int, cache_length: int) -> None:
+    """Compile the decode loop; XLA's flags say where it writes what it decided."""
     mesh = described_mesh((1, 1, 1))
 
     import flax.linen as nn
@@ -122,7 +123,7 @@ def compile_into(folder: str, config: GPTConfig, rows: int, options: argparse.Na
         variables = GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
         params = nn.unbox(variables["params"])
         state = DecodeState(
-            cache=jax.tree.map(jnp.asarray, empty_cache(config, rows, jnp.bfloat16, options.cache)),
+            cache=jax.tree.map(jnp.asarray, empty_cache(config, rows, jnp.bfloat16, cache_length)),
             last=jnp.zeros(rows, jnp.int32),
             length=jnp.zeros(rows, jnp.int32),
             penalized=jnp.zeros((rows, config.padded_vocab), bool),

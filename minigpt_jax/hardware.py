@@ -33,6 +33,31 @@ PEAK_FLOPS = {
     "TPU v6e": 918e12,
 }
 
+# Bytes per second of the memory of such devices; some come with two kinds of memory.
+MEMORY_BANDWIDTH = {
+    "A100.*80GB": 2.04e12,
+    "A100": 1.56e12,
+    "H100 PCIe": 2.0e12,
+    "H100 NVL": 3.9e12,
+    "H100": 3.35e12,
+    "H200": 4.8e12,
+    "B200": 8.0e12,
+    "B300": 8.0e12,
+    "GB200": 8.0e12,
+    "GB300": 8.0e12,
+    "L40S": 0.864e12,
+    "L4": 0.3e12,
+    "A10G": 0.6e12,
+    "A10": 0.6e12,
+    "RTX 5090": 1.79e12,
+    "RTX 4090": 1.01e12,
+    "RTX 3090": 0.936e12,
+    "RTX 6000 Ada": 0.96e12,
+    "V100": 0.9e12,
+    "T4": 0.32e12,
+    "MI300X": 5.3e12,
+}
+
 
 class Accelerator(NamedTuple):
     """A device that a run can be planned for."""
@@ -96,7 +121,17 @@ def this_device() -> Device:
 
 def peak_flops(device_kind: str) -> float | None:
     """Peak FLOP/s in bf16 of a device of JAX's `device_kind`; None where it is unknown (a CPU)."""
-    for name, peak in PEAK_FLOPS.items():
+    return _find(PEAK_FLOPS, device_kind)
+
+
+def memory_bandwidth(device_kind: str) -> float | None:
+    """Bytes per second of the memory of such a device, or None."""
+    return _find(MEMORY_BANDWIDTH, device_kind)
+
+
+def _find(table: dict[str, float], device_kind: str) -> float | None:
+    """The first entry of `table` whose name is in `device_kind`, as whole words."""
+    for name, value in table.items():
         if re.search(rf"\b{name}\b", device_kind):
-            return peak
+            return value
     return None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minigpt_jax.hardware import PEAK_FLOPS, peak_flops
+from minigpt_jax.hardware import PEAK_FLOPS, memory_bandwidth, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,19 @@ def test_the_peak_rate_is_that_of_the_device(kind: str, peak: float | None):
 
 def test_each_device_of_the_table_is_found_by_its_own_name():
     assert {name: peak_flops(f"NVIDIA {name} SXM") for name in PEAK_FLOPS} == PEAK_FLOPS
+
+
+@pytest.mark.parametrize(
+    ("kind", "bandwidth"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 2.04e12),
+        ("NVIDIA A100-SXM4-40GB", 1.56e12),
+        ("NVIDIA H100 PCIe", 2.0e12),
+        ("NVIDIA H100 80GB HBM3", 3.35e12),
+        ("NVIDIA H200", 4.8e12),
+        ("NVIDIA L4", 0.3e12),
+        ("cpu", None),
+    ],
+)
+def test_the_bandwidth_is_that_of_the_device_and_its_kind_of_memory(kind, bandwidth):
+    assert memory_bandwidth(kind) == bandwidth
