@@ -7,15 +7,18 @@
 On a GPU, some minutes:
 
     python -m benchmarks.decode --dtypes bfloat16 --rows 1 8 64 --rounds 3 \\
-        --xla-flags=--xla_gpu_enable_command_buffer=+WHILE
+        --xla-flags=--xla_gpu_enable_command_buffer=+WHILE \\
+        --xla-flags=--xla_gpu_enable_triton_gemm=false
 
 int8 is `sample.py --quantize int8`; transformers has no equivalent, so it is compared with
 transformers in bfloat16. The column "times" is our speed divided by that of the contender it names.
 The limit for few rows is the memory: every token reads all weights once, and the keys and values
 of its own row. "of memory" is how many of these bytes are read per second, divided by the rate at
 which this machine sums a large array; where the data sheet of the device is known, "of data sheet"
-is the same with its rate. `--xla-flags`: measure also with these flags ("flags-...").
-`--temperature` and `--top-p`: draw instead, as sample.py does by default with 0.8 and 0.95.
+is the same with its rate.
+
+`--xla-flags`, which may be repeated: measure also with these flags ("flags1-...", "flags2-...").
+`--temperature` and `--top-p`: draw, as sample.py does by default with 0.8 and 0.95.
 """
 
 import argparse
@@ -50,10 +53,14 @@ def main() -> None:
     options = parse()
     if options.contender:
         kind, _, dtype = options.contender.partition("-")
-        contender = {"ours": ours, "flags": with_flags, "torch": in_torch, "memory": memory}[kind]
-        contender(options, dtype)
+        if kind.startswith("flags"):
+            flags = options.xla_flags[int(kind.removeprefix("flags")) - 1]
+            # Read when JAX starts its backend.
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+            kind = "ours"
+        {"ours": ours, "torch": in_torch, "memory": memory}[kind](options, dtype)
         return
-    ways = ["ours", "flags"] if options.xla_flags else ["ours"]
+    ways = ["ours", *(f"flags{i + 1}" for i in range(len(options.xla_flags)))]
     names = []
     for dtype in options.dtypes:
         names += [*(f"{way}-{dtype}" for way in ways), COMPARED_WITH[dtype]]
@@ -79,7 +86,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--xla-flags", help="measure also with these")
+    parser.add_argument("--xla-flags", action="append", default=[], help="measure also with these")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -183,13 +190,6 @@ def ours(options: argparse.Namespace, dtype: str) -> None:
         return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
     worker(prepare, peak=peak)
-
-
-def with_flags(options: argparse.Namespace, dtype: str) -> None:
-    """`ours` with further flags for XLA."""
-    # Read when JAX is imported.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {options.xla_flags}"
-    ours(options, dtype)
 
 
 def in_torch(options: argparse.Namespace, dtype: str) -> None:
