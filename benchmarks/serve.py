@@ -2,7 +2,10 @@
 
     python -m benchmarks.serve --run runs/quickstart_finetune
     python -m benchmarks.serve --run runs/pretrain --temperature 1 --clients 16
+    python -m benchmarks.serve --slots 8 32 64 --clients 128 --each 4 --context 256    on a GPU
 
+Without `--run` the servers have a model with random weights, of GPT-2 124M's size unless `--layers`
+and others say so; a server compiles for each doubling of the context, so a short one starts sooner.
 All servers run from the start and take turns; an idle one does nothing. The requests of a round are
 the same for all: prompts and lengths are mixed, and every client sends its next request when it has
 the last answer.
@@ -11,6 +14,8 @@ the last answer.
 import argparse
 import asyncio
 import json
+import multiprocessing
+import os
 import random
 import re
 import subprocess
@@ -18,13 +23,16 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.contenders import table
-from benchmarks.options import add_integers
+from benchmarks.options import add_integers, model_config
+from minigpt_jax.model import GPTConfig
 from minigpt_jax.runtime.files import expand_home
 from minigpt_jax.tokenizer import END_OF_TEXT
 
@@ -51,14 +59,20 @@ def main() -> None:
     """Measure and print the table."""
     options = parse()
     results = {slots: Results([], []) for slots in options.slots}
+    title = options.run
     differing = 0
     with ExitStack() as stack:
+        if options.run is None:
+            config = model_config(options)
+            title = f"random weights, {config.parameters:,} parameters"
+            options.run = f"{stack.enter_context(TemporaryDirectory())}/random"
+            write_random_run(options.run, config)
         ports = {slots: stack.enter_context(server(options, slots)) for slots in options.slots}
         for number in range(options.rounds + 1):
             # The first round is not counted: it compiles.
             texts = run_round(options, number, ports, results if number else None)
             differing += sum(len(set(same)) > 1 for same in zip(*texts, strict=True))
-    report(options, results, differing)
+    report(options, title, results, differing)
 
 
 def parse() -> argparse.Namespace:
@@ -66,7 +80,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.serve", description="Throughput and waiting, by slots."
     )
-    parser.add_argument("--run", type=expand_home, required=True, help="folder of a run")
+    parser.add_argument("--run", type=expand_home, help="folder of a run (default: random weights)")
+    add_integers(parser, layers=12, heads=12, embed=768, context=1024)
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 8])
     add_integers(parser, clients=64, each=2, rounds=5, prompt=60, new=120)
     parser.add_argument("--quantize", choices=["int8"])
@@ -95,7 +110,9 @@ def run_round(
     return texts
 
 
-def report(options: argparse.Namespace, results: dict[int, Results], differing: int) -> None:
+def report(
+    options: argparse.Namespace, title: str, results: dict[int, Results], differing: int
+) -> None:
     """Print the table."""
     base = median(results[options.slots[0]].rates)
     rows = []
@@ -112,7 +129,7 @@ def report(options: argparse.Namespace, results: dict[int, Results], differing: 
         rows.append(row)
     count = options.clients * options.each
     print(
-        f"{options.run}, {options.quantize or 'not quantized'}: {options.clients} clients, "
+        f"{title}, {options.quantize or 'not quantized'}: {options.clients} clients, "
         f"{count} requests per round, {options.rounds} rounds"
     )
     print(f"{differing} of {count * (options.rounds + 1)} texts differ between the servers")
@@ -182,6 +199,29 @@ async def send(port: int, body: dict) -> Answer:
 # ---- the servers
 
 
+def write_random_run(folder: str, config: GPTConfig) -> None:
+    """A run with fresh weights, written by a process of its own: this one needs no device."""
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_write_random_run, args=(folder, config))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError("the run with random weights was not written")
+
+
+def _write_random_run(folder: str, config: GPTConfig) -> None:
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    from minigpt_jax.interop.imported_run import write_run
+    from minigpt_jax.model import GPT
+
+    jax.config.update("jax_platforms", "cpu")
+    variables = jax.jit(GPT(config).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    write_run(Path(folder), config, nn.unbox(variables["params"]), "random numbers")
+
+
 @contextmanager
 def server(options: argparse.Namespace, slots: int) -> Iterator[int]:
     """The port of a server that is ready."""
@@ -189,7 +229,9 @@ def server(options: argparse.Namespace, slots: int) -> Iterator[int]:
     command += ["--run", options.run, "--slots", str(slots), "--queue", str(options.clients)]
     if options.quantize:
         command += ["--quantize", options.quantize]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # All servers share the memory of a GPU.
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         yield ready_port(process.stderr)

@@ -30,6 +30,10 @@ SHARED_SEGMENT = -1
 # "xla" and "cpu" cut a row into at most MAX_BLOCKS blocks of at least MIN_BLOCK positions.
 MIN_BLOCK = 128
 MAX_BLOCKS = 8
+# Elements of a layer's keys from which a GPU takes longer to write all keys and values again (one
+# kernel, in bf16 8 bytes moved for each of them) than those of a token (two kernels): 8 MB take
+# about as long as a kernel at least does, 2 us.
+LARGE_CACHE = 2**20
 
 
 def recompute_in_backward(function: Callable) -> Callable:
@@ -309,7 +313,11 @@ def _write(
     new = new.astype(slots.dtype)
     if new.shape[1] > 1:
         return slots.at[jnp.arange(len(slots))[:, None], :, positions].set(new, mode="drop")
-    # XLA copies the whole cache for a scatter, up to three times; `where` works in place.
+    if hardware.this_device().platform == "gpu" and slots.size > LARGE_CACHE:
+        rows = jnp.arange(len(slots))[:, None]
+        heads = jnp.arange(slots.shape[1])[None]
+        return slots.at[rows, heads, positions].set(new[:, 0], mode="drop", unique_indices=True)
+    # On a CPU, XLA copies the whole cache for a scatter, up to three times; `where` works in place.
     is_written = jnp.arange(slots.shape[2])[None] == positions
     return jnp.where(is_written[:, None, :, None], swap_time_and_heads(new), slots)
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Int32
 
+from minigpt_jax import hardware
 from minigpt_jax.attention import KVCache
 from minigpt_jax.errors import InputError
 from minigpt_jax.loss import logits as vocabulary_logits
@@ -65,11 +66,13 @@ def prepare_for_decoding(
     if quantize:
         return model, quantize_params(params)
 
-    def cast_matrix(path, array):
-        return array.astype(model.dtype) if path[-1].key in ("kernel", "wte", "wpe") else array
+    def cast(path, array):
+        # LayerNorm computes in f32.
+        is_norm = any(key.key.startswith("ln_") for key in path)
+        return array if is_norm else array.astype(model.dtype)
 
-    # Every token reads all matrices; cast here, they are not read in f32 each time.
-    return model, jax.tree_util.tree_map_with_path(cast_matrix, params)
+    # Every token reads all weights; cast here, they are not cast for each token again.
+    return model, jax.tree_util.tree_map_with_path(cast, params)
 
 
 class DecodeState(NamedTuple):
@@ -144,6 +147,29 @@ def decode(
     above 0. `cache_length`: attend to so many positions of the cache only, which must be enough
     for these rows (default: all).
     """
+    loop = partial(
+        _decode_loop, model, params, stop_tokens, count, stop_after_rows, num_logprobs, cache_length
+    )
+    if len(state.length) > 1 or hardware.this_device().platform != "gpu":
+        return loop(state, settings)
+    # For a GPU, XLA computes vector times matrix by kernels of its own, some of which use a few
+    # percent of the device, and LayerNorm of one row by three kernels instead of one. So the row is
+    # there twice; both do the same.
+    twice = jax.tree.map(lambda a: jnp.repeat(a, 2, axis=0), (state, settings))
+    return jax.tree.map(lambda a: a[:1], loop(*twice))
+
+
+def _decode_loop(
+    model: GPT,
+    params: dict,
+    stop_tokens: Int[Array, " E"],
+    count: Int[Array, ""],
+    stop_after_rows: Int[Array, ""],
+    num_logprobs: int,
+    cache_length: int | None,
+    state: DecodeState,
+    settings: SamplingParams,
+) -> tuple[DecodeState, Int32[Array, "B BLOCK"], TopLogprobs | None]:
     whole_cache = state.cache
     state = state._replace(cache=jax.tree.map(lambda a: a[:, :, :cache_length], whole_cache))
     shape = (len(state.length), BLOCK)

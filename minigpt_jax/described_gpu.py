@@ -97,6 +97,10 @@ gpu_device_info {{
   cuda_compute_capability {{ major: {gpu.capability} }}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
+  # Without the versions XLA puts neither matmuls nor branches into CUDA graphs.
+  driver_version: "13.0.0"
+  runtime_version: "13.0.0"
+  compile_time_toolkit_version: "13.0.0"
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}

@@ -1,6 +1,7 @@
 """What data sheets say about devices and what was measured, to plan a run and for its MFU."""
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 # Dense peak without sparsity, FLOP/s in bf16 (V100 and T4: fp16), of what JAX counts as one device.
@@ -31,6 +32,31 @@ PEAK_FLOPS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+}
+
+# Bytes per second of the memory of such devices; some come with two kinds of memory.
+MEMORY_BANDWIDTH = {
+    "A100.*80GB": 2.04e12,
+    "A100": 1.56e12,
+    "H100 PCIe": 2.0e12,
+    "H100 NVL": 3.9e12,
+    "H100": 3.35e12,
+    "H200": 4.8e12,
+    "B200": 8.0e12,
+    "B300": 8.0e12,
+    "GB200": 8.0e12,
+    "GB300": 8.0e12,
+    "L40S": 0.864e12,
+    "L4": 0.3e12,
+    "A10G": 0.6e12,
+    "A10": 0.6e12,
+    "RTX 5090": 1.79e12,
+    "RTX 4090": 1.01e12,
+    "RTX 3090": 0.936e12,
+    "RTX 6000 Ada": 0.96e12,
+    "V100": 0.9e12,
+    "T4": 0.32e12,
+    "MI300X": 5.3e12,
 }
 
 
@@ -119,17 +145,24 @@ def this_device() -> Device:
 
 def peak_flops(device_kind: str) -> float | None:
     """Peak FLOP/s in bf16 of a device of JAX's `device_kind`; None where it is unknown (a CPU)."""
-    name = _known_name(device_kind)
+    name = _name_in(PEAK_FLOPS, device_kind)
     return PEAK_FLOPS[name] if name else None
+
+
+def memory_bandwidth(device_kind: str) -> float | None:
+    """Bytes per second of the memory of such a device, or None."""
+    name = _name_in(MEMORY_BANDWIDTH, device_kind)
+    return MEMORY_BANDWIDTH[name] if name else None
 
 
 def is_accelerator(card: str, device_kind: str) -> bool:
     """Whether JAX's `device_kind` is the `card` of ACCELERATORS."""
     # "a100-40gb": JAX calls it "NVIDIA A100-SXM4-40GB".
     size = card.partition("-")[2].upper()
-    return ACCELERATORS[card].name == _known_name(device_kind) and size in device_kind
+    name = _name_in(PEAK_FLOPS, device_kind)
+    return ACCELERATORS[card].name == name and size in device_kind
 
 
-def _known_name(device_kind: str) -> str | None:
-    """The name in PEAK_FLOPS of JAX's `device_kind`."""
-    return next((name for name in PEAK_FLOPS if re.search(rf"\b{name}\b", device_kind)), None)
+def _name_in(table: Mapping[str, float], device_kind: str) -> str | None:
+    """The first name of `table` that is in JAX's `device_kind`, as whole words."""
+    return next((name for name in table if re.search(rf"\b{name}\b", device_kind)), None)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, Real, UInt32
 
+from minigpt_jax import hardware
 from minigpt_jax.errors import InputError
 from minigpt_jax.model import VOCAB_MULTIPLE, GPTConfig
 
@@ -135,44 +136,65 @@ def filter_top_k_top_p(
 
     A row that keeps everything is not changed, whatever the settings of the other rows.
     """
+    bits = bits_per_round(len(logits), hardware.this_device().platform)
     keeps_all_k = settings.top_k >= logits.shape[-1]
     keeps_all_p = settings.top_p >= 1
 
     def top_k():
         count = jnp.where(keeps_all_k, 1, settings.top_k)
-        kept = smallest_leading_set(logits, jnp.ones_like(logits), count)
+        kept = smallest_leading_set(logits, jnp.ones_like(logits), count, bits)
         return jnp.where(keeps_all_k[:, None] | kept, logits, -jnp.inf)
 
     logits = jax.lax.cond(jnp.all(keeps_all_k), lambda: logits, top_k)
 
     def top_p():
         probabilities = jax.nn.softmax(logits, axis=-1)
-        kept = smallest_leading_set(logits, probabilities, settings.top_p)
+        kept = smallest_leading_set(logits, probabilities, settings.top_p, bits)
         return jnp.where(keeps_all_p[:, None] | kept, logits, -jnp.inf)
 
     return jax.lax.cond(jnp.all(keeps_all_p), lambda: logits, top_p)
 
 
+def bits_per_round(rows: int, platform: str) -> int:
+    """The best argument for `smallest_leading_set`.
+
+    A round reads the scores 2**bits - 1 times, which is what takes time on a CPU and for many rows.
+    For few rows on a GPU the three kernels that a round consists of take longer.
+    """
+    if platform != "gpu":
+        return 1
+    return 4 if rows <= 8 else 2
+
+
 def smallest_leading_set(
-    scores: Float[Array, "B V"], weights: Float[Array, "B V"], goal: Real[AnyArray, " B"]
+    scores: Float[Array, "B V"],
+    weights: Float[Array, "B V"],
+    goal: Real[AnyArray, " B"],
+    bits: int,
 ) -> Bool[Array, "B V"]:
     """The tokens, in falling order of `scores`, until the sum of their `weights` reaches `goal`.
 
     Of equal scores the first ones are taken. The score of the last token of the set is found by
-    bisection over the bits of a float.
+    bisection over the bits of a float, `bits` in each round.
     """
     sign = jnp.uint32(1 << 31)
-    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)
+    as_integers = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)
     # Unsigned integers in the same order as the scores.
-    order = jnp.where(bits >= sign, ~bits, bits | sign)
+    order = jnp.where(as_integers >= sign, ~as_integers, as_integers | sign)
+    digits = jnp.arange(1, 2**bits, dtype=jnp.uint32)[None]
 
-    def set_bit_if_reached(i, last):
-        candidate = last | (sign >> i)
-        reached = jnp.where(order >= candidate[:, None], weights, 0).sum(-1) >= goal
-        return jnp.where(reached, candidate, last)
+    def set_digit(i, last):
+        shift = 32 - bits * (i + 1)
+        candidates = last[:, None] | (digits << shift)
+        in_set = order[:, None] >= candidates[:, :, None]
+        reached = jnp.where(in_set, weights[:, None], 0).sum(-1) >= goal[:, None]
+        # With a digit every smaller one is reached, so their number is the largest.
+        return last | (reached.sum(-1, dtype=jnp.uint32) << shift)
 
     nothing = jnp.zeros(len(scores), jnp.uint32)
-    last = jax.lax.fori_loop(jnp.uint32(0), jnp.uint32(32), set_bit_if_reached, nothing)[:, None]
+    # Not unrolled, each round would wait for the host of a GPU.
+    rounds = np.uint32(32 // bits)
+    last = jax.lax.fori_loop(np.uint32(0), rounds, set_digit, nothing, unroll=bits > 1)[:, None]
     above, equal = order > last, order == last
     missing = goal[:, None] - jnp.where(above, weights, 0).sum(-1, keepdims=True)
 

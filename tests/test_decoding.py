@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from minigpt_jax import attention, hardware
 from minigpt_jax.decoding import (
     BLOCK,
     DecodeState,
@@ -34,22 +35,13 @@ def params() -> dict:
 @pytest.fixture(scope="module")
 def decode_block(params):
     """Decode up to 8 tokens after PROMPTS. One compiled program serves all tests."""
-    model, prepared = prepare_for_decoding(params, CONFIG)
-    rows, length = PROMPTS.shape
 
     def run(settings: SamplingParams, stop: int = NO_STOP_TOKEN, stop_after_rows: int = 2):
-        cache = empty_cache(CONFIG, rows, jnp.float32)
-        state = DecodeState(
-            cache=prefill(model, prepared, cache, PROMPTS[:, :-1], np.zeros(rows, np.int32)),
-            last=PROMPTS[:, -1],
-            length=np.full(rows, length - 1, np.int32),
-            penalized=np.zeros((rows, CONFIG.padded_vocab), bool),
-            done=np.zeros(rows, bool),
-        )
+        model, prepared = prepare_for_decoding(params, CONFIG)
         _, tokens, logprobs = decode(
             model,
             prepared,
-            state,
+            prefilled(model, prepared, PROMPTS),
             settings,
             stop_tokens=np.array([stop]),
             count=8,
@@ -59,6 +51,19 @@ def decode_block(params):
         return np.asarray(tokens), logprobs
 
     return run
+
+
+def prefilled(model: GPT, prepared: dict, prompts: np.ndarray) -> DecodeState:
+    """The state of a decode loop that begins after `prompts`."""
+    rows, length = prompts.shape
+    cache = empty_cache(CONFIG, rows, jnp.float32)
+    return DecodeState(
+        cache=prefill(model, prepared, cache, prompts[:, :-1], np.zeros(rows, np.int32)),
+        last=prompts[:, -1],
+        length=np.full(rows, length - 1, np.int32),
+        penalized=np.zeros((rows, CONFIG.padded_vocab), bool),
+        done=np.zeros(rows, bool),
+    )
 
 
 def test_log_probabilities_are_those_of_the_logits_before_the_filters(params, decode_block):
@@ -85,6 +90,31 @@ def test_the_loop_ends_when_enough_rows_are_done(decode_block):
     assert both.tolist() == [first, [*whole[1, :8], *nothing[8:]]]
     one, _ = decode_block(settings, stop, stop_after_rows=1)
     assert one.tolist() == [first, [*whole[1, :3], *nothing[3:]]]
+
+
+def test_the_operations_for_a_gpu_give_the_same_tokens(params, decode_block, monkeypatch):
+    settings = sampling_params(2, CONFIG, temperature=2.0, top_k=40, top_p=0.9, seed=2)
+    expected, expected_logprobs = decode_block(settings)
+    monkeypatch.setattr(hardware, "this_device", lambda: hardware.Device("gpu", "9.0"))
+    # Every cache counts as a large one.
+    monkeypatch.setattr(attention, "LARGE_CACHE", 0)
+    model, prepared = prepare_for_decoding(params, CONFIG, jnp.float32)
+    # A jitted function of its own: `decode` may have been compiled for the CPU already.
+    run = jax.jit(decode.__wrapped__, static_argnums=(0, 7))
+    stop = np.array([int(expected[0, 5])])
+    _, tokens, logprobs = run(
+        model,
+        prepared,
+        prefilled(model, prepared, PROMPTS[:1]),
+        jax.tree.map(lambda a: a[:1], settings),
+        stop,
+        8,
+        1,
+        NUM_LOGPROBS,
+    )
+    # The row ends with its sixth token.
+    assert tokens.tolist() == [[*expected[0, :6], *[-1] * (BLOCK - 6)]]
+    assert np.array_equal(logprobs.ids[:, :6], expected_logprobs.ids[:1, :6])
 
 
 def test_another_quantization_than_int8_is_refused(params):

@@ -2,7 +2,13 @@
 
 import pytest
 
-from minigpt_jax.hardware import ACCELERATORS, PEAK_FLOPS, is_accelerator, peak_flops
+from minigpt_jax.hardware import (
+    ACCELERATORS,
+    PEAK_FLOPS,
+    is_accelerator,
+    memory_bandwidth,
+    peak_flops,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +65,19 @@ def test_each_device_of_the_table_is_found_by_its_own_name():
 def test_a_device_is_the_card_of_its_name_and_size_and_no_other(kind: str, card: str | None):
     found = [name for name in ACCELERATORS if is_accelerator(name, kind)]
     assert found == ([card] if card else [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "bandwidth"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 2.04e12),
+        ("NVIDIA A100-SXM4-40GB", 1.56e12),
+        ("NVIDIA H100 PCIe", 2.0e12),
+        ("NVIDIA H100 80GB HBM3", 3.35e12),
+        ("NVIDIA H200", 4.8e12),
+        ("NVIDIA L4", 0.3e12),
+        ("cpu", None),
+    ],
+)
+def test_the_bandwidth_is_that_of_the_device_and_its_kind_of_memory(kind, bandwidth):
+    assert memory_bandwidth(kind) == bandwidth

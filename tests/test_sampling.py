@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from minigpt_jax.errors import InputError
 from minigpt_jax.loss import logits
 from minigpt_jax.model import GPTConfig
-from minigpt_jax.sampling import filter_top_k_top_p, sample_logits, sampling_params
+from minigpt_jax.sampling import (
+    filter_top_k_top_p,
+    sample_logits,
+    sampling_params,
+    smallest_leading_set,
+)
 
 VOCAB = 384
 CONFIG = GPTConfig(vocab_size=VOCAB, context=8, layers=1, heads=1, embed=8)
@@ -94,6 +99,19 @@ def test_filters_keep_what_a_stable_sort_would_keep(values, top_k, top_p, smooth
 
 
 filter_two = jax.jit(filter_top_k_top_p)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_the_leading_set_is_the_same_however_many_bits_a_round_finds(bits):
+    # Both signs, a large range, zero, and two neighbours among the floats.
+    wide = SCORES[0] * 10.0 ** np.arange(-4, 4).repeat(VOCAB // 8)
+    scores = np.array([*wide, 0.0, 1.0, np.nextafter(np.float32(1), np.float32(2))], np.float32)
+    ranked = np.argsort(-scores)
+    counts = np.arange(1, len(scores) + 1)
+    rows = jnp.asarray(np.tile(scores, (len(counts), 1)))
+    kept = smallest_leading_set(rows, jnp.ones_like(rows), jnp.asarray(counts, jnp.float32), bits)
+    for count, row in zip(counts, kept, strict=True):
+        assert set(np.flatnonzero(row)) == set(ranked[:count])
 
 
 @pytest.mark.parametrize("vocab", [384, 300])
