@@ -27,9 +27,9 @@ from minigpt_jax.sharding import (
     gather,
     rules_of_xla,
     scatter,
+    split_all_axes,
     sum_over_rows,
     without_axes_of_xla,
-    without_xla,
 )
 
 # A function of (params, tokens [B, N], weights [B, T], key) to the sums of losses and of weights.
@@ -61,18 +61,19 @@ def sum_gradients(
     # Weight decay and the dtype of the matmuls concern the same parameters: matrices.
     dtypes = jax.tree.map(lambda m, p: dtype if m else p.dtype, decay_mask(params), params)
 
+    parts = partial(split_all_axes, specs=specs, mesh=mesh)
+
+    @parts
     def gathered(params):
         return jax.tree.map(gather, params, dimensions, dtypes)
 
+    @parts
     def scattered(gradients):
         return jax.tree.map(scatter, gradients, dimensions)
 
+    @parts
     def summed(gradients):
         return jax.tree.map(partial(sum_over_rows, mesh=mesh), gradients, dimensions)
-
-    gathered, scattered, summed = (
-        without_xla(function, specs, mesh) for function in (gathered, scattered, summed)
-    )
 
     def of_device(params, batch, key):
         with nn.logical_axis_rules(rules_of_xla(mesh)):

@@ -136,10 +136,10 @@ def without_axes_of_xla(spec: PartitionSpec) -> PartitionSpec:
     return PartitionSpec(*(None if axis == "tensor" else axis for axis in spec))
 
 
-def without_xla(function: Callable[[Any], Any], specs: Any, mesh: Mesh) -> Callable[[Any], Any]:
-    """`function` of a tree of parameters with `specs`, computed with nothing left to XLA.
+def split_all_axes(function: Callable[[Any], Any], specs: Any, mesh: Mesh) -> Callable[[Any], Any]:
+    """`function` of a tree of parameters with `specs`, for which shard_map splits all axes.
 
-    Around a collective XLA would make arrays whole on every device that it splits them over.
+    Around a collective XLA would make the arrays that it splits whole on every device.
     """
     axes = axes_of_xla(mesh)
     if not axes:
