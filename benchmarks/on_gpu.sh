@@ -49,8 +49,11 @@ for part in "${parts[@]}"; do
         measure isolated 200 $step --batch 32 --steps 20 --isolate-documents --only ours-bfloat16-32
         ;;
     decoding)
-        measure decoding_1 120 benchmarks.decode --dtypes bfloat16 --rows 1
-        measure decoding_64 120 benchmarks.decode --dtypes bfloat16 --rows 64
+        measure decoding 250 benchmarks.decode --dtypes bfloat16 --rows 1 8 64 --rounds 3 \
+            --xla-flags=--xla_gpu_enable_command_buffer=+WHILE \
+            --xla-flags=--xla_gpu_enable_triton_gemm=false
+        measure decoding_top_p 120 benchmarks.decode --dtypes bfloat16 --rows 1 --rounds 3 \
+            --temperature 0.8 --top-p 0.95
         ;;
     kills)
         measure kills 400 benchmarks.train_program --steps 24 --kills 3 --config.data.batch=64
@@ -62,7 +65,7 @@ for part in "${parts[@]}"; do
             --config configs/pretrain.py:gpt2-xl
         ;;
     serving)
-        measure serving 300 benchmarks.serve --slots 8 32 64
+        measure serving 300 benchmarks.serve --slots 8 32 64 --clients 128 --each 4 --context 256
         ;;
     *)
         echo "unknown part $part" >&2
