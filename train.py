@@ -72,9 +72,7 @@ def train(checked: Preflight) -> int:
     # ---- the model
     model_config = GPTConfig(**c.model)
     model = GPT(model_config, **c.compute)
-    dimensions = {"embed": model_config.embed, "heads": model_config.heads}
-    dimensions |= {"mlp": model_config.mlp, "vocab": model_config.padded_vocab}
-    check_divides(mesh, dimensions)
+    check_divides(mesh.shape, model_config.dimensions)
     micro_batches = choose_micro_batches(
         model_config,
         mesh,

@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from minigpt_jax import hardware
+from minigpt_jax.errors import InputError
 
 # The segment that all other segments of its row may attend to.
 SHARED_SEGMENT = -1
@@ -67,14 +68,20 @@ def choose_kernel(
 ) -> str:
     """The kernel for `implementation` on a mesh of `devices` such as `device`.
 
-    "auto" takes the fastest.
-
-    "cudnn" needs 16 bits and an Ampere GPU or newer, "cpu" a mesh of one device. "xla" runs
-    anywhere, but is the only one that keeps all scores [B, H, T, T] of a layer in memory.
+    "auto" takes the fastest. "cudnn" needs 16 bits and an Ampere GPU or newer, else InputError is
+    raised; "cpu" a mesh of one device. "xla" runs anywhere, but is the only one that keeps all
+    scores [B, H, T, T] of a layer in memory.
     """
+    fits_cudnn = device.is_ampere_or_newer and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    if implementation == "cudnn" and not fits_cudnn:
+        raise InputError(
+            f"compute.attention=cudnn with compute.dtype={jnp.dtype(dtype)} on this device "
+            f"({device.platform}): it needs bfloat16 and an NVIDIA GPU, Ampere or newer; try "
+            "compute.attention=auto"
+        )
     if implementation != "auto":
         return implementation
-    if device.is_ampere_or_newer and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16):
+    if fits_cudnn:
         return "cudnn"
     return "cpu" if device.platform == "cpu" and devices <= 1 else "xla"
 

@@ -19,7 +19,7 @@ from minigpt_jax.errors import InputError
 from minigpt_jax.hardware import is_accelerator
 from minigpt_jax.model import GPT, GPTConfig, resolve_compute_dtype
 from minigpt_jax.runtime.backend import start_jax
-from minigpt_jax.sharding import batch_sharding, check_divides, make_mesh
+from minigpt_jax.sharding import batch_sharding, make_mesh
 from minigpt_jax.step import abstract_state, make_train_step
 from minigpt_jax.tokenizer import END_OF_TEXT
 
@@ -90,8 +90,6 @@ def _step_and_arguments(c, devices: list[Any], steps: int, scatter_each: bool):
     """The jitted step as train.py makes it, and its abstract arguments."""
     mesh = make_mesh(**c.mesh, devices=devices)
     config = GPTConfig(**c.model)
-    dimensions = {"embed": config.embed, "heads": config.heads}
-    check_divides(mesh, dimensions | {"mlp": config.mlp, "vocab": config.padded_vocab})
     compute = {**c.compute, "dtype": resolve_compute_dtype(c.compute.dtype)}
     model = GPT(config, **compute)
     optimizer = optim.make_optimizer(**c.optimizer)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from minigpt_jax.kernel_choice import norm_kernels
 
@@ -75,6 +75,21 @@ def _layer_norm_backward(_dtype, residuals, gradients):
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+def dropout(
+    x: Float[Array, "B T D"], rate: float, key: Array, rows: Int[Array, " B"]
+) -> Float[Array, "B T D"]:
+    """Dropout (Srivastava et al. 2014): 0 with probability `rate`, else 1 / (1 - `rate`) times x.
+
+    What a row keeps depends on `key` and its number in `rows` alone, so it is the same however
+    devices and micro-batches share the rows.
+    """
+
+    def kept(row):
+        return jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(kept)(rows), x / (1 - rate), 0)
+
+
 @jax.custom_vjp
 def gelu(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
     """GELU (Hendrycks & Gimpel 2016) in GPT-2's form, with tanh.
@@ -96,6 +111,14 @@ def _gelu_backward(x, d_y):
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def is_split(axes: tuple[str | None, ...]) -> bool:
+    """Whether XLA splits an array with dimensions of these names over several devices."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    # A dimension may be split over several axes of the mesh.
+    used = jax.tree.leaves(tuple(nn.logical_to_mesh_axes(axes) or ()))
+    return any(sizes.get(axis, 1) > 1 for axis in used)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

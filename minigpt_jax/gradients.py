@@ -32,8 +32,9 @@ from minigpt_jax.sharding import (
     without_axes_of_xla,
 )
 
-# A function of (params, tokens [B, N], weights [B, T], key) to the sums of losses and of weights.
-LossSums = Callable[[dict, Array, Array, Array], tuple[Array, Array]]
+# A function of (params, tokens [B, N], weights [B, T], rows [B], key) to the sums of losses and of
+# weights. `rows` are the numbers of its rows in the whole batch.
+LossSums = Callable[[dict, Array, Array, Array, Array], tuple[Array, Array]]
 
 
 @jax.named_scope("gradients")
@@ -52,11 +53,14 @@ def sum_gradients(
 
     `specs`: the PartitionSpec of each of `params`. `dtype`: of the matmuls. `scatter_each`: with
     fsdp, every device keeps only its part of the gradient after each micro-batch, which needs less
-    memory and more traffic than once a step. On a mesh, dropout differs from that of one device.
+    memory and more traffic than once a step.
     """
+    micro_batches, rows, _ = batch.tokens.shape
+    numbers = jnp.arange(micro_batches * rows).reshape(micro_batches, rows)
+    numbered = (*batch, numbers)
     axes = batch_axes(mesh)
     if not axes:
-        return _sum_over_micro_batches(loss_sums, params, batch, key)
+        return _sum_over_micro_batches(loss_sums, params, numbered, key)
     dimensions = jax.tree.map(lambda spec: fsdp_dimension(spec, mesh), specs)
     # Weight decay and the dtype of the matmuls concern the same parameters: matrices.
     dtypes = jax.tree.map(lambda m, p: dtype if m else p.dtype, decay_mask(params), params)
@@ -75,11 +79,11 @@ def sum_gradients(
     def summed(gradients):
         return jax.tree.map(partial(sum_over_rows, mesh=mesh), gradients, dimensions)
 
-    def of_device(params, batch, key):
+    def of_device(params, numbered, key):
+        finish = scattered if scatter_each else _unchanged
         with nn.logical_axis_rules(rules_of_xla(mesh)):
-            key = jax.random.fold_in(key, jax.lax.axis_index(axes))
             total, weight, gradients = _sum_over_micro_batches(
-                loss_sums, gathered(params), batch, key, scattered if scatter_each else _unchanged
+                loss_sums, gathered(params), numbered, key, finish
             )
         if not scatter_each:
             gradients = scattered(gradients)
@@ -87,44 +91,43 @@ def sum_gradients(
         return jax.lax.psum(total, axes), jax.lax.psum(weight, axes), gradients
 
     own_specs = jax.tree.map(without_axes_of_xla, specs)
-    rows = PartitionSpec(None, BATCH_AXES)
+    split_rows = PartitionSpec(None, BATCH_AXES)
     everywhere = PartitionSpec()
     return jax.shard_map(
         of_device,
         mesh=mesh,
-        # One for both arrays of the batch.
-        in_specs=(own_specs, rows, everywhere),
+        # One for all arrays of the batch.
+        in_specs=(own_specs, split_rows, everywhere),
         out_specs=(everywhere, everywhere, own_specs),
         axis_names=set(mesh.axis_names) - axes_of_xla(mesh),
         check_vma=False,
-    )(params, batch, key)
+    )(params, numbered, key)
 
 
 def _unchanged(gradients: dict) -> dict:
     return gradients
 
 
-def _sum_over_micro_batches(loss_sums, params, batch, key, finish=_unchanged):
+def _sum_over_micro_batches(loss_sums, params, numbered, key, finish=_unchanged):
     """`sum_gradients` of the rows of one device, from whole `params`.
 
-    `finish` is applied to the gradients of every micro-batch.
+    `numbered`: tokens, weights and numbers of the rows. `finish` is applied to the gradients of
+    every micro-batch.
     """
     loss_and_gradients = jax.value_and_grad(loss_sums, has_aux=True)
 
-    def of_micro_batch(index, tokens, weights):
-        micro_key = jax.random.fold_in(key, index)
-        (total, weight), gradients = loss_and_gradients(params, tokens, weights, micro_key)
+    def of_micro_batch(tokens, weights, rows):
+        (total, weight), gradients = loss_and_gradients(params, tokens, weights, rows, key)
         return total, weight, finish(gradients)
 
+    first = [array[0] for array in numbered]
     # Without a second gradient to add, the sum and its memory are not needed.
-    if batch.tokens.shape[0] == 1:
-        return of_micro_batch(0, batch.tokens[0], batch.weights[0])
+    if len(numbered[0]) == 1:
+        return of_micro_batch(*first)
 
     def add(sums, micro_batch):
         return jax.tree.map(jnp.add, sums, of_micro_batch(*micro_batch)), None
 
-    micro_batches = (jnp.arange(batch.tokens.shape[0]), *batch)
-    first = jax.tree.map(lambda array: array[0], micro_batches)
     shapes = jax.eval_shape(of_micro_batch, *first)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    return jax.lax.scan(add, zeros, micro_batches)[0]
+    return jax.lax.scan(add, zeros, numbered)[0]

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from minigpt_jax import hardware
 from minigpt_jax.attention import KVCache, attend, attend_with_cache, attention_kernel
 from minigpt_jax.errors import InputError
-from minigpt_jax.functional import gelu, layer_norm, matmul_of_parts
+from minigpt_jax.functional import dropout, gelu, is_split, layer_norm, matmul_of_parts
 
 # GPT-2's standard deviation for every matrix and embedding.
 INIT_STD = 0.02
@@ -35,6 +35,7 @@ MATMUL_OUTPUT = "matmul_output"
 
 Indices = Int[Array, "B T"]
 Hidden = Float[Array, "B T D"]
+Rows = Int[Array, " B"]
 Cache = tuple[KVCache, ...]  # one KVCache for each of the L layers
 
 
@@ -71,6 +72,12 @@ class GPTConfig:
     def padded_vocab(self) -> int:
         """V, the rows of the embedding: `vocab_size` rounded up to a multiple of VOCAB_MULTIPLE."""
         return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Sizes of the dimensions of weights that a mesh may split."""
+        vocab = self.padded_vocab
+        return {"embed": self.embed, "heads": self.heads, "mlp": self.mlp, "vocab": vocab}
 
     @property
     def parameters(self) -> int:
@@ -118,19 +125,10 @@ def layers_per_piece(unroll: int, layers: int, is_fast: bool) -> int:
     return unroll or (layers if is_fast and layers <= MAX_UNROLL else 1)
 
 
-def is_split(axes: tuple[str | None, ...]) -> bool:
-    """Whether XLA splits an array with dimensions of these names over several devices."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    # A dimension may be split over several axes of the mesh.
-    used = jax.tree.leaves(tuple(nn.logical_to_mesh_axes(axes) or ()))
-    return any(sizes.get(axis, 1) > 1 for axis in used)
-
-
 class Linear(nn.Module):
     """y = x W + b over the last `inputs` dimensions of x, which are the first of W.
 
-    The parameter is not flattened to two dimensions: `shape` is its whole shape, and `axes` names
-    each dimension.
+    `shape` is the whole shape of W, which is not flattened, and `axes` names each dimension.
     """
 
     shape: tuple[int, ...]
@@ -227,21 +225,29 @@ class Block(nn.Module):
     config: GPTConfig
     dtype: DTypeLike
     attention: str
-    deterministic: bool
 
     @nn.compact
     def __call__(
-        self, x: Hidden, cache: KVCache | None, positions: Indices, segments: Indices | None
+        self,
+        x: Hidden,
+        cache: KVCache | None,
+        positions: Indices,
+        segments: Indices | None,
+        dropout_rows: Rows | None,
     ) -> tuple[Hidden, KVCache | None]:
-        dropout = nn.Dropout(self.config.dropout, deterministic=self.deterministic)
         attention = Attention(self.config, self.dtype, self.attention, name="attention")
         mlp = MLP(self.config, self.dtype, name="mlp")
         x, y = LayerNorm(self.dtype, name="ln_1")(x)
         y, cache = attention(y, cache, positions, segments)
-        x = x + dropout(y)
+        x = x + drop(self, y, self.config.dropout, dropout_rows)
         x, y = LayerNorm(self.dtype, name="ln_2")(x)
-        x = x + dropout(mlp(y))
+        x = x + drop(self, mlp(y), self.config.dropout, dropout_rows)
         return nn.with_logical_constraint(x, ("batch", None, None)), cache
+
+
+def drop(module: nn.Module, x: Hidden, rate: float, rows: Rows | None) -> Hidden:
+    """`dropout` of `x` with a random key of `module`; without `rows` just `x`."""
+    return x if rows is None else dropout(x, rate, module.make_rng("dropout"), rows)
 
 
 class GPT(nn.Module):
@@ -267,14 +273,14 @@ class GPT(nn.Module):
         positions: Indices | None = None,
         segments: Indices | None = None,
         cache: Cache | None = None,
-        deterministic: bool = True,
+        dropout_rows: Rows | None = None,
     ) -> tuple[Hidden, Cache | None]:
         """Hidden states after the final LayerNorm, and the cache (if any) with these tokens.
 
         `positions`: 0..T-1 by default. The caller checks that they are inside the context.
         `segments`: tokens attend only to their own segment and to SHARED_SEGMENT; not together with
-        a cache. With a cache the parameters are those of `unstack`. Dropout needs
-        `deterministic=False` and a random key named "dropout".
+        a cache. With a cache the parameters are those of `unstack`. `dropout_rows`: the number of
+        each row in the whole batch, for dropout, which also needs a random key named "dropout".
         """
         c = self.config
         init = nn.initializers.normal(INIT_STD)
@@ -285,15 +291,15 @@ class GPT(nn.Module):
         # Rounded after the lookup, so that the gradient of a token is a sum in f32.
         x = wte[tokens].astype(self.dtype) + wpe[positions].astype(self.dtype)
         x = nn.with_logical_constraint(x, ("batch", None, None))
-        x = nn.Dropout(c.dropout, deterministic=deterministic)(x)
+        x = drop(self, x, c.dropout, dropout_rows)
         if cache is None:
-            x = self._scan_layers(x, positions, segments, deterministic)
+            x = self._scan_layers(x, positions, segments, dropout_rows)
         else:
             x, cache = self._loop_over_layers(x, positions, cache)
         _, y = LayerNorm(self.dtype, name="ln_f")(x)
         return y, cache
 
-    def _scan_layers(self, x, positions, segments, deterministic) -> Hidden:
+    def _scan_layers(self, x, positions, segments, dropout_rows) -> Hidden:
         """All layers as one program that is compiled once, their parameters stacked [L, ...]."""
         block = Block
         if self.remat != "none":
@@ -303,8 +309,8 @@ class GPT(nn.Module):
         devices = jax.sharding.get_abstract_mesh().size
         kernel = attention_kernel(self.attention, self.dtype, devices)
         is_fast = self.remat == "none" and kernel == "cudnn"
-        # positions and segments are the same for every layer, and there is no cache.
-        broadcast: Any = (nn.broadcast, nn.broadcast, nn.broadcast)
+        # Positions, segments and rows are the same for every layer, and there is no cache.
+        broadcast: Any = (nn.broadcast,) * 4
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -315,8 +321,8 @@ class GPT(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         # The name keeps the path of the parameters the same whatever `unroll` and `remat` are.
-        layers = layers(self.config, self.dtype, self.attention, deterministic, name="layers")
-        return layers(x, None, positions, segments)[0]
+        layers = layers(self.config, self.dtype, self.attention, name="layers")
+        return layers(x, None, positions, segments, dropout_rows)[0]
 
     def _loop_over_layers(self, x, positions, cache) -> tuple[Hidden, Cache]:
         """One layer after the other, each with its own parameters and its own part of the cache.
@@ -326,10 +332,8 @@ class GPT(nn.Module):
         """
         new_cache = []
         for i, layer_cache in enumerate(cache):
-            block = Block(
-                self.config, self.dtype, self.attention, deterministic=True, name=f"layer_{i}"
-            )
-            x, layer_cache = block(x, layer_cache, positions, None)
+            block = Block(self.config, self.dtype, self.attention, name=f"layer_{i}")
+            x, layer_cache = block(x, layer_cache, positions, None, None)
             new_cache.append(layer_cache)
         return x, tuple(new_cache)
 

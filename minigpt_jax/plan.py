@@ -108,13 +108,14 @@ def target_for(device: str, devices: int) -> AbstractContextManager["Target"]:
 def plan_step(c, device: str, devices: int) -> StepPlan:
     """The micro-batches of the config `c` on `devices` devices, by the rules of train.py."""
     from minigpt_jax.model import GPTConfig
-    from minigpt_jax.sharding import mesh_sizes
+    from minigpt_jax.sharding import AXES, check_divides, mesh_sizes
 
     config = GPTConfig(**c.model)
-    data, fsdp, _ = mesh_sizes(devices, **c.mesh)
+    sizes: dict[str, int] = dict(zip(AXES, mesh_sizes(devices, **c.mesh), strict=True))
+    check_divides(sizes, config.dimensions)
     settings = step_settings(c, device, devices)
     device_bytes = available_memory(device, devices)
-    data_parallel_size = data * fsdp
+    data_parallel_size = sizes["data"] * sizes["fsdp"]
     rows = c.data.batch // data_parallel_size
 
     def memory_of(remat: str, scatter_each: bool, size: int) -> Memory:

@@ -71,16 +71,16 @@ def make_mesh(
     )
 
 
-def check_divides(mesh: Mesh, dimensions: Mapping[str, int]) -> None:
-    """Raise InputError if `mesh` does not split all `dimensions` into equal parts.
+def check_divides(sizes: Mapping[str, int], dimensions: Mapping[str, int]) -> None:
+    """Raise InputError if a mesh of such `sizes` does not split all `dimensions` equally.
 
-    `dimensions` maps names in AXIS_RULES to sizes.
+    `sizes` are by axis, `dimensions` by name in AXIS_RULES.
     """
     for name, axes in AXIS_RULES:
         axes = (axes,) if isinstance(axes, str) else axes
         parts = 1
         for axis in axes:
-            parts *= mesh.shape[axis]
+            parts *= sizes[axis]
         if name in dimensions and dimensions[name] % parts:
             raise InputError(
                 f"{name} = {dimensions[name]} cannot be split into {parts} equal parts "

@@ -113,8 +113,9 @@ def make_train_step(
     so that parameters and optimizer state stayed the same.
     """
 
-    def batch_loss(params, tokens, weights, key):
-        return _loss_sums(model, params, tokens, weights, loss_chunk, separator, key)
+    def batch_loss(params, tokens, weights, rows, key):
+        dropout = (rows, key) if model.config.dropout else None
+        return _loss_sums(model, params, tokens, weights, loss_chunk, separator, dropout)
 
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -218,22 +219,25 @@ def _loss_sums(
     weights: UInt8[Array, "B T"],
     loss_chunk: int,
     separator: int | None,
-    dropout_key: Array | None = None,
+    dropout: tuple[Int[Array, " B"], Array] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum of the weighted losses of a micro-batch (N = T + 1), and sum of its weights."""
+    """Sum of the weighted losses of a micro-batch (N = T + 1), and sum of its weights.
+
+    `dropout`: numbers of the rows in the batch, and the random key of the step.
+    """
     tokens = tokens.astype(jnp.int32)
     inputs = tokens[:, :-1]
     targets = tokens[:, 1:]
     positions, segments = (None, None) if separator is None else document_layout(inputs, separator)
-    use_dropout = dropout_key is not None and model.config.dropout > 0
+    rows, key = dropout or (None, None)
     # The second result is the cache of decoding: None here.
     hidden, _ = model.apply(
         {"params": params},
         inputs,
         positions,
         segments,
-        deterministic=not use_dropout,
-        rngs={"dropout": dropout_key} if use_dropout else None,
+        dropout_rows=rows,
+        rngs={"dropout": key} if dropout else None,
     )
     return loss.cross_entropy(
         hidden,

@@ -47,8 +47,10 @@ for module in CHECKED:
 from tests.harness import made_once, train, write_chat, write_corpus, write_questions  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A shell makes its background jobs ignore Ctrl-C; the commands that the tests start would too.
+# A shell makes its background jobs ignore Ctrl-C, and nohup SIGHUP; the commands that the tests
+# start would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The same examples in every run of the suite. The campaign tries others (--hypothesis-profile).
 hypothesis.settings.register_profile("steady", derandomize=True)

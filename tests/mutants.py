@@ -18,14 +18,14 @@ class Mutant(NamedTuple):
 PRE_NORM = """\
         x, y = LayerNorm(self.dtype, name="ln_1")(x)
         y, cache = attention(y, cache, positions, segments)
-        x = x + dropout(y)
+        x = x + drop(self, y, self.config.dropout, dropout_rows)
         x, y = LayerNorm(self.dtype, name="ln_2")(x)
-        x = x + dropout(mlp(y))
+        x = x + drop(self, mlp(y), self.config.dropout, dropout_rows)
 """
 POST_NORM = """\
         y, cache = attention(x, cache, positions, segments)
-        _, x = LayerNorm(self.dtype, name="ln_1")(x + dropout(y))
-        _, x = LayerNorm(self.dtype, name="ln_2")(x + dropout(mlp(x)))
+        _, x = LayerNorm(self.dtype, name="ln_1")(x + y)
+        _, x = LayerNorm(self.dtype, name="ln_2")(x + mlp(x))
 """
 SUMS = """\
         total = _loss_sum(vocab_size, chunk, hidden, table, targets, weights)

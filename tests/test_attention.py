@@ -9,6 +9,7 @@ import pytest
 
 from minigpt_jax import attention
 from minigpt_jax.attention import SHARED_SEGMENT, attention_kernel, choose_kernel, segment_mask
+from minigpt_jax.errors import InputError
 from minigpt_jax.hardware import Device
 
 BLOCK = 5
@@ -34,7 +35,7 @@ def blocks(monkeypatch):
         ("auto", "float32", "cpu", "", "cpu"),
         ("xla", "bfloat16", "gpu", "9.0", "xla"),
         ("xla", "float32", "cpu", "", "xla"),
-        ("cudnn", "bfloat16", "cpu", "", "cudnn"),
+        ("cudnn", "bfloat16", "gpu", "8.0", "cudnn"),
     ],
 )
 def test_auto_chooses_a_kernel_that_the_device_supports(
@@ -44,6 +45,19 @@ def test_auto_chooses_a_kernel_that_the_device_supports(
     assert choose_kernel(implementation, dtype, 1, device) == kernel
     on_many_devices = "xla" if kernel == "cpu" else kernel
     assert choose_kernel(implementation, dtype, 2, device) == on_many_devices
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device"),
+    [
+        ("bfloat16", Device("cpu")),
+        ("float32", Device("gpu", "9.0")),
+        ("bfloat16", Device("gpu", "7.5")),
+    ],
+)
+def test_cudnn_is_refused_where_it_cannot_run(dtype: str, device: Device):
+    with pytest.raises(InputError, match=r"try compute\.attention=auto"):
+        choose_kernel("cudnn", dtype, 1, device)
 
 
 def test_the_kernel_is_chosen_for_the_first_device(monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minigpt_jax import hardware
-from minigpt_jax.functional import LAYER_NORM_EPS, gelu, layer_norm, matmul_of_parts
+from minigpt_jax.functional import LAYER_NORM_EPS, dropout, gelu, layer_norm, matmul_of_parts
 from minigpt_jax.kernel_choice import MAX_NORM_WIDTH, loss_kernels, norm_kernels
 from minigpt_jax.sharding import make_mesh
 
@@ -44,6 +44,18 @@ def test_layer_norm_and_its_gradients(arrays, dtype, atol, wrap):
     assert [a.dtype for a in results] == [dtype, dtype, dtype, jnp.float32, jnp.float32]
     for a, b in zip(results, (*expected, *plain_pullback(tuple(gradients))), strict=True):
         np.testing.assert_allclose(a.astype(jnp.float32), b, atol=atol)
+
+
+def test_dropout_of_a_row_depends_on_the_key_and_its_number_alone():
+    x = jnp.ones((3, 200, 10))
+    key = jax.random.key(0)
+    found = dropout(x, 0.25, key, jnp.array([5, 7, 5]))
+    assert sorted(set(np.unique(found))) == pytest.approx([0, 4 / 3])
+    assert found.mean() == pytest.approx(1, abs=0.05)
+    assert jnp.array_equal(found[0], found[2]) and not jnp.array_equal(found[0], found[1])
+    assert jnp.array_equal(found[1:2], dropout(x[:1], 0.25, key, jnp.array([7])))
+    other = dropout(x[:1], 0.25, jax.random.key(1), jnp.array([7]))
+    assert not jnp.array_equal(found[1:2], other)
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 1e-6), (jnp.bfloat16, 0.02)])

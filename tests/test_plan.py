@@ -58,6 +58,11 @@ def test_a_plan_is_one_table():
         (["--config.data.batch=0"], "data.batch"),
         (["--config.mesh.fsdp=3"], "fsdp=3"),
         (["--config.data.micro_batch=7"], "data.micro_batch 7"),
+        (["--config.compute.attention=cudnn"], "try compute.attention=auto"),
+        (
+            ["--device=h100", "--devices=5", "--config.mesh.fsdp=5", "--config.data.batch=10"],
+            "embed",
+        ),
         (["--compile", "--devices", "64"], "xla_force_host_platform_device_count=64"),
         (["--compile", "--device", "l4"], "only where there is one"),
     ],

@@ -29,7 +29,8 @@ from minigpt_jax.step import (
     make_train_step,
 )
 
-CONFIG = GPTConfig(vocab_size=250, context=16, layers=2, heads=4, embed=32)
+# With dropout, so that every test of meshes and accumulation is one of dropout too.
+CONFIG = GPTConfig(vocab_size=250, context=16, layers=2, heads=4, embed=32, dropout=0.1)
 ROWS = 8
 SCHEDULE = partial(learning_rate, horizon=20, peak=1e-2, warmup=2)
 # Almost the largest number in float32.
