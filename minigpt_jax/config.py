@@ -90,6 +90,7 @@ MAY_CHANGE_ON_RESUME = (
     "accept_changes",
     "profile",
     "interrupted_exit_code",
+    "compute.unroll",
     "data.folder",
     "data.micro_batch",
     "horizon.",
@@ -98,6 +99,10 @@ MAY_CHANGE_ON_RESUME = (
     "eval.",
     "save.",
 )
+
+# Of these, what changes the speed alone: the recorded value stays unless the command line names
+# another.
+KEPT_UNLESS_NAMED = ("compute.unroll",)
 
 # Fields that name a file or a folder.
 PATH_FIELDS = ("runs", "init_from", "data.folder", "eval.hellaswag")
@@ -267,7 +272,8 @@ def to_json(config: Config) -> dict:
 def settings_for_resume(config: Config, named: Set[str], recorded: Mapping | None) -> Config:
     """A copy of `config` in which the fields of EARLIER have the values that the old run used.
 
-    So has compute.dtype, where it is "auto". Fields that may change keep what `config` says.
+    So has compute.dtype, where it is "auto". Fields that may change keep what `config` says, but
+    for those of KEPT_UNLESS_NAMED.
 
     `recorded` is the config of the run's checkpoint, None where the run is new. A field in `named`
     keeps its value: the command line sets it.
@@ -276,7 +282,7 @@ def settings_for_resume(config: Config, named: Set[str], recorded: Mapping | Non
     if recorded is not None:
         before = EARLIER | flatten(recorded)
         for name in EARLIER.keys() - named:
-            if not name.startswith(MAY_CHANGE_ON_RESUME):
+            if name in KEPT_UNLESS_NAMED or not name.startswith(MAY_CHANGE_ON_RESUME):
                 section, _, field = name.rpartition(".")
                 _section(config, section)[field] = before[name]
         if config.compute.dtype == "auto":

@@ -21,15 +21,15 @@ from minigpt_jax.data import Batch
 from minigpt_jax.optim import decay_mask
 from minigpt_jax.sharding import (
     BATCH_AXES,
-    axes_of_xla,
+    automatic_axes,
+    automatic_rules,
     batch_axes,
     fsdp_dimension,
     gather,
-    rules_of_xla,
+    manual_spec,
     scatter,
     split_all_axes,
     sum_over_rows,
-    without_axes_of_xla,
 )
 
 # A function of (params, tokens [B, N], weights [B, T], rows [B], key) to the sums of losses and of
@@ -81,7 +81,7 @@ def sum_gradients(
 
     def of_device(params, numbered, key):
         finish = scattered if scatter_each else _unchanged
-        with nn.logical_axis_rules(rules_of_xla(mesh)):
+        with nn.logical_axis_rules(automatic_rules(mesh)):
             total, weight, gradients = _sum_over_micro_batches(
                 loss_sums, gathered(params), numbered, key, finish
             )
@@ -90,7 +90,7 @@ def sum_gradients(
         gradients = summed(gradients)
         return jax.lax.psum(total, axes), jax.lax.psum(weight, axes), gradients
 
-    own_specs = jax.tree.map(without_axes_of_xla, specs)
+    own_specs = jax.tree.map(manual_spec, specs)
     split_rows = PartitionSpec(None, BATCH_AXES)
     everywhere = PartitionSpec()
     return jax.shard_map(
@@ -99,7 +99,7 @@ def sum_gradients(
         # One for all arrays of the batch.
         in_specs=(own_specs, split_rows, everywhere),
         out_specs=(everywhere, everywhere, own_specs),
-        axis_names=set(mesh.axis_names) - axes_of_xla(mesh),
+        axis_names=set(mesh.axis_names) - automatic_axes(mesh),
         check_vma=False,
     )(params, numbered, key)
 

@@ -2,9 +2,10 @@
 
 They are written for NVIDIA GPUs, and JAX may remove the compiler that they need: Pallas's Triton
 backend is deprecated from JAX 0.11 on. Everything works without it, some percent slower.
+MINIGPT_TRITON=0 in the environment turns the kernels off.
 """
 
-from importlib.util import find_spec
+import os
 from types import ModuleType
 
 import jax
@@ -28,6 +29,11 @@ def norm_kernels(x: Array) -> ModuleType | None:
     return _triton_kernels() if is_narrow and _is_suited(x) else None
 
 
+def has_kernels(device: hardware.Device, tensor: int) -> bool:
+    """Whether kernels run on such a `device` where "tensor" has so many."""
+    return device.is_ampere_or_newer and tensor == 1 and _triton_kernels() is not None
+
+
 def _is_suited(x: Array) -> bool:
     """Whether `x` has at most 32 bits, and lies whole on one NVIDIA GPU, Ampere or newer."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -42,8 +48,11 @@ def _is_suited(x: Array) -> bool:
 
 
 def _triton_kernels() -> ModuleType | None:
-    if not find_spec("jax.experimental.pallas.triton"):
+    if os.environ.get("MINIGPT_TRITON") == "0":
         return None
-    from minigpt_jax import triton_kernels
-
+    try:
+        from minigpt_jax import triton_kernels
+    except (AttributeError, ImportError):
+        # A version of JAX without this part of Pallas.
+        return None
     return triton_kernels

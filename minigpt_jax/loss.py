@@ -63,7 +63,8 @@ def _loss_sum(vocab_size, chunk, hidden, table, targets, weights):
     def add(total, inputs):
         h, t, w = inputs
         scores = logits(h, table, vocab_size)
-        return total + (w * (_log_sum_exp(scores) - _at_targets(scores, t))).sum(), None
+        chosen = jnp.take_along_axis(scores, t[..., None], axis=-1)[..., 0]
+        return total + (w * (_log_sum_exp(scores) - chosen)).sum(), None
 
     zero = jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
     return jax.lax.scan(add, zero, _chunks(chunk, hidden, targets, weights))[0]

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from minigpt_jax.errors import InputError
+from minigpt_jax.unrolling import layers_per_piece, one_piece_pays
 
 if TYPE_CHECKING:
     from minigpt_jax.model import GPTConfig
@@ -34,6 +35,8 @@ class StepSettings(NamedTuple):
     tensor: int = 1
     # With fsdp: whether a device keeps only its part of the gradient after each micro-batch.
     scatter_each: bool = False
+    # Whether the loss is computed by the kernel of triton_kernels.py.
+    has_loss_kernel: bool = False
 
 
 class Memory(NamedTuple):
@@ -83,8 +86,7 @@ def step_memory(
         layer += 2 * config.heads * config.context * tokens * 4 / tensor
     # The logits and their gradient in the dtype of the matmuls; in f32 too where no kernel of
     # triton_kernels.py computes the loss.
-    has_kernel = not settings.on_cpu and tensor == 1
-    logit_bytes = 2 * element_bytes if has_kernel else 8 + element_bytes
+    logit_bytes = 2 * element_bytes if settings.has_loss_kernel else 8 + element_bytes
     logits = rows * min(settings.loss_chunk, config.context) * vocab * logit_bytes
     piece = _layers_per_piece(config, settings)
     # In one piece on a GPU, layers need no stacks.
@@ -108,11 +110,8 @@ def step_memory(
 
 
 def _layers_per_piece(config: "GPTConfig", settings: StepSettings) -> int:
-    # Imported here, so that `python -m minigpt_jax.plan --help` does not wait for JAX.
-    from minigpt_jax.model import layers_per_piece
-
-    is_fast = settings.remat == "none" and settings.attention == "cudnn"
-    return layers_per_piece(settings.unroll, config.layers, is_fast)
+    pays = one_piece_pays(settings.remat, settings.attention, settings.tensor > 1)
+    return layers_per_piece(settings.unroll, config.layers, pays)
 
 
 def _gradients(

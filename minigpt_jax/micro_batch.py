@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from minigpt_jax import hardware
 from minigpt_jax.attention import attention_kernel
+from minigpt_jax.kernel_choice import has_kernels
 from minigpt_jax.memory import (
     StepSettings,
     choose_accumulation_steps,
@@ -48,6 +50,7 @@ def choose_micro_batches(
         attention=attention_kernel(compute.attention, compute.dtype, mesh.size),
         loss_chunk=loss_chunk,
         on_cpu=jax.default_backend() == "cpu",
+        has_loss_kernel=has_kernels(hardware.this_device(), mesh.shape["tensor"]),
         unroll=compute.unroll,
         fsdp=mesh.shape["fsdp"],
         tensor=mesh.shape["tensor"],

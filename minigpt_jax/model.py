@@ -23,13 +23,12 @@ from minigpt_jax import hardware
 from minigpt_jax.attention import KVCache, attend, attend_with_cache, attention_kernel
 from minigpt_jax.errors import InputError
 from minigpt_jax.functional import dropout, gelu, is_split, layer_norm, matmul_of_parts
+from minigpt_jax.unrolling import layers_per_piece, one_piece_pays
 
 # GPT-2's standard deviation for every matrix and embedding.
 INIT_STD = 0.02
 # The embedding has a multiple of so many rows: matrix units and meshes divide it well.
 VOCAB_MULTIPLE = 128
-# The most layers that are compiled as one piece unless the config says so: 48 take a minute.
-MAX_UNROLL = 48
 # The name of the results that `remat="dots"` keeps for the backward pass.
 MATMUL_OUTPUT = "matmul_output"
 
@@ -112,17 +111,6 @@ def param_with_axes(
     """A parameter of `module` whose dimensions have names, for sharding.py."""
     init = nn.with_logical_partitioning(init, axes)
     return module.param(name, init, shape)  # pyright: ignore[reportReturnType]
-
-
-def layers_per_piece(unroll: int, layers: int, is_fast: bool) -> int:
-    """How many of `layers` are compiled as one piece: `unroll`, or for 0 the best number.
-
-    `is_fast`: a GPU computes them, and nothing is computed again in the backward pass. Then up to
-    MAX_UNROLL layers are one piece, because their weights and gradients are not copied into stacks.
-    Otherwise 1: it compiles fastest, and in one piece XLA would keep what should be computed again.
-    Several pieces move more bytes and need more memory than single layers.
-    """
-    return unroll or (layers if is_fast and layers <= MAX_UNROLL else 1)
 
 
 class Linear(nn.Module):
@@ -263,7 +251,7 @@ class GPT(nn.Module):
     config: GPTConfig
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
-    unroll: int = 0
+    unroll: int = 1
     attention: str = "auto"
 
     @nn.compact
@@ -308,7 +296,7 @@ class GPT(nn.Module):
             block = nn.remat(Block, policy=policy, prevent_cse=False)
         devices = jax.sharding.get_abstract_mesh().size
         kernel = attention_kernel(self.attention, self.dtype, devices)
-        is_fast = self.remat == "none" and kernel == "cudnn"
+        pays = one_piece_pays(self.remat, kernel, is_split(("mlp",)))
         # Positions, segments and rows are the same for every layer, and there is no cache.
         broadcast: Any = (nn.broadcast,) * 4
         layers = nn.scan(
@@ -317,7 +305,7 @@ class GPT(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=broadcast,
             length=self.config.layers,
-            unroll=layers_per_piece(self.unroll, self.config.layers, is_fast),
+            unroll=layers_per_piece(self.unroll, self.config.layers, pays),
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         # The name keeps the path of the parameters the same whatever `unroll` and `remat` are.

@@ -84,16 +84,18 @@ def main() -> None:
     if options.devices < 1:
         raise InputError(f"--devices {options.devices}: expected 1 or more")
     c = parse([sys.argv[0], *rest])
-    target = target_for(options.device, options.devices) if options.compile else nullcontext()
-    # Entered first: where compiling is not possible, nothing is printed but the reason.
-    with target as target:
+    target_or_nothing = nullcontext()
+    if options.compile:
+        target_or_nothing = target_for(options.device, options.devices, c.deterministic)
+    # Where this machine cannot compile for the target, this is said before anything else.
+    with target_or_nothing as target:
         step = plan_step(c, options.device, options.devices)
         print(plan(c, step, options.device, options.devices), flush=True)
         if target:
             print("", *compiled_lines(c, step, target), sep="\n")
 
 
-def target_for(device: str, devices: int) -> AbstractContextManager["Target"]:
+def target_for(device: str, devices: int, deterministic: bool) -> AbstractContextManager["Target"]:
     """What --compile compiles for, see `compilation_target`. Call it before JAX is imported."""
     if "jax" not in sys.modules:
         if device == "cpu" or not count_gpus(os.environ).visible:
@@ -101,6 +103,10 @@ def target_for(device: str, devices: int) -> AbstractContextManager["Target"]:
         # Nothing runs, so the memory of a GPU that is here stays with whoever uses it.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from minigpt_jax.compiled_step import compilation_target
+    from minigpt_jax.runtime.startup import set_xla_flags
+
+    # As in train.py.
+    set_xla_flags(deterministic=deterministic)
 
     return compilation_target(device, devices)
 
@@ -209,6 +215,7 @@ def compiled_lines(c, step: StepPlan, target: "Target") -> list[str]:
 def step_settings(c, device: str, devices: int) -> StepSettings:
     """What the memory of a step on `devices` devices depends on, by the rules of train.py."""
     from minigpt_jax.attention import choose_kernel
+    from minigpt_jax.kernel_choice import has_kernels
     from minigpt_jax.model import resolve_compute_dtype
     from minigpt_jax.sharding import mesh_sizes
 
@@ -222,6 +229,7 @@ def step_settings(c, device: str, devices: int) -> StepSettings:
         attention=kernel,
         loss_chunk=c.loss.chunk,
         on_cpu=device == "cpu",
+        has_loss_kernel=has_kernels(kind, tensor),
         unroll=c.compute.unroll,
         fsdp=fsdp,
         tensor=tensor,

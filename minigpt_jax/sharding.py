@@ -117,7 +117,7 @@ def batch_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
 
 
-def axes_of_xla(mesh: Mesh) -> set[str]:
+def automatic_axes(mesh: Mesh) -> set[str]:
     """The axes that XLA still splits arrays over.
 
     None where "tensor" has one device: cuDNN's attention then needs a mesh that shard_map splits
@@ -126,12 +126,12 @@ def axes_of_xla(mesh: Mesh) -> set[str]:
     return {"tensor"} if mesh.shape["tensor"] > 1 else set()
 
 
-def rules_of_xla(mesh: Mesh) -> list[tuple[str, str]]:
+def automatic_rules(mesh: Mesh) -> list[tuple[str, str]]:
     """AXIS_RULES, without those of axes that shard_map splits."""
-    return [(name, axis) for name, axis in AXIS_RULES if axis in axes_of_xla(mesh)]
+    return [(name, axis) for name, axis in AXIS_RULES if axis in automatic_axes(mesh)]
 
 
-def without_axes_of_xla(spec: PartitionSpec) -> PartitionSpec:
+def manual_spec(spec: PartitionSpec) -> PartitionSpec:
     """`spec` for shard_map, which must not name axes that XLA splits arrays over."""
     return PartitionSpec(*(None if axis == "tensor" else axis for axis in spec))
 
@@ -141,7 +141,7 @@ def split_all_axes(function: Callable[[Any], Any], specs: Any, mesh: Mesh) -> Ca
 
     Around a collective XLA would make the arrays that it splits whole on every device.
     """
-    axes = axes_of_xla(mesh)
+    axes = automatic_axes(mesh)
     if not axes:
         return function
     split = jax.tree.map(

@@ -113,6 +113,9 @@ def make_train_step(
     so that parameters and optimizer state stayed the same.
     """
 
+    state_shardings = _state_shardings(model, optimizer, mesh)
+    specs = jax.tree.map(lambda sharding: sharding.spec, state_shardings.params)
+
     def batch_loss(params, tokens, weights, rows, key):
         dropout = (rows, key) if model.config.dropout else None
         return _loss_sums(model, params, tokens, weights, loss_chunk, separator, dropout)
@@ -157,8 +160,6 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    state_shardings = _state_shardings(model, optimizer, mesh)
-    specs = jax.tree.map(lambda sharding: sharding.spec, state_shardings.params)
     jitted = jax.jit(
         step,
         in_shardings=(state_shardings, batch_sharding(mesh)),
@@ -189,6 +190,8 @@ def make_eval_step(
     model: nn.Module, mesh: jax.sharding.Mesh, *, loss_chunk: int, separator: int | None = None
 ) -> MeshFunction:
     """Return the jitted `loss sum, weight sum = eval_step(params, batch)`, without dropout."""
+    # Without gradients nothing is copied into stacks, and single layers compile fastest.
+    model = model.clone(unroll=1)
 
     def step(params, batch: Batch):
         def add(sums, micro_batch):

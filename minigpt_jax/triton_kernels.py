@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as pltriton
+from jax.experimental.pallas.triton import CompilerParams, load, store
 from jaxtyping import Float, Int
 
 # Programs of the LayerNorm kernel: 12 for each of an H100's 132 processors run at the same time.
@@ -43,7 +43,7 @@ def layer_norm_backward(
         partial(_layer_norm_kernel, eps=eps),
         grid=(programs,),
         out_shape=(jax.ShapeDtypeStruct(x.shape, x.dtype), partial_sums, partial_sums),
-        compiler_params=pltriton.CompilerParams(
+        compiler_params=CompilerParams(
             num_warps=max(1, pl.next_power_of_2(width) // NORM_VALUES), num_stages=2
         ),
         interpret=interpret,
@@ -63,17 +63,17 @@ def _layer_norm_kernel(
     columns = pl.ds(program * 0, block)
     mask = jnp.arange(block) < width
 
-    def load(ref, *row):
-        return pltriton.load(ref.at[*row, columns], mask=mask, other=0.0).astype(jnp.float32)
+    def load_row(ref, *row):
+        return load(ref.at[*row, columns], mask=mask, other=0.0).astype(jnp.float32)
 
-    scale = load(scale_ref)
+    scale = load_row(scale_ref)
 
     def add_row(i, sums):
         d_scale, d_bias = sums
         row = program + i * programs
-        x = load(x_ref, row)
-        d_y = load(d_y_ref, row)
-        d_x = load(add_ref, row)
+        x = load_row(x_ref, row)
+        d_y = load_row(d_y_ref, row)
+        d_x = load_row(add_ref, row)
         centred = jnp.where(mask, x - x.sum() / width, 0.0)
         inverse_std = jax.lax.rsqrt((centred * centred).sum() / width + eps)
         normal = centred * inverse_std
@@ -81,14 +81,14 @@ def _layer_norm_kernel(
         along_mean = d_normal.sum() / width
         along_normal = (d_normal * normal).sum() / width
         d_x += inverse_std * (d_normal - along_mean - normal * along_normal)
-        pltriton.store(d_x_ref.at[row, columns], d_x.astype(d_x_ref.dtype), mask=mask)
+        store(d_x_ref.at[row, columns], d_x.astype(d_x_ref.dtype), mask=mask)
         return d_scale + d_y * normal, d_bias + d_y
 
     zeros = jnp.zeros(block, jnp.float32)
     own_rows = pl.cdiv(rows - program, programs)
     d_scale, d_bias = jax.lax.fori_loop(0, own_rows, add_row, (zeros, zeros))
-    pltriton.store(d_scale_ref.at[program, columns], d_scale, mask=mask)
-    pltriton.store(d_bias_ref.at[program, columns], d_bias, mask=mask)
+    store(d_scale_ref.at[program, columns], d_scale, mask=mask)
+    store(d_bias_ref.at[program, columns], d_bias, mask=mask)
 
 
 def cross_entropy_and_gradient(
@@ -111,7 +111,7 @@ def cross_entropy_and_gradient(
             jax.ShapeDtypeStruct(scores.shape, scores.dtype),
         ),
         input_output_aliases={0: 1},
-        compiler_params=pltriton.CompilerParams(num_warps=8, num_stages=3),
+        compiler_params=CompilerParams(num_warps=8, num_stages=3),
         interpret=interpret,
         name="cross_entropy",
     )(scores, targets, weights)
@@ -129,26 +129,26 @@ def _loss_kernel(scores_ref, targets_ref, weights_ref, losses_ref, d_scores_ref,
     chosen = scores_ref[row, target].astype(jnp.float32)
     lanes = jax.lax.iota(jnp.int32, LOSS_COLUMNS)
 
-    def load(start, mask=None):
+    def load_block(start, mask=None):
         at = (row, pl.ds(start, LOSS_COLUMNS))
         other = None if mask is None else LOWEST
-        return at, pltriton.load(scores_ref.at[at], mask=mask, other=other).astype(jnp.float32)
+        return at, load(scores_ref.at[at], mask=mask, other=other).astype(jnp.float32)
 
     def add(start, sums, mask=None):
         largest, total = sums
-        _, scores = load(start, mask)
+        _, scores = load_block(start, mask)
         new_largest = jnp.maximum(largest, scores.max())
         total *= jnp.exp2(LOG2_E * (largest - new_largest))
         total += jnp.exp2(LOG2_E * scores - LOG2_E * new_largest)
         return new_largest, total
 
     def store_gradient(start, log_sum_exp, mask=None):
-        at, scores = load(start, mask)
+        at, scores = load_block(start, mask)
         probabilities = jnp.exp2(LOG2_E * scores - LOG2_E * log_sum_exp)
         if mask is not None:
             probabilities = jnp.where(start + lanes < vocab_size, probabilities, 0.0)
         d_scores = jnp.where(lanes == target - start, probabilities - 1.0, probabilities) * weight
-        pltriton.store(d_scores_ref.at[at], d_scores.astype(d_scores_ref.dtype), mask=mask)
+        store(d_scores_ref.at[at], d_scores.astype(d_scores_ref.dtype), mask=mask)
 
     # Blocks without padded rows of the vocabulary, and the start of the one that has some.
     full = vocab_size // LOSS_COLUMNS

@@ -11,7 +11,7 @@ import pytest
 
 from minigpt_jax import hardware
 from minigpt_jax.functional import LAYER_NORM_EPS, dropout, gelu, layer_norm, matmul_of_parts
-from minigpt_jax.kernel_choice import MAX_NORM_WIDTH, loss_kernels, norm_kernels
+from minigpt_jax.kernel_choice import MAX_NORM_WIDTH, has_kernels, loss_kernels, norm_kernels
 from minigpt_jax.sharding import make_mesh
 
 
@@ -118,6 +118,16 @@ def test_kernels_run_on_an_ampere_gpu_that_has_whole_rows(monkeypatch):
     assert norm_kernels(rows(width=MAX_NORM_WIDTH + 1)) is None
     device = hardware.Device("gpu", "7.5")
     assert loss_kernels(rows()) is None
+
+
+def test_the_environment_turns_the_kernels_off(monkeypatch):
+    device = hardware.Device("gpu", "9.0")
+    monkeypatch.setattr(hardware, "this_device", lambda: device)
+    assert has_kernels(device, tensor=1) and not has_kernels(device, tensor=2)
+    assert not has_kernels(hardware.Device("gpu", "gfx90a"), tensor=1)
+    monkeypatch.setenv("MINIGPT_TRITON", "0")
+    assert loss_kernels(rows()) is norm_kernels(rows()) is None
+    assert not has_kernels(device, tensor=1)
 
 
 def test_kernels_run_only_where_xla_splits_nothing(monkeypatch):

@@ -4,6 +4,7 @@ Counted in the text of the compiled step, on four simulated devices; and the sum
 those of one device.
 """
 
+import re
 from functools import partial
 
 import jax
@@ -21,12 +22,18 @@ from minigpt_jax.step import Batch, abstract_state, make_train_step
 
 # Weights are most of what crosses: with little text, activations are small.
 CONFIG = GPTConfig(vocab_size=1000, context=16, layers=3, heads=4, embed=64)
+# In StableHLO, with the types of its operands.
+SUM_OVER_DEVICES = r"stablehlo\.(?:all_reduce|reduce_scatter)\".*?\}\) : \((.*?)\)"
 # Bytes of the loss, the gradient's norm and the like.
 SCALARS = 10_000
 
 
 def traffic(data: int, fsdp: int, tensor: int, accumulation: int) -> tuple[Traffic, int]:
-    """Of a step in bfloat16, and the number of parameters."""
+    """Of a step in bfloat16, and the number of parameters.
+
+    What the step itself sums over devices is checked to be in float32, before XLA compiles it: a
+    CPU sums nothing in bfloat16.
+    """
     mesh = make_mesh(data, fsdp, tensor)
     model = GPT(CONFIG, dtype=jnp.bfloat16)
     optimizer = make_optimizer()
@@ -39,8 +46,12 @@ def traffic(data: int, fsdp: int, tensor: int, accumulation: int) -> tuple[Traff
         abstract((*rows, CONFIG.context), jnp.uint8),
     )
     state = abstract_state(model, optimizer, mesh)
-    text = step.lower(state, batch).compile().as_text()
-    return read_traffic(text), sum(p.size for p in jax.tree.leaves(state.params))
+    lowered = step.lower(state, batch)
+    sums = re.findall(SUM_OVER_DEVICES, lowered.as_text(), re.DOTALL)
+    assert sums and not any("bf16" in types for types in sums)
+    return read_traffic(lowered.compile().as_text()), sum(
+        p.size for p in jax.tree.leaves(state.params)
+    )
 
 
 def bytes_of(traffic: Traffic, kind: str) -> int:

@@ -224,7 +224,9 @@ COMPILED_FOR_GPU = [
 def test_the_estimate_for_a_gpu_agrees_with_xla(
     size, rows, steps, remat, unroll, fsdp, scatter_each, gigabytes
 ):
-    settings = StepSettings("bfloat16", remat, "cudnn", 128, False, unroll, fsdp, 1, scatter_each)
+    settings = StepSettings(
+        "bfloat16", remat, "cudnn", 128, False, unroll, fsdp, 1, scatter_each, True
+    )
     config = GPTConfig(**SIZES[size])
     estimate = step_memory(config, settings, rows=rows, accumulation_steps=steps).total
     assert estimate == pytest.approx(gigabytes * 1e9, rel=MARGIN)

@@ -15,11 +15,9 @@ from minigpt_jax.decoding import empty_cache, unstack
 from minigpt_jax.hardware import Device
 from minigpt_jax.model import (
     GPT,
-    MAX_UNROLL,
     Cache,
     GPTConfig,
     grow_vocab,
-    layers_per_piece,
     resolve_compute_dtype,
 )
 from minigpt_jax.step import document_layout
@@ -252,12 +250,3 @@ def test_auto_computes_in_bfloat16_where_the_device_has_it(device, dtype):
     assert resolve_compute_dtype("auto", device) == dtype
     assert resolve_compute_dtype("float32", device) == "float32"
     assert resolve_compute_dtype("bfloat16", device) == "bfloat16"
-
-
-def test_a_gpu_compiles_the_layers_of_every_size_as_one_piece_and_those_of_deeper_models_singly():
-    layers = [size["layers"] for size in SIZES.values()]
-    assert [layers_per_piece(0, n, is_fast=True) for n in layers] == layers
-    # Two pieces of half the layers would need more memory than either.
-    assert layers_per_piece(0, MAX_UNROLL + 2, is_fast=True) == 1
-    assert {layers_per_piece(0, n, is_fast=False) for n in layers} == {1}
-    assert layers_per_piece(12, 48, is_fast=True) == 12

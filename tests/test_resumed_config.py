@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings(
 FIXED = {
     "": ("seed", "init_from", "deterministic"),
     "model": ("vocab_size", "context", "layers", "heads", "embed", "dropout"),
-    "compute": ("dtype", "remat", "unroll", "attention"),
+    "compute": ("dtype", "remat", "attention"),
     "loss": ("chunk",),
     "data": ("batch", "isolate_documents"),
     "optimizer": ("b1", "b2", "eps", "weight_decay", "clip"),
@@ -128,3 +128,14 @@ def test_a_changed_default_leaves_old_runs_with_their_recorded_value(monkeypatch
     resumed = configs.settings_for_resume(config, frozenset(), recorded)
     assert resumed.optimizer.clip == 0.5
     assert configs.config_diff(recorded, configs.to_json(resumed)) == []
+
+
+def test_a_resumed_run_keeps_its_unrolling_unless_the_command_line_names_another():
+    config = parse()
+    recorded = configs.to_json(config)
+    recorded["compute"] = {**recorded["compute"], "unroll": 3}
+    resumed = configs.settings_for_resume(config, frozenset(), recorded)
+    assert resumed.compute.unroll == 3
+    named = configs.settings_for_resume(config, frozenset({"compute.unroll"}), recorded)
+    assert named.compute.unroll == config.compute.unroll
+    assert configs.config_diff(recorded, configs.to_json(named)) == []
