@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--attention", default="cudnn", help="as compute.attention")
     parser.add_argument("--isolate", action="store_true", help="as data.isolate_documents")
     parser.add_argument("--card", choices=BANDWIDTH, default="h200", help="default: h200")
-    parser.add_argument("--xla-flags", default="", help="added to XLA_FLAGS")
+    parser.add_argument("--xla-flags", default="", help="instead of XLA_FLAGS")
     parser.add_argument("--call", help="module:function, instead of the training step")
     parser.add_argument("--top", type=int, default=25, help="kernels to print (default: 25)")
     parser.add_argument("--text", type=user_path, help="where to write the compiled text")

@@ -81,7 +81,7 @@ def parse() -> argparse.Namespace:
     add_integers(parser, layers=12, heads=12, embed=768, context=1024, cache=256)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--card", choices=BANDWIDTH, default="h200", help="for the microseconds")
-    parser.add_argument("--xla-flags", default="", help="added to XLA_FLAGS")
+    parser.add_argument("--xla-flags", default="", help="instead of XLA_FLAGS")
     return parser.parse_args()
 
 

@@ -4,11 +4,10 @@
 #   bash benchmarks/on_gpu.sh results                        the training step against its rivals
 #   bash benchmarks/on_gpu.sh results program packed         train.py itself, packed documents
 #
-# Parts: training, accumulation, program, packed, decoding, kills, sizes, serving. "training" takes
-# about six minutes on an H200, of which compilation is the largest part; the others take one to
-# three. PYTHON names the interpreter (default: .venv/bin/python). The rivals need torch and
-# transformers.
-set -u
+# Parts: training, accumulation, program, packed, decoding, kills, sizes, serving. Each command has
+# a limit in seconds, below. PYTHON names the interpreter (default: .venv/bin/python). The rivals
+# need torch and transformers. Exit code 1 if a command failed; the others are run all the same.
+set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 results=${1:?folder for the results}
 shift
@@ -16,13 +15,17 @@ parts=("$@")
 ((${#parts[@]})) || parts=(training)
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$results"
+failed=0
 
 # Run a benchmark for at most so many seconds. What it prints is shown and kept.
 measure() {
     local name=$1 seconds=$2
     shift 2
     echo "== $name: $*"
-    timeout "$seconds" "$python" -m "$@" 2>&1 | tee "$results/$name.txt"
+    timeout "$seconds" "$python" -m "$@" 2>&1 | tee "$results/$name.txt" || {
+        failed=1
+        echo "$name failed or took more than $seconds s" | tee -a "$results/$name.txt"
+    }
 }
 
 step="benchmarks.train_throughput --dtypes bfloat16 --rounds 3"
@@ -32,8 +35,9 @@ for part in "${parts[@]}"; do
     training)
         # Triton's matmuls have no epilogue: without them GELU may run at the end of one.
         measure training 520 $step --batch 32 64 --steps 20 --autotune --sustain 30 --profile \
-            --xla-flags=--xla_gpu_enable_triton_gemm=false --only \
+            --xla-flags=--xla_gpu_enable_triton_gemm=false --without-kernels --only \
             ours-bfloat16-32 ours-bfloat16-32-flags ours-bfloat16-64 ours-bfloat16-64-flags \
+            ours-bfloat16-32-xla \
             plain-bfloat16-32-compile plain-bfloat16-64-compile plain-bfloat16-64-autotune
         ;;
     accumulation)
@@ -73,3 +77,4 @@ for part in "${parts[@]}"; do
         ;;
     esac
 done
+exit "$failed"

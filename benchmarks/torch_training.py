@@ -14,6 +14,8 @@ from benchmarks.options import model_config
 AUTOTUNE = "max-autotune-no-cudagraphs"
 # Rows and columns of the matrices whose product others are compared with.
 MATMUL_SIZE = 4096
+# The same on a GPU.
+GPU_MATMUL_SIZE = 8192
 # Matmuls in a round on a GPU, which does one in less time than it takes to start it.
 GPU_MATMULS = 100
 
@@ -97,11 +99,11 @@ def matmul_in_torch(options: argparse.Namespace, dtype: str) -> None:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    repeats = GPU_MATMULS if device == "cuda" else 1
+    repeats, size = (GPU_MATMULS, GPU_MATMUL_SIZE) if device == "cuda" else (1, MATMUL_SIZE)
 
     def prepare() -> Callable[[], None]:
         torch.set_float32_matmul_precision("high")
-        shape = (MATMUL_SIZE, MATMUL_SIZE)
+        shape = (size, size)
         a = torch.randn(shape, device=device).to(getattr(torch, dtype))
         b = torch.randn(shape, device=device).to(getattr(torch, dtype))
 
@@ -112,4 +114,4 @@ def matmul_in_torch(options: argparse.Namespace, dtype: str) -> None:
 
         return work
 
-    worker(prepare, notes=lambda: {"flops": 2 * MATMUL_SIZE**3 * repeats})
+    worker(prepare, notes=lambda: {"flops": 2 * size**3 * repeats, "size": size})

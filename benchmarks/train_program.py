@@ -5,7 +5,7 @@
     python -m benchmarks.train_program --config configs/pretrain.py:gpt2-xl --config.data.batch=64
 
 Random tokens are the data; other arguments are those of train.py.
-Steps before the tenth and after the last save are not counted. With --kills there are two more
+The first ten steps are not counted. With --kills there are two more
 runs, both with deterministic=True: one in peace, one killed (SIGKILL) and resumed so many times.
 """
 

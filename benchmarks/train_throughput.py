@@ -22,6 +22,7 @@ from benchmarks.contenders import Measured, run_interleaved, table, worker
 from benchmarks.options import add_integers, model_config
 from benchmarks.torch_training import (
     AUTOTUNE,
+    GPU_MATMUL_SIZE,
     GPU_MATMULS,
     MATMUL_SIZE,
     matmul_in_torch,
@@ -81,6 +82,8 @@ def contender_names(options: argparse.Namespace) -> list[str]:
             names.append(f"ours-{dtype}-{rows}")
             if options.xla_flags:
                 names.append(f"ours-{dtype}-{rows}-flags")
+            if options.without_kernels:
+                names.append(f"ours-{dtype}-{rows}-xla")
             names += [f"plain-{dtype}-{rows}-{mode}" for mode in modes]
             names += [f"torch-{dtype}-{rows}-{mode}" for mode in ("eager", "compile")]
         names += [f"matmul-{dtype}", f"torchmatmul-{dtype}"]
@@ -116,6 +119,7 @@ def parse() -> argparse.Namespace:
     add("--sustain", type=float, default=0, help="seconds of matmuls before their rate is taken")
     add("--profile", action="store_true", help="print where a step goes, from a trace (GPU)")
     add("--xla-flags", help="ours also with these flags of XLA, beside those that train.py sets")
+    add("--without-kernels", action="store_true", help="ours also without kernels in Pallas")
     add("--only", nargs="+", metavar="NAME", help="leave out all others")
     add("--contender", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -171,7 +175,7 @@ def report(options: argparse.Namespace, results: dict[str, Measured]) -> None:
     for name, measured in results.items():
         if kinds[name] in ("matmul", "torchmatmul", "sustained"):
             rate = measured.notes["flops"] / measured.median / 1e12
-            print(f"{name}: {rate:,.2f} TFLOP/s, {MATMUL_SIZE} x {MATMUL_SIZE}")
+            print(f"{name}: {rate:,.2f} TFLOP/s, {measured.notes['size']} squared")
         elif kinds[name] == "profile":
             print(measured.notes["table"])
 
@@ -190,10 +194,15 @@ def matmul_rate(results: dict[str, Measured], dtype: str) -> float:
 
 
 def ours(options: argparse.Namespace, dtype: str, rows: str, mode: str = "") -> None:
-    """Our step, as train.py runs it; `mode`: "flags" for `options.xla_flags` too."""
+    """Our step, as train.py runs it.
+
+    `mode`: "flags" with `options.xla_flags` too, "xla" without the kernels of triton_kernels.py.
+    """
     import jax
 
-    if mode:
+    if mode == "xla":
+        os.environ["MINIGPT_TRITON"] = "0"
+    if mode == "flags":
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {options.xla_flags}"
 
     from minigpt_jax.hardware import peak_flops
@@ -276,10 +285,11 @@ def matmul(options: argparse.Namespace, dtype: str) -> None:
     import jax
     import jax.numpy as jnp
 
-    repeats = GPU_MATMULS if jax.default_backend() == "gpu" else 1
+    is_gpu = jax.default_backend() == "gpu"
+    repeats, size = (GPU_MATMULS, GPU_MATMUL_SIZE) if is_gpu else (1, MATMUL_SIZE)
 
     def prepare() -> Callable[[], None]:
-        shape = (MATMUL_SIZE, MATMUL_SIZE)
+        shape = (size, size)
         a = jax.random.normal(jax.random.key(0), shape, jnp.dtype(dtype))
         b = jax.random.normal(jax.random.key(1), shape, jnp.dtype(dtype))
         multiply = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
@@ -294,7 +304,7 @@ def matmul(options: argparse.Namespace, dtype: str) -> None:
             work()
         return work
 
-    worker(prepare, notes=lambda: {"flops": 2 * MATMUL_SIZE**3 * repeats})
+    worker(prepare, notes=lambda: {"flops": 2 * size**3 * repeats, "size": size})
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ SHARED_SEGMENT = -1
 # "xla" and "cpu" cut a row into at most MAX_BLOCKS blocks of at least MIN_BLOCK positions.
 MIN_BLOCK = 128
 MAX_BLOCKS = 8
-# Elements of a layer's keys from which a GPU takes longer to write all keys and values again (one
-# kernel, in bf16 8 bytes moved for each of them) than those of a token (two kernels): 8 MB take
-# about as long as a kernel at least does, 2 us.
+# Elements of a layer's keys from which a GPU should take longer to write all keys and values again
+# (one kernel, in bf16 8 bytes moved for each of them) than those of a token (two kernels): 8 MB at
+# the speed of its memory, against an assumed 2 us for a kernel.
 LARGE_CACHE = 2**20
 
 

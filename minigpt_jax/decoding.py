@@ -152,9 +152,9 @@ def decode(
     )
     if len(state.length) > 1 or hardware.this_device().platform != "gpu":
         return loop(state, settings)
-    # For a GPU, XLA computes vector times matrix by kernels of its own, some of which use a few
-    # percent of the device, and LayerNorm of one row by three kernels instead of one. So the row is
-    # there twice; both do the same.
+    # For a GPU, XLA compiles vector times matrix to kernels of its own, some of which fill a few
+    # percent of the device, and LayerNorm of one row to three kernels instead of one. So the row is
+    # there twice; both do the same. (By the compiled program, not yet timed.)
     twice = jax.tree.map(lambda a: jnp.repeat(a, 2, axis=0), (state, settings))
     return jax.tree.map(lambda a: a[:1], loop(*twice))
 

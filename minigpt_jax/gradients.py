@@ -1,8 +1,8 @@
 """The sums of loss and gradient over all micro-batches and devices.
 
 Every device sums the gradients of its own rows in f32 (of the rounded products of a matmul, as one
-device does too). Only sums cross between devices: once a step, whatever the number of
-micro-batches. With fsdp the weights are gathered once a step, in the dtype of the matmuls (ZeRO,
+device does too). Only sums cross between devices: once a step, or with `scatter_each` once a
+micro-batch. With fsdp the weights are gathered once a step, in the dtype of the matmuls (ZeRO,
 Rajbhandari et al. 2020, gathers them for every layer instead: less memory, more traffic).
 """
 

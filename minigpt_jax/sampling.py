@@ -156,10 +156,10 @@ def filter_top_k_top_p(
 
 
 def bits_per_round(rows: int, platform: str) -> int:
-    """The best argument for `smallest_leading_set`.
+    """The argument for `smallest_leading_set`: by arithmetic, not yet timed on a GPU.
 
     A round reads the scores 2**bits - 1 times, which is what takes time on a CPU and for many rows.
-    For few rows on a GPU the three kernels that a round consists of take longer.
+    For few rows on a GPU the three kernels that a round consists of should take longer.
     """
     if platform != "gpu":
         return 1
