@@ -100,7 +100,7 @@ def target_for(device: str, devices: int, deterministic: bool) -> AbstractContex
     if "jax" not in sys.modules:
         if device == "cpu" or not count_gpus(os.environ).visible:
             prepare_environment()
-        # Nothing runs, so the memory of a GPU that is here stays with whoever uses it.
+        # Nothing runs, so no memory of a GPU that is here should be taken from other programs.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from minigpt_jax.compiled_step import compilation_target
     from minigpt_jax.runtime.startup import set_xla_flags

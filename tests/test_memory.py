@@ -257,6 +257,17 @@ def test_the_estimate_agrees_with_xla_with_fsdp(scatter_each: bool):
     assert estimate == pytest.approx(found, rel=MARGIN)
 
 
+def test_a_loss_without_the_kernel_for_gpus_keeps_its_logits_in_float32_too():
+    def temporaries(has_loss_kernel: bool) -> float:
+        settings = StepSettings(
+            "bfloat16", "full", "xla", 1024, on_cpu=False, has_loss_kernel=has_loss_kernel
+        )
+        return step_memory(SMALL, settings, rows=8, accumulation_steps=1).temporaries
+
+    values = 8 * SMALL.context * SMALL.padded_vocab
+    assert temporaries(False) - temporaries(True) == 6 * values
+
+
 def test_fsdp_scatters_after_each_micro_batch_only_where_whole_gradients_leave_too_little_space():
     def bytes_of(scatter_each: bool, rows: int) -> float:
         return rows + (0 if scatter_each else 10)
