@@ -22,12 +22,14 @@ from pathlib import Path
 import jax
 
 from minigpt_jax import config, optim, runs
+from minigpt_jax.architectures import make_model
 from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.data import Batches, row_count
 from minigpt_jax.errors import EvaluationStopped, InputError, RunError
 from minigpt_jax.evals.evaluator import EvalSettings, Evaluator
+from minigpt_jax.hardware import resolve_compute_dtype
 from minigpt_jax.micro_batch import choose_micro_batches
-from minigpt_jax.model import GPT, GPTConfig, resolve_compute_dtype
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.resume import (
     Done,
     already_done,
@@ -71,7 +73,7 @@ def train(checked: Preflight) -> int:
 
     # ---- the model
     model_config = GPTConfig(**c.model)
-    model = GPT(model_config, **c.compute)
+    model = make_model(model_config, **c.compute)
     check_divides(mesh.shape, model_config.dimensions)
     micro_batches = choose_micro_batches(
         model_config,
@@ -91,7 +93,7 @@ def train(checked: Preflight) -> int:
         raise InputError(
             f"schedule.warmup {c.schedule.warmup} is longer than the whole run of {horizon} steps"
         )
-    optimizer = optim.make_optimizer(**c.optimizer)
+    optimizer = optim.make_optimizer(**c.optimizer, dtype=c.compute.dtype)
     schedule = partial(optim.learning_rate, horizon=horizon, **c.schedule)
     losses = {
         "loss_chunk": c.loss.chunk,

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from configs.pretrain import get_config
 from minigpt_jax import optim
 from minigpt_jax.checkpoint import Checkpoints, array_fingerprints
-from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.model import GPT
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runtime.files import expand_home
 from minigpt_jax.sharding import make_mesh
 from minigpt_jax.step import TrainState, abstract_state, init_state
@@ -46,7 +47,7 @@ def main() -> None:
     options = parse()
     c: Any = get_config(options.size)
     config = GPTConfig(**c.model)
-    optimizer = optim.make_optimizer(**c.optimizer)
+    optimizer = optim.make_optimizer(**c.optimizer, dtype=c.compute.dtype)
     mesh = make_mesh()
     model = GPT(config)
     state = random_state(init_state(model, optimizer, 0, mesh))

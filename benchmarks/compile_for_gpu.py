@@ -98,7 +98,8 @@ def train_step(mesh, options: argparse.Namespace):
 
     from benchmarks.training import training_step
     from configs.pretrain import get_config
-    from minigpt_jax.model import GPT, GPTConfig
+    from minigpt_jax.model import GPT
+    from minigpt_jax.model_config import GPTConfig
     from minigpt_jax.sharding import batch_sharding, data_parallel_size
     from minigpt_jax.step import Batch, abstract_state
 

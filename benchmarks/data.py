@@ -182,7 +182,8 @@ def step_seconds(stream: Stream) -> float:
     """Median seconds of a compiled training step of the small model."""
     from benchmarks.training import training_step
     from minigpt_jax.data import batch_at
-    from minigpt_jax.model import GPT, GPTConfig
+    from minigpt_jax.model import GPT
+    from minigpt_jax.model_config import GPTConfig
     from minigpt_jax.sharding import batch_sharding, make_mesh
     from minigpt_jax.step import init_state
 

@@ -32,7 +32,7 @@ import numpy as np
 from benchmarks.contenders import Measured, run_interleaved, table, worker
 from benchmarks.options import add_integers, model_config
 from minigpt_jax.hardware import memory_bandwidth
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.tokenizer import END_OF_TEXT
 
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "int8": 1}

@@ -24,7 +24,7 @@ from benchmarks.compile_for_gpu import BANDWIDTH
 from benchmarks.contenders import table
 from benchmarks.options import add_integers, model_config
 from minigpt_jax.described_gpu import described_gpus, prepare_environment
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 
 # Bytes of a weight and of a cached number in bfloat16.
 WIDTH = 2

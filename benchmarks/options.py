@@ -2,7 +2,7 @@
 
 import argparse
 
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 
 
 def add_integers(parser: argparse.ArgumentParser, **defaults: int) -> None:

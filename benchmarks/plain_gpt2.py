@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from minigpt_jax.model import INIT_STD, GPTConfig
+from minigpt_jax.model import INIT_STD
+from minigpt_jax.model_config import GPTConfig
 
 
 class Layer(nn.Module):

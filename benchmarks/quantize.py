@@ -74,7 +74,7 @@ def row_losses(model: GPT, params: dict, row: jax.Array) -> jax.Array:
     hidden, _ = forward(model, params, row[:, :-1], positions, cache)
     losses = []
     for start in range(0, length, CHUNK):
-        logits = next_logits(hidden[0, start : start + CHUNK], params, model.config.vocab_size)
+        logits = next_logits(hidden[0, start : start + CHUNK], params, model.config)
         targets = row[0, 1 + start : 1 + start + CHUNK, None]
         picked = jnp.take_along_axis(logits, targets, -1)[:, 0]
         losses.append(jax.nn.logsumexp(logits, -1) - picked)

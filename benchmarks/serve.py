@@ -32,7 +32,7 @@ import numpy as np
 
 from benchmarks.contenders import table
 from benchmarks.options import add_integers, model_config
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runtime.files import expand_home
 from minigpt_jax.tokenizer import END_OF_TEXT
 

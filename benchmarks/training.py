@@ -23,7 +23,7 @@ def training_step(
 ) -> tuple[optax.GradientTransformationExtraArgs, MeshFunction]:
     """Optimizer and step for `model` on `mesh`."""
     c: Any = get_config()
-    optimizer = optim.make_optimizer(**c.optimizer)
+    optimizer = optim.make_optimizer(**c.optimizer, dtype=c.compute.dtype)
     schedule = partial(optim.learning_rate, horizon=HORIZON, **c.schedule)
     separator = END_OF_TEXT if isolate_documents else None
     step = make_train_step(

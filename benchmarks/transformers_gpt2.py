@@ -1,7 +1,7 @@
 """transformers' GPT-2 in the shape of our model, for benchmarks and parity tests; needs torch."""
 
 from minigpt_jax.interop.gpt2 import to_gpt2
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 
 
 def fresh_gpt2(config: GPTConfig):

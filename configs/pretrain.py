@@ -52,6 +52,8 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.model.context = 1024
     # One pass over 10 B tokens does not overfit.
     c.model.dropout = 0.0
+    # "gpt2", or "nanochat": see configs/modern.py.
+    c.model.architecture = "gpt2"
 
     c.compute = ConfigDict()
     # For matmuls. "auto" is float32 on a CPU and on NVIDIA GPUs older than Ampere, bfloat16
@@ -88,6 +90,8 @@ def get_config(size: str = "gpt2") -> ConfigDict:
 
     # The settings of GPT-3.
     c.optimizer = ConfigDict()
+    # "adamw", or "muon" for the matrices of the layers, with Adam for all other weights.
+    c.optimizer.kind = "adamw"
     c.optimizer.b1 = 0.9
     # A shorter average than Adam's default 0.999: more stable with large batches.
     c.optimizer.b2 = 0.95
@@ -96,6 +100,12 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.optimizer.weight_decay = 0.1
     # Largest global norm of the gradient.
     c.optimizer.clip = 1.0
+    # For "muon" only: its momentum, and the learning rates of Adam's weights, as multiples of the
+    # matrices' rate: embeddings, the output head (where it is not the embedding), and the rest.
+    c.optimizer.momentum = 0.95
+    c.optimizer.embedding_rate = 1.0
+    c.optimizer.head_rate = 1.0
+    c.optimizer.vector_rate = 1.0
 
     c.schedule = ConfigDict()
     c.schedule.kind = "cosine"

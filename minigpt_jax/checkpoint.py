@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from minigpt_jax import orbax_io
+from minigpt_jax.architectures import make_model
 from minigpt_jax.checkpoint_meta import (
     FORMAT,
     check_architecture,
@@ -33,7 +34,7 @@ from minigpt_jax.checkpoint_meta import (
 )
 from minigpt_jax.errors import DamageError, InputError, RunError
 from minigpt_jax.fingerprints import array_fingerprints, verify_arrays
-from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runs import checkpoint_steps, lock_owner
 from minigpt_jax.runtime.backend import start_jax
 from minigpt_jax.runtime.distributed import (
@@ -307,7 +308,7 @@ def load_params(
 def abstract_params(config: GPTConfig, sharding: jax.sharding.Sharding) -> dict:
     """Shapes and dtypes of the weights of `config`, all with the same sharding."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    variables = jax.eval_shape(lambda: GPT(config).init(jax.random.key(0), tokens))
+    variables = jax.eval_shape(lambda: make_model(config).init(jax.random.key(0), tokens))
     return jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
         nn.unbox(variables["params"]),

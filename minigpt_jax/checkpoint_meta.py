@@ -14,7 +14,7 @@ from pathlib import Path
 
 from minigpt_jax.errors import DamageError, InputError, RunError, os_error_text
 from minigpt_jax.fingerprints import array_specs
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runtime.files import read_written
 from minigpt_jax.tokenizer import load_tokenizer
 

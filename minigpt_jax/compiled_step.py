@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from minigpt_jax import optim
+from minigpt_jax.architectures import make_model
 from minigpt_jax.data import Batch
 from minigpt_jax.described_gpu import COMPILER_OPTIONS, described_gpus
 from minigpt_jax.errors import InputError
-from minigpt_jax.hardware import is_accelerator
-from minigpt_jax.model import GPT, GPTConfig, resolve_compute_dtype
+from minigpt_jax.hardware import is_accelerator, resolve_compute_dtype
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runtime.backend import start_jax
 from minigpt_jax.sharding import batch_sharding, make_mesh
 from minigpt_jax.step import abstract_state, make_train_step
@@ -91,8 +92,8 @@ def _step_and_arguments(c, devices: list[Any], steps: int, scatter_each: bool):
     mesh = make_mesh(**c.mesh, devices=devices)
     config = GPTConfig(**c.model)
     compute = {**c.compute, "dtype": resolve_compute_dtype(c.compute.dtype)}
-    model = GPT(config, **compute)
-    optimizer = optim.make_optimizer(**c.optimizer)
+    model = make_model(config, **compute)
+    optimizer = optim.make_optimizer(**c.optimizer, dtype=c.compute.dtype)
     # No memory depends on the length of the schedule.
     schedule = partial(optim.learning_rate, horizon=c.schedule.warmup + 1, **c.schedule)
     step = make_train_step(

@@ -6,7 +6,6 @@ config before JAX is loaded.
 
 import difflib
 import json
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence, Set
@@ -15,102 +14,18 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from minigpt_jax.config_fields import (
+    EARLIER,
+    FIELDS,
+    KEPT_UNLESS_NAMED,
+    MAY_CHANGE_ON_RESUME,
+    PATH_FIELDS,
+)
 from minigpt_jax.errors import InputError
 from minigpt_jax.runtime.files import expand_home
 
 # A ConfigDict, whose fields no type checker can know.
 Config = Any
-
-REMAT = ("none", "dots", "full")
-SCHEDULES = ("cosine", "wsd", "linear", "constant")
-
-# Every field with its range (both ends included), its choices, or the type that any value may have.
-FIELDS: dict[str, tuple] = {
-    "name": (str,),
-    "runs": (str,),
-    "seed": (0, 2**31 - 1),
-    "init_from": (str,),
-    "fresh": (bool,),
-    "accept_changes": (bool,),
-    "deterministic": (bool,),
-    "profile": (bool,),
-    "interrupted_exit_code": (0, 125),
-    "model.vocab_size": (2, 65536),
-    "model.context": (1, 2**20),
-    "model.layers": (1, 1000),
-    "model.heads": (1, 1000),
-    "model.embed": (1, 2**17),
-    "model.dropout": (0.0, 0.99),
-    "compute.dtype": ("auto", "float32", "bfloat16"),
-    "compute.remat": REMAT,
-    "compute.unroll": (0, 1000),
-    "compute.attention": ("auto", "cudnn", "xla"),
-    "loss.chunk": (1, 2**20),
-    "data.folder": (str,),
-    "data.batch": (1, 2**20),
-    "data.micro_batch": (0, 2**20),
-    "data.isolate_documents": (bool,),
-    "horizon.steps": (0, 2**31 - 1),
-    "horizon.tokens": (0, 10**15),
-    "horizon.epochs": (0.0, 10**6),
-    "optimizer.b1": (0.0, 1.0),
-    "optimizer.b2": (0.0, 1.0),
-    "optimizer.eps": (1e-30, 1.0),
-    "optimizer.weight_decay": (0.0, 10.0),
-    "optimizer.clip": (1e-6, math.inf),
-    "schedule.kind": SCHEDULES,
-    "schedule.peak": (0.0, 10.0),
-    "schedule.warmup": (0, 2**31 - 1),
-    "schedule.floor": (0.0, 10.0),
-    "schedule.decay": (0.0, 1.0),
-    "mesh.data": (-1, 2**20),
-    "mesh.fsdp": (-1, 2**20),
-    "mesh.tensor": (-1, 2**20),
-    "log.every": (1, 2**31 - 1),
-    "log.tensorboard": (bool,),
-    "eval.every": (1, 2**31 - 1),
-    "eval.rows": (1, 2**31 - 1),
-    "eval.samples": (0, 100),
-    "eval.sample_tokens": (1, 2**20),
-    "eval.prompts": (tuple,),
-    "eval.hellaswag": (str,),
-    "eval.hellaswag_every": (0, 2**31 - 1),
-    "eval.hellaswag_rows": (1, 2**31 - 1),
-    "save.every": (1, 2**31 - 1),
-    "save.keep": (1, 2**31 - 1),
-}
-
-# What a resumed run may change: how far it trains, on which devices, what it logs and what it
-# keeps. Everything else would make it another run. (The data are compared by content, so their
-# folder may move. A name that ends in a dot is a whole section.)
-MAY_CHANGE_ON_RESUME = (
-    "name",
-    "runs",
-    "fresh",
-    "accept_changes",
-    "profile",
-    "interrupted_exit_code",
-    "compute.unroll",
-    "data.folder",
-    "data.micro_batch",
-    "horizon.",
-    "mesh.",
-    "log.",
-    "eval.",
-    "save.",
-)
-
-# Of these, what changes the speed alone: the recorded value stays unless the command line names
-# another.
-KEPT_UNLESS_NAMED = ("compute.unroll",)
-
-# Fields that name a file or a folder.
-PATH_FIELDS = ("runs", "init_from", "data.folder", "eval.hellaswag")
-
-# Field -> the value that does what versions before that field, or before its present default, did.
-# A new field or a changed default needs an entry here, so that old runs resume unchanged and config
-# files without the field keep working.
-EARLIER: dict[str, object] = {"interrupted_exit_code": 0, "compute.unroll": 1}
 
 _CONFIG_FILE = re.compile(r"^(--?config=)(.+)", re.DOTALL)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
@@ -157,9 +72,12 @@ def parse(argv: Sequence[str]) -> Config:
             f"found {type(config).__name__}"
         )
     # The file may have been written for a version before these fields.
-    missing = EARLIER.keys() - flatten(config.to_dict()).keys()
-    with config.unlocked():
-        config.update_from_flattened_dict({name: EARLIER[name] for name in missing})
+    for name in EARLIER.keys() - flatten(config.to_dict()).keys():
+        section, _, field = name.rpartition(".")
+        # A section that is missing, or no section, is reported below.
+        if isinstance(values := _section(config, section), ConfigDict):
+            with config.unlocked():
+                values[field] = EARLIER[name]
     check(config)
     _expand_home_in_paths(config)
     return config
@@ -173,8 +91,8 @@ def _expand_home_in_paths(config: Config) -> None:
 
 
 def _section(config: Config, name: str) -> Config:
-    """A section of the config; the whole config where the name is empty."""
-    return config[name] if name else config
+    """A section of the config (None where there is none); all of it where the name is empty."""
+    return config.get(name) if name else config
 
 
 def named_fields(argv: Sequence[str]) -> frozenset[str]:
@@ -270,19 +188,21 @@ def to_json(config: Config) -> dict:
 
 
 def settings_for_resume(config: Config, named: Set[str], recorded: Mapping | None) -> Config:
-    """A copy of `config` in which the fields of EARLIER have the values that the old run used.
+    """A copy of `config` in which the fields that the old run lacks have the value of EARLIER.
 
-    So has compute.dtype, where it is "auto". Fields that may change keep what `config` says, but
-    for those of KEPT_UNLESS_NAMED.
+    Those of KEPT_UNLESS_NAMED have what the old run recorded, and so has compute.dtype, where it is
+    "auto". Other fields that may change keep what `config` says.
 
     `recorded` is the config of the run's checkpoint, None where the run is new. A field in `named`
     keeps its value: the command line sets it.
     """
     config = config.copy_and_resolve_references()
     if recorded is not None:
-        before = EARLIER | flatten(recorded)
+        known = flatten(recorded)
+        before = EARLIER | known
         for name in EARLIER.keys() - named:
-            if name in KEPT_UNLESS_NAMED or not name.startswith(MAY_CHANGE_ON_RESUME):
+            is_lacking = name not in known and not name.startswith(MAY_CHANGE_ON_RESUME)
+            if is_lacking or name in KEPT_UNLESS_NAMED:
                 section, _, field = name.rpartition(".")
                 _section(config, section)[field] = before[name]
         if config.compute.dtype == "auto":

@@ -15,11 +15,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from minigpt_jax import hardware
+from minigpt_jax.architectures import AnyModel, make_model, output_head
 from minigpt_jax.attention import KVCache
 from minigpt_jax.errors import InputError
+from minigpt_jax.hardware import resolve_compute_dtype
+from minigpt_jax.layers import Cache
+from minigpt_jax.loss import cap_logits, mask_padded_vocab
 from minigpt_jax.loss import logits as vocabulary_logits
-from minigpt_jax.loss import mask_padded_vocab
-from minigpt_jax.model import GPT, Cache, GPTConfig, resolve_compute_dtype
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.quantize import int8_linear_interceptor, quantize_params
 from minigpt_jax.sampling import AnyArray, SamplingParams, argmax_by_groups, sample_logits
 
@@ -41,7 +44,7 @@ def empty_cache(
 
 
 def unstack(params: dict) -> dict:
-    """The parameters that `GPT` takes together with a cache: "layer_0" and so on, not "layers"."""
+    """The parameters that a model takes with a cache: "layer_0" and so on, not "layers"."""
     stack = params["layers"]
     count = len(jax.tree.leaves(stack)[0])
     layers = {f"layer_{i}": jax.tree.map(lambda a, i=i: a[i], stack) for i in range(count)}
@@ -53,7 +56,7 @@ def prepare_for_decoding(
     config: GPTConfig,
     dtype: jax.typing.DTypeLike | None = None,
     quantize: str | None = None,
-) -> tuple[GPT, dict]:
+) -> tuple[AnyModel, dict]:
     """The model and its parameters in the form that `prefill` and `decode` take.
 
     `dtype`: f32 on a CPU, bf16 elsewhere, unless given. `quantize`: "int8" for matrices of 8-bit
@@ -61,7 +64,7 @@ def prepare_for_decoding(
     """
     if quantize not in (None, "int8"):
         raise InputError(f"quantize {quantize}: expected int8")
-    model = GPT(config, dtype=dtype or resolve_compute_dtype(), attention="xla")
+    model = make_model(config, dtype=dtype or resolve_compute_dtype(), attention="xla")
     params = unstack(params)
     if quantize:
         return model, quantize_params(params)
@@ -92,7 +95,7 @@ class DecodeState(NamedTuple):
 
 @partial(jax.jit, static_argnames="model", donate_argnames="cache")
 def prefill(
-    model: GPT,
+    model: AnyModel,
     params: dict,
     cache: Cache,
     tokens: Int[Array, "B T"],
@@ -127,7 +130,7 @@ class TopLogprobs(NamedTuple):
     donate_argnames="state",
 )
 def decode(
-    model: GPT,
+    model: AnyModel,
     params: dict,
     state: DecodeState,
     settings: SamplingParams,
@@ -160,7 +163,7 @@ def decode(
 
 
 def _decode_loop(
-    model: GPT,
+    model: AnyModel,
     params: dict,
     stop_tokens: Int[Array, " E"],
     count: Int[Array, ""],
@@ -202,14 +205,14 @@ def _decode_loop(
 
 
 def _decode_token(
-    model: GPT, params: dict, state: DecodeState, settings: SamplingParams, stop_tokens
+    model: AnyModel, params: dict, state: DecodeState, settings: SamplingParams, stop_tokens
 ) -> tuple[DecodeState, Float[Array, "B V"]]:
     """The state after one more token per row, and the logits that it was drawn from."""
     context = model.config.context
     # The position of a row that is done lies beyond the cache, so that nothing is written.
     position = jnp.where(state.done, context, state.length)
     hidden, cache = forward(model, params, state.last[:, None], position[:, None], state.cache)
-    logits = next_logits(hidden[:, 0], params, model.config.vocab_size)
+    logits = next_logits(hidden[:, 0], params, model.config)
     token = sample_logits(logits, settings, state.penalized, state.length + 1)
     penalized = state.penalized.at[jnp.arange(len(token)), token].set(True)
     length = jnp.where(state.done, state.length, state.length + 1)
@@ -235,7 +238,7 @@ def _top_logprobs(
 
 
 def forward(
-    model: GPT,
+    model: AnyModel,
     params: dict,
     tokens: Int[AnyArray, "B T"],
     positions: Int[AnyArray, "B T"],
@@ -251,9 +254,10 @@ def forward(
 
 
 def next_logits(
-    hidden: Float[Array, "*batch D"], params: dict, vocab_size: int
+    hidden: Float[Array, "*batch D"], params: dict, config: GPTConfig
 ) -> Float[Array, "*batch V"]:
     """Logits of the next token. `params` are those of `prepare_for_decoding`."""
     if "head" in params:
-        return mask_padded_vocab(params["head"].matmul(hidden), vocab_size)
-    return vocabulary_logits(hidden, params["wte"], vocab_size)
+        scores = cap_logits(params["head"].matmul(hidden), config.logit_cap)
+        return mask_padded_vocab(scores, config.vocab_size)
+    return vocabulary_logits(hidden, output_head(params), config.vocab_size, config.logit_cap)

@@ -1,6 +1,6 @@
-"""LayerNorm, GELU and a matmul with backward passes of their own.
+"""Normalisation, activation functions and a matmul with backward passes of their own.
 
-LayerNorm and GELU take little arithmetic and move whole activations, so on a GPU their time is the
+All but the matmul take little arithmetic and move whole activations, so on a GPU their time is the
 bytes they move. What automatic differentiation keeps for the backward pass (f32 arrays of the
 activations' shape) would move twice as many. The matmul is for matrices that devices share.
 """
@@ -18,6 +18,8 @@ from minigpt_jax.kernel_choice import norm_kernels
 
 # GPT-2's; Flax has 1e-6.
 LAYER_NORM_EPS = 1e-5
+# NanoChat's.
+RMS_NORM_EPS = 1e-6
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -75,6 +77,75 @@ def _layer_norm_backward(_dtype, residuals, gradients):
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+@jax.custom_vjp
+def rms_norm(x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+    """`x` itself, and RMSNorm (Zhang & Sennrich 2019) of it over the last dimension, unweighted.
+
+    Computed in f32 at least. As with `layer_norm`, what follows uses this `x`, and the backward
+    pass keeps `x` alone.
+    """
+    return _rms_norm_forward(x)[0]
+
+
+def _rms_norm_forward(x):
+    wide = _widen(x)
+    return (x, (wide * _inverse_rms(wide)).astype(x.dtype)), x
+
+
+def _rms_norm_backward(x, gradients):
+    d_x, d_y = gradients
+    wide = _widen(x)
+    inverse = _inverse_rms(wide)
+    return ((d_x + _rms_norm_gradient(wide * inverse, inverse, _widen(d_y))).astype(x.dtype),)
+
+
+rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
+
+
+def _inverse_rms(x):
+    return jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + RMS_NORM_EPS)
+
+
+def _rms_norm_gradient(y, inverse, d_y):
+    """The gradient of the input, from the result `y` and its gradient."""
+    # The mean square depends on the input too: its part of the gradient is taken off.
+    return inverse * (d_y - y * (d_y * y).mean(-1, keepdims=True))
+
+
+@jax.custom_vjp
+def rotate_and_normalise(
+    x: Float[Array, "B T H K"], cos: Float[Array, "B T 1 J"], sin: Float[Array, "B T 1 J"]
+) -> Float[Array, "B T H K"]:
+    """Rotary positions (Su et al. 2021), then RMSNorm over the last dimension.
+
+    Numbers i and i + J of the K = 2 J in a head are turned by minus the angle i: NanoChat has the
+    opposite of the usual sign. Computed in f32 at least. The backward pass keeps the result, which
+    attention keeps anyway, and one number for each head.
+    """
+    return _rotate_and_normalise_forward(x, cos, sin)[0]
+
+
+def _rotate_and_normalise_forward(x, cos, sin):
+    wide = _widen(x)
+    inverse = _inverse_rms(wide)
+    y = (_rotate(wide, cos, sin) * inverse).astype(x.dtype)
+    return y, (y, inverse, cos, sin)
+
+
+def _rotate(x, cos, sin):
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos + second * sin, second * cos - first * sin], axis=-1)
+
+
+def _rotate_and_normalise_backward(residuals, d_y):
+    y, inverse, cos, sin = residuals
+    d_rotated = _rms_norm_gradient(_widen(y), inverse, _widen(d_y))
+    return _rotate(d_rotated, cos, -sin).astype(y.dtype), None, None
+
+
+rotate_and_normalise.defvjp(_rotate_and_normalise_forward, _rotate_and_normalise_backward)
+
+
 def dropout(
     x: Float[Array, "B T D"], rate: float, key: Array, rows: Int[Array, " B"]
 ) -> Float[Array, "B T D"]:
@@ -111,6 +182,24 @@ def _gelu_backward(x, d_y):
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+@jax.custom_vjp
+def relu_squared(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    """max(x, 0) squared (So et al. 2021). Keeps its result alone, whose root is max(x, 0)."""
+    return _relu_squared_forward(x)[0]
+
+
+def _relu_squared_forward(x):
+    y = jnp.square(jnp.maximum(x, 0))
+    return y, y
+
+
+def _relu_squared_backward(y, d_y):
+    return ((2 * jnp.sqrt(_widen(y)) * d_y).astype(y.dtype),)
+
+
+relu_squared.defvjp(_relu_squared_forward, _relu_squared_backward)
 
 
 def is_split(axes: tuple[str | None, ...]) -> bool:

@@ -18,7 +18,7 @@ from minigpt_jax.decoding import (
     prepare_for_decoding,
 )
 from minigpt_jax.errors import InputError
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.sampling import SamplingParams
 from minigpt_jax.text_stream import TextStream
 from minigpt_jax.tokenizer import END_OF_TEXT, STOP_TOKENS, Tokenizer

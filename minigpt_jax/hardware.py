@@ -166,3 +166,13 @@ def is_accelerator(card: str, device_kind: str) -> bool:
 def _name_in(table: Mapping[str, float], device_kind: str) -> str | None:
     """The first name of `table` that is in JAX's `device_kind`, as whole words."""
     return next((name for name in table if re.search(rf"\b{name}\b", device_kind)), None)
+
+
+def resolve_compute_dtype(name: str = "auto", device: Device | None = None) -> str:
+    """`name`, but for "auto": "bfloat16" where `device` multiplies it fast, else "float32".
+
+    `device`: that of this machine by default.
+    """
+    if name != "auto":
+        return name
+    return "bfloat16" if (device or this_device()).has_bfloat16 else "float32"

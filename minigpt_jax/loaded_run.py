@@ -10,7 +10,7 @@ from minigpt_jax import chat
 from minigpt_jax.checkpoint import load_params
 from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Generator
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.sampling import sampling_params
 from minigpt_jax.tokenizer import Tokenizer, has_chat_tokens, load_tokenizer
 

@@ -12,7 +12,7 @@ from minigpt_jax.errors import InputError
 from minigpt_jax.unrolling import layers_per_piece, one_piece_pays
 
 if TYPE_CHECKING:
-    from minigpt_jax.model import GPTConfig
+    from minigpt_jax.model_config import GPTConfig
 
 # The largest relative error that is expected of the estimate; of tiny models, and with large chunks
 # of the loss, it is up to a third too high.

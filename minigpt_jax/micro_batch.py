@@ -14,7 +14,7 @@ from minigpt_jax.memory import (
     scatters_each,
     step_memory,
 )
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runtime.distributed import min_over_processes
 from minigpt_jax.runtime.host_memory import host_bytes
 from minigpt_jax.sharding import data_parallel_size

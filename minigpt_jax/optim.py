@@ -1,4 +1,4 @@
-"""How weights are updated: learning-rate schedules, and clipped AdamW with weight decay by name.
+"""How weights are updated: learning-rate schedules, clipping, and AdamW or Muon by name.
 
 The defaults are the GPT-3 recipe (Brown et al. 2020, appendix B), as in other reproductions of
 GPT-2. They differ from optax's defaults.
@@ -9,8 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
-DECAYED_PARAMETERS = ("kernel", "wte", "wpe")
+from minigpt_jax.muon import orthogonalize_matrices
+
+DECAYED_PARAMETERS = ("kernel", "wte", "wpe", "lm_head")
 
 
 def learning_rate(
@@ -57,32 +60,67 @@ def decay_mask(params):
     By name, not by number of dimensions, because the biases of stacked layers have two.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: _name(path[-1]) in DECAYED_PARAMETERS, params
+        lambda path, _: _name(path) in DECAYED_PARAMETERS, params
     )
 
 
-def _name(key) -> str:
-    return str(getattr(key, "key", key))
+def weight_groups(params):
+    """A tree like `params` with "matrix", "embedding", "head" or "vector" for each of them.
+
+    "matrix": the matrices of the layers. "vector": biases and scales.
+    """
+    groups = {"kernel": "matrix", "wte": "embedding", "wpe": "embedding", "lm_head": "head"}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: groups.get(_name(path), "vector"), params
+    )
+
+
+def _name(path) -> str:
+    """The name of the parameter at `path`, which may go on inside of Flax's box around it."""
+    return [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
 
 
 def make_optimizer(
     *,
+    kind: str = "adamw",
     b1: float = 0.9,
     b2: float = 0.95,
     eps: float = 1e-8,
     weight_decay: float = 0.1,
     clip: float = 1.0,
+    momentum: float = 0.95,
+    embedding_rate: float = 1.0,
+    head_rate: float = 1.0,
+    vector_rate: float = 1.0,
+    dtype: DTypeLike = jnp.float32,
 ) -> optax.GradientTransformationExtraArgs:
-    """Clipping by global norm, then AdamW (Loshchilov & Hutter 2019), without the learning rate.
+    """Clipping by global norm, then AdamW or Muon, without the learning rate.
+
+    `kind`: "adamw" (Loshchilov & Hutter 2019), or "muon" (Jordan et al. 2024) for the matrices of
+    the layers, with Adam for all other weights. For "muon" only: `momentum` is Nesterov's, weight
+    decay applies to these matrices alone, `*_rate` are the learning rates of Adam's groups (see
+    `weight_groups`) as multiples of that of the matrices, and `dtype` is that of Muon's matmuls.
+    Raises ValueError for another `kind`.
 
     `update(gradients, state, params, scale=, norm=)` returns what the train step multiplies by
     -learning_rate and adds to the weights. `gradients` are sums, `scale` is the factor that turns
     them into means, and `norm` is the global norm of the means.
     """
+    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+    if kind == "adamw":
+        decay = optax.add_decayed_weights(weight_decay, mask=decay_mask)
+        return optax.chain(_scale_and_clip(clip), adam, decay)
+    if kind != "muon":
+        raise ValueError(f"unknown optimizer {kind!r}")
+    muon = optax.chain(
+        optax.trace(momentum, nesterov=True),
+        orthogonalize_matrices(dtype),
+        optax.add_decayed_weights(weight_decay),
+    )
+    rates = {"embedding": embedding_rate, "head": head_rate, "vector": vector_rate}
+    groups: Any = {name: optax.chain(adam, optax.scale(rate)) for name, rate in rates.items()}
     return optax.chain(
-        _scale_and_clip(clip),
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-        optax.add_decayed_weights(weight_decay, mask=decay_mask),
+        _scale_and_clip(clip), optax.partition(groups | {"matrix": muon}, weight_groups)
     )
 
 

@@ -21,7 +21,8 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from minigpt_jax.config import FIELDS, parse
+from minigpt_jax.config import parse
+from minigpt_jax.config_fields import FIELDS
 from minigpt_jax.described_gpu import prepare_environment
 from minigpt_jax.errors import InputError
 from minigpt_jax.hardware import ACCELERATORS, MIN_COMPUTE_CAPABILITY, Device
@@ -113,7 +114,7 @@ def target_for(device: str, devices: int, deterministic: bool) -> AbstractContex
 
 def plan_step(c, device: str, devices: int) -> StepPlan:
     """The micro-batches of the config `c` on `devices` devices, by the rules of train.py."""
-    from minigpt_jax.model import GPTConfig
+    from minigpt_jax.model_config import GPTConfig
     from minigpt_jax.sharding import AXES, check_divides, mesh_sizes
 
     config = GPTConfig(**c.model)
@@ -159,7 +160,7 @@ def plan_step(c, device: str, devices: int) -> StepPlan:
 
 def plan(c, step: StepPlan, device: str, devices: int) -> str:
     """The table for the config `c` on `devices` devices."""
-    from minigpt_jax.model import GPTConfig
+    from minigpt_jax.model_config import GPTConfig
     from minigpt_jax.sharding import mesh_sizes
 
     config = GPTConfig(**c.model)
@@ -215,8 +216,8 @@ def compiled_lines(c, step: StepPlan, target: "Target") -> list[str]:
 def step_settings(c, device: str, devices: int) -> StepSettings:
     """What the memory of a step on `devices` devices depends on, by the rules of train.py."""
     from minigpt_jax.attention import choose_kernel
+    from minigpt_jax.hardware import resolve_compute_dtype
     from minigpt_jax.kernel_choice import has_kernels
-    from minigpt_jax.model import resolve_compute_dtype
     from minigpt_jax.sharding import mesh_sizes
 
     kind = Device("cpu") if device == "cpu" else Device("gpu", MIN_COMPUTE_CAPABILITY)

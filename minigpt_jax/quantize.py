@@ -17,7 +17,8 @@ from jax import Array
 from jaxtyping import Float
 from jaxtyping import Int8 as Int8Array
 
-from minigpt_jax.model import Linear
+from minigpt_jax.architectures import output_head
+from minigpt_jax.layers import Linear
 
 # -128 is not used, so that the range is symmetric.
 LARGEST = 127
@@ -63,20 +64,19 @@ def to_int8(kernel: Float[Array, "..."], inputs: int) -> Int8:
 
 
 def quantize_params(params: dict) -> dict:
-    """`params` (of decoding.unstack) with every kernel in eight bits, and the embedding as "head".
+    """`params` (of decoding.unstack) with all kernels in eight bits, the output head as "head" too.
 
     The embedding stays as it is too, to look up tokens: each reads only one row of it.
     """
-    return _quantize_kernels(params) | {"head": to_int8(params["wte"].T, 1)}
+    return _quantize_kernels(params) | {"head": to_int8(output_head(params).T, 1)}
 
 
-def _quantize_kernels(tree: dict) -> dict:
+def _quantize_kernels(tree: dict, name: str = "") -> dict:
     if "kernel" in tree:
-        # The bias has the output dimensions.
-        inputs = tree["kernel"].ndim - tree["bias"].ndim
-        return tree | {"kernel": to_int8(tree["kernel"], inputs)}
+        # The projection after attention sums over heads and their dimensions.
+        return tree | {"kernel": to_int8(tree["kernel"], 2 if name == "out" else 1)}
     return {
-        name: _quantize_kernels(value) if isinstance(value, dict) else value
+        name: _quantize_kernels(value, name) if isinstance(value, dict) else value
         for name, value in tree.items()
     }
 
@@ -88,7 +88,8 @@ def int8_linear_interceptor(layer, args, kwargs, context):
     if not isinstance(kernel, Int8):
         return layer(*args, **kwargs)
     x = args[0]
-    bias = module.get_variable("params", "bias")
     y = kernel.matmul(x.reshape(*x.shape[: x.ndim - module.inputs], -1))
-    shape = (*y.shape[:-1], *bias.shape)
-    return (y.reshape(shape) + jnp.broadcast_to(bias, shape)).astype(module.dtype)
+    y = y.reshape(*y.shape[:-1], *module.shape[module.inputs :])
+    if module.use_bias:
+        y += jnp.broadcast_to(module.get_variable("params", "bias"), y.shape)
+    return y.astype(module.dtype)

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import jax
 
+from minigpt_jax.architectures import grow_vocab
 from minigpt_jax.checkpoint import load_params
 from minigpt_jax.checkpoint_meta import read_meta
 from minigpt_jax.config import config_diff
 from minigpt_jax.errors import DamageError, InputError
-from minigpt_jax.model import GPTConfig, grow_vocab
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.runtime.files import read_jsonl
 from minigpt_jax.sharding import replicated

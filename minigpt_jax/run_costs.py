@@ -11,7 +11,7 @@ from minigpt_jax.memory import format_bytes
 from minigpt_jax.tracking.durations import format_estimate
 
 if TYPE_CHECKING:
-    from minigpt_jax.model import GPTConfig
+    from minigpt_jax.model_config import GPTConfig
 
 # The share of the peak FLOP/s that a device is assumed to reach where none was measured: less than
 # all of MEASUREMENTS.
@@ -69,7 +69,7 @@ def time_lines(flops: float, device: str, devices: int, dtype: str) -> list[str]
 
 def measured_share(measured: Measurement) -> float:
     """The share of the peak FLOP/s that the training of GPT-2 124M reached."""
-    from minigpt_jax.model import GPTConfig
+    from minigpt_jax.model_config import GPTConfig
 
     return measured.tokens_per_second * GPTConfig().flops_per_token / measured.peak_flops
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Real, UInt32
 
 from minigpt_jax import hardware
 from minigpt_jax.errors import InputError
-from minigpt_jax.model import VOCAB_MULTIPLE, GPTConfig
+from minigpt_jax.model_config import VOCAB_MULTIPLE, GPTConfig
 
 AnyArray = jax.Array | np.ndarray
 

@@ -10,10 +10,12 @@ functions at the end of this file.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
@@ -95,8 +97,35 @@ def data_parallel_size(mesh: Mesh) -> int:
 
 def state_sharding(abstract_state, mesh: Mesh):
     """Shardings of a state, from its shapes with named dimensions (by `jax.eval_shape`)."""
-    specs = nn.get_partition_spec(abstract_state)
-    return nn.logical_to_mesh_sharding(specs, mesh, list(AXIS_RULES))
+    return jax.tree.map(partial(_sharding, mesh), abstract_state, is_leaf=_has_names)
+
+
+def _sharding(mesh: Mesh, leaf: Any) -> Any:
+    if not _has_names(leaf):
+        return replicated(mesh)
+    axes = nn.logical_to_mesh_axes(leaf.names, list(AXIS_RULES)) or PartitionSpec()
+    # Where optax.partition masks a parameter, the value has no array, and gets no sharding.
+    return jax.tree.map(lambda _: NamedSharding(mesh, axes), leaf.value)
+
+
+def _has_names(leaf: Any) -> bool:
+    return isinstance(leaf, nn.LogicallyPartitioned)
+
+
+def spread(x: Array) -> Array:
+    """`x` with its first dimension split over all devices, after zeros that make it divisible."""
+    devices = jax.sharding.get_abstract_mesh().size
+    if devices <= 1:
+        return x
+    x = jnp.pad(x, [(0, -len(x) % devices)] + [(0, 0)] * (x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(AXES))
+
+
+def collect(x: Array, length: int) -> Array:
+    """What `spread` split, whole on every device again: the first `length` along a dimension."""
+    if jax.sharding.get_abstract_mesh().size > 1:
+        x = jax.lax.with_sharding_constraint(x, PartitionSpec())
+    return x[:length]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

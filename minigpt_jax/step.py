@@ -17,6 +17,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, UInt8, UInt16
 
 from minigpt_jax import loss
+from minigpt_jax.architectures import output_head
 from minigpt_jax.data import Batch
 from minigpt_jax.gradients import sum_gradients
 from minigpt_jax.sharding import AXIS_RULES, batch_sharding, replicated, state_sharding
@@ -232,21 +233,18 @@ def _loss_sums(
     inputs = tokens[:, :-1]
     targets = tokens[:, 1:]
     positions, segments = (None, None) if separator is None else document_layout(inputs, separator)
-    rows, key = dropout or (None, None)
+    randomness = {}
+    if dropout:
+        rows, key = dropout
+        randomness = {"dropout_rows": rows, "rngs": {"dropout": key}}
     # The second result is the cache of decoding: None here.
-    hidden, _ = model.apply(
-        {"params": params},
-        inputs,
-        positions,
-        segments,
-        dropout_rows=rows,
-        rngs={"dropout": key} if dropout else None,
-    )
+    hidden, _ = model.apply({"params": params}, inputs, positions, segments, **randomness)
     return loss.cross_entropy(
         hidden,
-        params["wte"],
+        output_head(params),
         targets,
         weights.astype(jnp.float32),
         vocab_size=model.config.vocab_size,
         chunk=loss_chunk,
+        cap=model.config.logit_cap,
     )

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from minigpt_jax.checkpoint import Checkpoints
-from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.model import GPT
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.step import TrainState
 from minigpt_jax.tokenizer import CHAT_VOCAB, TEXT_VOCAB, load_tokenizer
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.model import GPT
+from minigpt_jax.model_config import GPTConfig
 
 # Far enough from zero that every weight changes the result, small enough that no softmax saturates.
 STD = 0.1

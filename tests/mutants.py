@@ -28,7 +28,7 @@ POST_NORM = """\
         _, x = LayerNorm(self.dtype, name="ln_2")(x + mlp(x))
 """
 SUMS = """\
-        total = _loss_sum(vocab_size, chunk, hidden, table, targets, weights)
+        total = _loss_sum(vocab_size, cap, chunk, hidden, table, targets, weights)
         weight = weights.sum(dtype=sum_dtype)"""
 BLOCK_OF_QUERIES = "block_mask = jnp.tri(end - start, end, start, dtype=bool)"
 
@@ -71,7 +71,7 @@ MUTANTS = [
     ),
     Mutant(
         "no bias",
-        "model",
+        "layers",
         "y = y + jnp.broadcast_to(bias, y.shape)",
         "",
         "outputs",
@@ -142,8 +142,8 @@ MUTANTS = [
     Mutant(
         "no gradient through the output head",
         "step",
-        '        params["wte"],\n        targets,',
-        '        jax.lax.stop_gradient(params["wte"]),\n        targets,',
+        "        output_head(params),\n        targets,",
+        "        jax.lax.stop_gradient(output_head(params)),\n        targets,",
         "training",
     ),
     Mutant(

@@ -18,7 +18,8 @@ from minigpt_jax.checkpoint import Checkpoints, load_params
 from minigpt_jax.checkpoint_meta import read_meta, with_checksum
 from minigpt_jax.errors import InputError, RunError
 from minigpt_jax.fingerprints import array_fingerprints
-from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.model import GPT
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.optim import make_optimizer
 from minigpt_jax.resume import recorded_config
 from minigpt_jax.runs import checkpoint_steps

@@ -16,7 +16,8 @@ from minigpt_jax.decoding import (
 )
 from minigpt_jax.errors import InputError
 from minigpt_jax.loss import logits
-from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.model import GPT
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.sampling import SamplingParams, sampling_params
 from tests.test_model import weights
 

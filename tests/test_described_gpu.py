@@ -13,7 +13,7 @@ from minigpt_jax.described_gpu import DESCRIPTIONS, described_gpus, target_confi
 from minigpt_jax.errors import InputError
 from minigpt_jax.hardware import ACCELERATORS, is_accelerator
 from minigpt_jax.memory import MARGIN, step_memory
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.plan import step_settings
 
 

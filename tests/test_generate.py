@@ -11,7 +11,8 @@ from minigpt_jax import generate
 from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Completion, Generator, accept_tokens
 from minigpt_jax.loss import logits
-from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.model import GPT
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.sampling import SamplingParams, sample_logits, sampling_params
 from minigpt_jax.tokenizer import END, END_OF_TEXT, USER, load_tokenizer
 from tests.test_model import weights

@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec
 
 from benchmarks.compiled_text import Traffic, read_traffic
 from minigpt_jax.gradients import sum_gradients
-from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.model import GPT
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.optim import learning_rate, make_optimizer
 from minigpt_jax.sharding import batch_sharding, make_mesh
 from minigpt_jax.step import Batch, abstract_state, make_train_step

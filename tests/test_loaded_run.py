@@ -5,7 +5,7 @@ import pytest
 from minigpt_jax import chat
 from minigpt_jax.errors import InputError
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.sampling import sampling_params
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, TEXT_VOCAB, load_tokenizer
 from tests.known_answers import params_that_draw

@@ -18,7 +18,8 @@ from minigpt_jax.memory import (
     scatters_each,
     step_memory,
 )
-from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.model import GPT
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.sharding import AXES
 from minigpt_jax.step import Batch, abstract_state, make_train_step
 from tests.harness import run_train

@@ -11,15 +11,12 @@ import pytest
 
 from configs.pretrain import SIZES
 from minigpt_jax import attention
+from minigpt_jax.architectures import grow_vocab
 from minigpt_jax.decoding import empty_cache, unstack
-from minigpt_jax.hardware import Device
-from minigpt_jax.model import (
-    GPT,
-    Cache,
-    GPTConfig,
-    grow_vocab,
-    resolve_compute_dtype,
-)
+from minigpt_jax.hardware import Device, resolve_compute_dtype
+from minigpt_jax.layers import Cache
+from minigpt_jax.model import GPT
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.step import document_layout
 from tests.models import weight_shapes, weights
 

@@ -14,7 +14,8 @@ import pytest
 
 import minigpt_jax
 from minigpt_jax.loss import logits
-from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.model import GPT
+from minigpt_jax.model_config import GPTConfig
 from tests.mutants import MUTANTS, Mutant
 from tests.parity import CHECKS, load_golden, problems
 

@@ -12,9 +12,9 @@ from jax.experimental import topologies
 from configs.pretrain import get_config
 from minigpt_jax import plan
 from minigpt_jax.attention import attention_kernel
-from minigpt_jax.hardware import ACCELERATORS, MEASUREMENTS
+from minigpt_jax.hardware import ACCELERATORS, MEASUREMENTS, resolve_compute_dtype
 from minigpt_jax.memory import format_bytes
-from minigpt_jax.model import GPTConfig, resolve_compute_dtype
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.run_costs import ASSUMED_SHARE, measured_share, time_lines
 from tests.harness import ROOT
 from tests.in_process import run_main

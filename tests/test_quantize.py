@@ -12,7 +12,8 @@ import sample
 from minigpt_jax.decoding import empty_cache, forward, next_logits, prepare_for_decoding
 from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Generator
-from minigpt_jax.model import GPTConfig, Linear
+from minigpt_jax.layers import Linear
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.quantize import LARGEST, Int8, int8_linear_interceptor, to_int8
 from minigpt_jax.runtime.program import exit_cleanly
 from minigpt_jax.sampling import sampling_params
@@ -123,7 +124,7 @@ def mean_loss(params: dict, ids: jax.Array, quantize: str | None) -> float:
         positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
         cache = empty_cache(CONFIG, rows, jnp.float32)
         hidden, _ = forward(model, p, ids[:, :-1], positions, cache)
-        log_probabilities = jax.nn.log_softmax(next_logits(hidden, p, TEXT_VOCAB))
+        log_probabilities = jax.nn.log_softmax(next_logits(hidden, p, CONFIG))
         return -jnp.take_along_axis(log_probabilities, ids[:, 1:, None], -1).mean()
 
     return float(run(prepared))

@@ -14,11 +14,22 @@ pytestmark = pytest.mark.filterwarnings(
 
 FIXED = {
     "": ("seed", "init_from", "deterministic"),
-    "model": ("vocab_size", "context", "layers", "heads", "embed", "dropout"),
+    "model": ("vocab_size", "context", "layers", "heads", "embed", "dropout", "architecture"),
     "compute": ("dtype", "remat", "attention"),
     "loss": ("chunk",),
     "data": ("batch", "isolate_documents"),
-    "optimizer": ("b1", "b2", "eps", "weight_decay", "clip"),
+    "optimizer": (
+        "kind",
+        "b1",
+        "b2",
+        "eps",
+        "weight_decay",
+        "clip",
+        "momentum",
+        "embedding_rate",
+        "head_rate",
+        "vector_rate",
+    ),
     "schedule": ("kind", "peak", "warmup", "floor", "decay"),
 }
 
@@ -122,12 +133,24 @@ def test_a_named_field_keeps_its_value_and_is_refused_where_it_differs(monkeypat
 
 def test_a_changed_default_leaves_old_runs_with_their_recorded_value(monkeypatch):
     monkeypatch.setitem(configs.EARLIER, "optimizer.clip", 1.0)
+    monkeypatch.setattr(configs, "KEPT_UNLESS_NAMED", ("optimizer.clip",))
     config = parse()
     recorded = configs.to_json(config)
     recorded["optimizer"]["clip"] = 0.5
     resumed = configs.settings_for_resume(config, frozenset(), recorded)
     assert resumed.optimizer.clip == 0.5
     assert configs.config_diff(recorded, configs.to_json(resumed)) == []
+
+
+@pytest.mark.parametrize("field", sorted(configs.EARLIER.keys() - configs.KEPT_UNLESS_NAMED))
+def test_a_recorded_field_of_the_table_is_compared_like_any_other(field: str):
+    config = parse()
+    recorded = configs.to_json(config)
+    set_field(config, field, another_value(field, configs.EARLIER[field]))
+    resumed = configs.settings_for_resume(config, frozenset(), recorded)
+    assert resumed == config
+    may_change = field.startswith(configs.MAY_CHANGE_ON_RESUME)
+    assert len(configs.config_diff(recorded, configs.to_json(resumed))) == (not may_change)
 
 
 def test_a_resumed_run_keeps_its_unrolling_unless_the_command_line_names_another():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.loss import logits
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.sampling import (
     filter_top_k_top_p,
     sample_logits,

@@ -10,7 +10,8 @@ import pytest
 
 from minigpt_jax.attention import attend_in_blocks, segment_mask
 from minigpt_jax.loss import cross_entropy
-from minigpt_jax.model import GPT, GPTConfig, LayerNorm
+from minigpt_jax.model import GPT, LayerNorm
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.step import document_layout
 from tests.conftest import CHECKED
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.model import GPT
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.optim import learning_rate, make_optimizer
 from minigpt_jax.sharding import AXES, batch_sharding, make_mesh
 from minigpt_jax.step import (

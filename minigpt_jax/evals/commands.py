@@ -11,11 +11,12 @@ from pathlib import Path
 import jax
 
 from minigpt_jax import data
+from minigpt_jax.architectures import grow_vocab, make_model
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals import answers, bits, harness, hellaswag, scoring
 from minigpt_jax.evals.answers import Answer, Pair
+from minigpt_jax.hardware import resolve_compute_dtype
 from minigpt_jax.loaded_run import LoadedRun, load_run
-from minigpt_jax.model import GPT, grow_vocab, resolve_compute_dtype
 from minigpt_jax.runtime.backend import start_jax
 from minigpt_jax.runtime.compilation_cache import enable_compilation_cache
 from minigpt_jax.runtime.files import write_json
@@ -60,7 +61,7 @@ def run_bits(options: argparse.Namespace) -> None:
     data_config = run.meta.get("config", {}).get("data", {})
     isolate = stream.masks is not None or data_config.get("isolate_documents", False)
     eval_step = make_eval_step(
-        GPT(run.config, dtype=options.dtype or resolve_compute_dtype()),
+        make_model(run.config, dtype=options.dtype or resolve_compute_dtype()),
         mesh,
         loss_chunk=LOSS_CHUNK,
         separator=END_OF_TEXT if isolate else None,

@@ -11,7 +11,7 @@ from minigpt_jax import chat
 from minigpt_jax.errors import EvaluationStopped
 from minigpt_jax.evals import bits, hellaswag, scoring
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.sampling import sampling_params
 from minigpt_jax.sharding import replicated

@@ -21,11 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from minigpt_jax import loss
+from minigpt_jax.architectures import AnyModel, make_model, output_head
 from minigpt_jax.errors import EvaluationStopped
 from minigpt_jax.evals import SCORING_BATCH
 from minigpt_jax.evals.packing import Group, PackedBatch, PackedRow, pack_rows, packed_batches
+from minigpt_jax.hardware import resolve_compute_dtype
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.model import GPT, resolve_compute_dtype
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.sharding import AXIS_RULES, batch_sharding, data_parallel_size, replicated
 
 # Positions and rows of the embedding table whose logits are computed together: 3 MB in f32.
@@ -66,7 +68,7 @@ def score(
     and InputError for a continuation longer than the model's context or an empty one.
     """
     # "xla" is the attention that runs on every device and mesh, and in every dtype.
-    model = GPT(run.config, dtype=dtype or resolve_compute_dtype(), attention="xla")
+    model = make_model(run.config, dtype=dtype or resolve_compute_dtype(), attention="xla")
     scores = [[Score(0.0, 0, False)] * len(continuations) for _, continuations in groups]
     rows = pack_rows(groups, run.config.context)
     batches = packed_batches(rows, batch=batch, replicas=data_parallel_size(mesh), chunk=CHUNK)
@@ -84,7 +86,7 @@ def score(
 
 
 def _compute(
-    model: GPT, mesh: jax.sharding.Mesh, params: dict, batch: PackedBatch, num_targets: int
+    model: AnyModel, mesh: jax.sharding.Mesh, params: dict, batch: PackedBatch, num_targets: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """[R, N] log probability of each target, and whether it is the most likely token.
 
@@ -115,7 +117,7 @@ def _store_scores(scores, rows: Sequence[PackedRow], logprobs, greedy) -> None:
 # `num_chunks` is not static, so that a batch with fewer targets needs no compilation of its own.
 @partial(jax.jit, static_argnames=("model", "mesh", "chunk"))
 def _target_logprobs(
-    model: GPT, mesh: jax.sharding.Mesh, params, batch: PackedBatch, *, chunk: int, num_chunks
+    model: AnyModel, mesh: jax.sharding.Mesh, params, batch: PackedBatch, *, chunk: int, num_chunks
 ) -> tuple[jax.Array, jax.Array]:
     """[R, N] log probability of each target, and whether it is the most likely token.
 
@@ -132,9 +134,9 @@ def _target_logprobs(
         start = i * chunk
         chunk_results = _chunk_logprobs(
             jax.lax.dynamic_slice_in_dim(hidden, start, chunk, axis=1),
-            params["wte"],
+            output_head(params),
             jax.lax.dynamic_slice_in_dim(targets, start, chunk, axis=1),
-            model.config.vocab_size,
+            model.config,
         )
         return tuple(
             jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis=1)
@@ -150,7 +152,7 @@ def _target_logprobs(
 
 
 def _chunk_logprobs(
-    hidden: jax.Array, table: jax.Array, targets: jax.Array, vocab_size: int
+    hidden: jax.Array, table: jax.Array, targets: jax.Array, config: GPTConfig
 ) -> tuple[jax.Array, jax.Array]:
     """[R, chunk] log probabilities of `targets` [R, chunk], and whether each is the most likely.
 
@@ -163,7 +165,8 @@ def _chunk_logprobs(
     def add_slice(carry, vocab_slice):
         running_max, running_sum, target_logits = carry
         table_rows, first_id = vocab_slice
-        logits = loss.logits(hidden, table_rows, vocab_size - first_id)
+        rows = config.vocab_size - first_id
+        logits = loss.logits(hidden, table_rows, rows, config.logit_cap)
         new_max = jnp.maximum(running_max, logits.max(-1))
         running_sum = running_sum * jnp.exp(running_max - new_max)
         running_sum += jnp.exp(logits - new_max[..., None]).sum(-1)

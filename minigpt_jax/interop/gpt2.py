@@ -7,12 +7,13 @@ have dimensions for heads; and our embedding is padded with rows that are no tok
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.functional import LAYER_NORM_EPS
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.tokenizer import CHAT_VOCAB, END, END_OF_TEXT, TEXT_VOCAB
 
 PREFIX = "transformer."
@@ -188,7 +189,7 @@ def from_gpt2_config(fields: Mapping) -> GPTConfig:
                 f"config.json: {name} is {fields[name]!r}, but GPT-2 has {expected!r}: "
                 f"{WAYS_OUT.get(name, ANOTHER_MODEL)}"
             )
-    sizes = {ours: _size(fields, theirs) for ours, theirs in SIZE_FIELDS.items()}
+    sizes: dict[str, Any] = {ours: _size(fields, theirs) for ours, theirs in SIZE_FIELDS.items()}
     # transformers' default is 0.1. Dropout matters only for training, where a config sets its own.
     dropout = fields.get("resid_pdrop", 0.0)
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:

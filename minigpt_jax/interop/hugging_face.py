@@ -15,7 +15,7 @@ from minigpt_jax.interop import gpt2, vocabulary
 from minigpt_jax.interop.foreign_vocabulary import known_vocab_size
 from minigpt_jax.interop.model_card import model_card
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runtime.files import errors_name
 from minigpt_jax.tokenizer import END_OF_TEXT
 

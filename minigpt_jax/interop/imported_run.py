@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from minigpt_jax.checkpoint import Checkpoints
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.step import TrainState
 
 

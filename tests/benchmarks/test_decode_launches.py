@@ -1,7 +1,7 @@
 """What a token of the decode loop starts is counted in the list that XLA writes."""
 
 from benchmarks.decode_launches import Launches, read_launches, token_bytes
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 
 BEFORE = """\
 000: kCommandBuffer [source       | next=003 (1)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.tokenizer import TEXT_VOCAB
 from tests.harness import TINY, sentence, train
 from tests.interop.models import write_random_run

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from minigpt_jax import chat, load_run
+from minigpt_jax.architectures import grow_vocab
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals import answers
 from minigpt_jax.evals.__main__ import main
 from minigpt_jax.evals.answers import Answer, Pair
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.model import grow_vocab
 from minigpt_jax.tokenizer import END, USER, load_tokenizer
 from minigpt_jax.tracking.report import write_report
 from tests.evals.plain import next_token_logprobs

@@ -16,7 +16,8 @@ from minigpt_jax.evals import packing, scoring
 from minigpt_jax.evals.packing import Group, pack_rows, truncate_context
 from minigpt_jax.evals.scoring import Score, score
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.model import GPT
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.sharding import AXES, make_mesh, replicated
 from minigpt_jax.tokenizer import load_tokenizer
 from tests.evals.plain import next_token_logprobs

@@ -9,7 +9,8 @@ import pytest
 from minigpt_jax import optim
 from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.checkpoint_meta import read_meta
-from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.model import GPT
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.sharding import make_mesh
 from minigpt_jax.step import TrainState, abstract_state
 from tests.faults.processes import Start, StartTwo, kill_at_deadline, start_one

@@ -17,7 +17,7 @@ from minigpt_jax.checkpoint import abstract_params, load_params
 from minigpt_jax.checkpoint_meta import read_meta
 from minigpt_jax.errors import DamageError, InputError, RunError
 from minigpt_jax.fingerprints import array_fingerprints
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runtime.backend import start_jax
 from tests.faults.conftest import Restore
 from tests.faults.workspace import Workspace, fingerprint, write_numbers

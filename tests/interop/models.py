@@ -10,7 +10,7 @@ import numpy as np
 from minigpt_jax.interop.gpt2 import from_gpt2
 from minigpt_jax.interop.imported_run import write_run
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.tokenizer import CHAT_VOCAB, TEXT_VOCAB, load_tokenizer
 
 BASE = GPTConfig(vocab_size=TEXT_VOCAB, context=64, layers=2, heads=2, embed=32)

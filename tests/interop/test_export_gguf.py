@@ -10,7 +10,7 @@ import pytest
 
 from minigpt_jax.interop import export_gguf, vocabulary
 from minigpt_jax.interop.gguf_file import write_file
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.tokenizer import TEXT_VOCAB
 from tests.in_process import run_main
 from tests.interop.models import BASE, CHAT, random_run, tensors

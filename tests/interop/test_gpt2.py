@@ -14,7 +14,8 @@ from minigpt_jax.interop.gpt2 import (
     to_gpt2,
     to_gpt2_config,
 )
-from minigpt_jax.model import GPT, GPTConfig
+from minigpt_jax.model import GPT
+from minigpt_jax.model_config import GPTConfig
 from tests.interop.models import BASE, CHAT, tensors
 
 

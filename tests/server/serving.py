@@ -21,7 +21,7 @@ import optax
 
 from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.server.app import App
 from minigpt_jax.server.command import open_listener
 from minigpt_jax.server.connection import Deadlines, make_server

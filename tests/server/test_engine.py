@@ -12,7 +12,7 @@ import pytest
 from minigpt_jax.errors import InputError
 from minigpt_jax.generate import BLOCK, Generator
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.model import GPTConfig
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.sampling import sampling_params
 from minigpt_jax.server.device_batch import cache_lengths
 from minigpt_jax.server.engine import Engine
