@@ -6,10 +6,10 @@
 
 Other sizes: configs/pretrain.py:gpt2-medium, gpt2-large, gpt2-xl.
 
-Cost: 8.5e18 FLOPs. At 40% of an H200's or H100's 989 TFLOP/s that is 6 hours on one GPU, at 40% of
-an A100's 312 TFLOP/s 19 hours; eight GPUs need an eighth of the time. (This is arithmetic;
-docs/log.md holds the measurements.) Expect a validation loss of about 3.3, where OpenAI's own
-GPT-2 124M has 3.29 on this text.
+Cost: 8.5e18 FLOPs. That is 5.2 hours on one H200 at the speed that was measured (docs/log.md), 6
+hours at 40% of an H100's 989 TFLOP/s, 19 hours at 40% of an A100's 312 TFLOP/s; eight GPUs need an
+eighth of the time. (All of this is arithmetic.) Expect a validation loss of about 3.3, where
+OpenAI's own GPT-2 124M has 3.29 on this text.
 """
 
 from ml_collections import ConfigDict
