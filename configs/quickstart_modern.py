@@ -9,6 +9,7 @@
 from ml_collections import ConfigDict
 
 from configs.modern import get_config as modern
+from configs.modern import set_table_rates
 from configs.quickstart import get_config as quickstart
 
 
@@ -22,4 +23,5 @@ def get_config() -> ConfigDict:
     c.model.heads = 2
     c.optimizer.update(base.optimizer)
     c.schedule.update(base.schedule)
+    set_table_rates(c)
     return c

@@ -21,7 +21,8 @@ def get_config() -> ConfigDict:
     c.init_from = "runs/quickstart_modern"
     c.model.architecture = base.model.architecture
     c.model.heads = base.model.heads
-    c.optimizer.update(modern_finetune().optimizer)
+    c.optimizer.update(base.optimizer)
+    c.optimizer.weight_decay = 0.0
     c.schedule.update(modern_finetune().schedule)
     # Higher than in configs/modern_finetune.py, because the run takes minutes, not days.
     c.schedule.peak = 0.3 * base.schedule.peak
