@@ -58,15 +58,9 @@ def get_config(size: str = "d12") -> ConfigDict:
     c.schedule.floor = 0.0
     # Of Muon, whose updates are scaled by sqrt(max(1, outputs / inputs)): the same for any width.
     c.schedule.peak = 0.025
-    set_table_rates(c)
-    return c
-
-
-def set_table_rates(c: ConfigDict) -> None:
-    """Adam's learning rates: 0.7 for the embedding and 0.004 for the head at width 768.
-
-    For other widths, as in nanochat, they go with 1 / sqrt(width).
-    """
+    # Of Adam: 0.7 for the embedding and 0.004 for the head at width 768; for other widths, as in
+    # nanochat, they go with 1 / sqrt(width).
     factor = (768 / c.model.embed) ** 0.5 / c.schedule.peak
     c.optimizer.embedding_rate = 0.7 * factor
     c.optimizer.head_rate = 0.004 * factor
+    return c
