@@ -17,16 +17,16 @@ EDITABLE := --config-settings editable_mode=compat --editable
 demo: install
 	$(BIN)/python -m data_tools.python_docs --megabytes 1.5 --out data/python_docs \
 		--chat-out data/python_chat
-	$(BIN)/python train.py --config configs/quickstart.py
-	$(BIN)/python train.py --config configs/quickstart_finetune.py
-	$(BIN)/python -m minigpt_jax.evals answers --run runs/quickstart_finetune \
+	$(BIN)/python train.py --config configs/quickstart_modern.py
+	$(BIN)/python train.py --config configs/quickstart_modern_finetune.py
+	$(BIN)/python -m minigpt_jax.evals answers --run runs/quickstart_modern_finetune \
 		--source data/python_chat/questions.json
 	@printf '\nThe model has a few million parameters and was trained for minutes on a CPU.\n'
 	@printf 'It writes sentences that sound like documentation; most of them are wrong.\n\n'
 	@printf 'Chat in the terminal: $(BIN)/python sample.py\n'
 	@printf 'Chat in a browser:    $(BIN)/python -m minigpt_jax.server\n'
-	@printf 'Reports of the runs:  runs/quickstart/report.html\n'
-	@printf '                      runs/quickstart_finetune/report.html\n'
+	@printf 'Reports of the runs:  runs/quickstart_modern/report.html\n'
+	@printf '                      runs/quickstart_modern_finetune/report.html\n'
 
 # What a user needs: training, the server, the fast tokenizer. CUDA=1 adds JAX for NVIDIA GPUs.
 # CUDA=1 has a stamp of its own, so that an environment for the CPU becomes one for the GPU.
@@ -61,4 +61,5 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/python -m pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf .venv data/python_docs data/python_chat runs/quickstart runs/quickstart_finetune
+	rm -rf .venv data/python_docs data/python_chat runs/quickstart_modern \
+		runs/quickstart_modern_finetune

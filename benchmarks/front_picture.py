@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--runs", type=user_path, default=Path("runs"))
     parser.add_argument("--out", type=user_path, default=Path("docs/images"))
     options = parser.parse_args()
-    with serving(options.runs / "quickstart_finetune") as address:
+    with serving(options.runs / "quickstart_modern_finetune") as address:
         for scheme in SCHEMES:
             page = screenshot(address, scheme)
             compose(page, options.runs, scheme, options.out / f"front_{scheme}.png")
@@ -105,8 +105,8 @@ def compose(page: np.ndarray, runs: Path, scheme: Scheme, out: Path) -> None:
         left.imshow(page)
         left.axis("off")
         for bottom, name, title in (
-            (0.58, "quickstart", "pretraining"),
-            (0.10, "quickstart_finetune", "finetuning"),
+            (0.58, "quickstart_modern", "pretraining"),
+            (0.10, "quickstart_modern_finetune", "finetuning"),
         ):
             draw_loss(figure.add_axes((0.57, bottom, 0.40, 0.34)), runs / name, title, ink)
         figure.savefig(out, facecolor=PAPER[scheme])

@@ -19,7 +19,7 @@ from minigpt_jax.tokenizer import Tokenizer, has_chat_tokens, load_tokenizer
 class LoadedRun:
     """Weights, their config, the tokenizer, and the checkpoint's record about them.
 
-        run = load_run("runs/quickstart_finetune")
+        run = load_run("runs/quickstart_modern_finetune")
         print(run.complete("Once upon a time", temperature=0.8))
         print(run.chat([{"role": "user", "content": "What does len do?"}]))
 
