@@ -7,6 +7,7 @@ rows that are no token ids.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -161,7 +162,8 @@ def from_nanochat_config(fields: Mapping) -> GPTConfig:
 
 def _check_rotary_fields(fields: Mapping) -> None:
     """Raise InputError unless positions turn whole heads, by angles with our base."""
-    found = [(name, fields[name]) for name in ("rope_theta", *WHOLE_HEAD) if name in fields]
+    names = ("rope_theta", *WHOLE_HEAD)
+    found: list[tuple[str, Any]] = [(name, fields[name]) for name in names if name in fields]
     for name in ("rope_scaling", "rope_parameters"):
         part = fields.get(name) or {}
         if not isinstance(part, Mapping):
