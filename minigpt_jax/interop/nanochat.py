@@ -7,7 +7,6 @@ rows that are no token ids.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -41,9 +40,8 @@ FIXED_FIELDS = {
     "tie_word_embeddings": False,
 }
 ROTARY_FIELDS = {"rope_type": "default", "rope_theta": float(ROTARY_BASE)}
-# Names of the same in older files, beside `rope_parameters` or in it.
-ROTARY_NAMES = {"type": "rope_type"}
-WHOLE_HEAD = {"partial_rotary_factor": 1.0}
+# What else other files may say of the same rotary positions. "type" is a former name.
+OTHER_ROTARY_FIELDS = {"type": "default", "partial_rotary_factor": 1.0}
 # Field of GPTConfig -> field of config.json.
 SIZE_FIELDS = {
     "vocab_size": "vocab_size",
@@ -162,15 +160,16 @@ def from_nanochat_config(fields: Mapping) -> GPTConfig:
 
 def _check_rotary_fields(fields: Mapping) -> None:
     """Raise InputError unless positions turn whole heads, by angles with our base."""
-    names = ("rope_theta", *WHOLE_HEAD)
-    found: list[tuple[str, Any]] = [(name, fields[name]) for name in names if name in fields]
+    known = ROTARY_FIELDS | OTHER_ROTARY_FIELDS
+    # Formerly these two stood beside the object.
+    found = [(name, fields.get(name)) for name in ("rope_theta", "partial_rotary_factor")]
     for name in ("rope_scaling", "rope_parameters"):
         part = fields.get(name) or {}
         if not isinstance(part, Mapping):
             raise InputError(f"config.json: {name} is {part!r}, expected an object: fetch it again")
-        found += [(ROTARY_NAMES.get(key, key), value) for key, value in part.items()]
+        found += part.items()
     for name, value in found:
-        expected = (ROTARY_FIELDS | WHOLE_HEAD).get(name)
+        expected = known.get(name)
         if value not in (None, expected):
             raise InputError(
                 f"config.json: {name} of the rotary positions is {value!r}, but {MODEL} has "

@@ -25,8 +25,17 @@ from minigpt_jax.interop.vocabulary import vocabulary
 from minigpt_jax.loss import logits
 from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.tokenizer import TEXT_VOCAB
+from tests.golden.layout import from_transformers
 from tests.in_process import run_main
-from tests.interop.models import BASE, NANOCHAT, NANOCHAT_CHAT, tensors, write_source
+from tests.interop.models import (
+    BASE,
+    NANOCHAT,
+    NANOCHAT_CHAT,
+    nanochat_shapes,
+    tensors,
+    write_source,
+)
+from tests.parity import load_golden
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 QUERIES = "model.layers.1.self_attn.q_proj.weight"
@@ -56,6 +65,21 @@ def test_the_shapes_are_those_of_our_model():
     expected = jax.tree.map(lambda a: a.shape, nn.unbox(jax.eval_shape(init)))
     found = from_nanochat(tensors(NANOCHAT_CHAT), NANOCHAT_CHAT)
     assert jax.tree.map(lambda a: a.shape, found) == expected
+
+
+def test_every_tensor_gets_the_place_that_parity_needs():
+    """With this layout, written apart, parity.py finds the logits of transformers."""
+    golden = load_golden("nanochat")
+    sizes = {name: int(golden[name]) for name in ("context", "layers", "heads", "embed")}
+    config = GPTConfig(vocab_size=int(golden["vocab"]), architecture="nanochat", **sizes)
+    weights = {
+        name: golden[f"before/{name}"].astype(np.float32) for name in nanochat_shapes(config)
+    }
+    found = from_nanochat(weights, config)
+    expected = jax.tree.map(np.float32, from_transformers(golden, "before"))
+    for table in ("wte", "lm_head"):
+        found[table] = found[table][: config.vocab_size]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_names_without_prefix_and_rotary_buffers_are_accepted():
@@ -120,7 +144,10 @@ def test_wrong_tensors_are_refused_by_name(change: dict, message: str):
         ({"rope_parameters": [1]}, r"rope_parameters is \[1\], expected an object"),
         # Names of earlier versions.
         ({"rope_theta": 500_000}, "rope_theta .* 500000"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type .* 'dynamic'"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "type of the rotary .* 'dynamic'",
+        ),
         ({"vocab_size": 32000}, "vocab_size is 32000, expected 50257"),
         ({"hidden_size": ...}, "hidden_size is missing"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0, expected a whole number"),
