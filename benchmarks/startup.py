@@ -28,7 +28,7 @@ COMMANDS = {
     "minigpt_jax.report": ["-m", "minigpt_jax.report"],
     "minigpt_jax.evals": ["-m", "minigpt_jax.evals"],
     "minigpt_jax.server": ["-m", "minigpt_jax.server"],
-    "minigpt_jax.interop.import_gpt2": ["-m", "minigpt_jax.interop.import_gpt2"],
+    "minigpt_jax.interop.import_hf": ["-m", "minigpt_jax.interop.import_hf"],
     "minigpt_jax.interop.export_hf": ["-m", "minigpt_jax.interop.export_hf"],
     "minigpt_jax.interop.export_gguf": ["-m", "minigpt_jax.interop.export_gguf"],
     "data_tools.fineweb": ["-m", "data_tools.fineweb"],

@@ -56,6 +56,11 @@ class GPTConfig:
         return self.architecture == "gpt2"
 
     @property
+    def name(self) -> str:
+        """The name of the architecture in texts."""
+        return "GPT-2" if self.is_gpt2 else "NanoChat"
+
+    @property
     def logit_cap(self) -> float | None:
         """The bound of the logits, None where they have none."""
         return None if self.is_gpt2 else LOGIT_CAP

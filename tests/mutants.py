@@ -30,6 +30,10 @@ POST_NORM = """\
 SUMS = """\
         total = _loss_sum(vocab_size, cap, chunk, hidden, table, targets, weights)
         weight = weights.sum(dtype=sum_dtype)"""
+OUT_OF_ATTENTION = 'Linear(shape, axes, 2, 0.0, self.dtype, use_bias=False, name="out")'
+AFTER_EMBEDDING = 'nn.with_logical_constraint(x, ("batch", None, None))'
+TURNED = "first * cos + second * sin, second * cos - first * sin"
+HEAD = 'params["lm_head" if "lm_head" in params else "wte"]'
 BLOCK_OF_QUERIES = "block_mask = jnp.tri(end - start, end, start, dtype=bool)"
 
 MUTANTS = [
@@ -174,5 +178,138 @@ MUTANTS = [
         "std = INIT_STD",
         "start",
         times=2,
+    ),
+    Mutant(
+        "rotary angles with the usual sign",
+        "functional",
+        TURNED,
+        "first * cos - second * sin, second * cos + first * sin",
+        "NanoChat outputs",
+    ),
+    Mutant(
+        "rotary pairs of neighbours",
+        "functional",
+        "first, second = jnp.split(x, 2, axis=-1)",
+        "first, second = x[..., ::2], x[..., 1::2]",
+        "NanoChat outputs",
+    ),
+    Mutant(
+        "rotary base",
+        "nanochat",
+        "ROTARY_BASE = 10_000",
+        "ROTARY_BASE = 500_000",
+        "NanoChat outputs",
+    ),
+    Mutant(
+        "half of each head is turned",
+        "nanochat",
+        "* frequencies[",
+        "* jnp.where(jnp.arange(head_dim // 2) < head_dim // 4, frequencies, 0)[",
+        "NanoChat outputs",
+    ),
+    Mutant(
+        "values are turned and normalised too",
+        "nanochat",
+        "k = rotate_and_normalise(k, *rotation)",
+        "k, v = (rotate_and_normalise(a, *rotation) for a in (k, v))",
+        "NanoChat outputs",
+    ),
+    Mutant(
+        "queries and keys are not normalised",
+        "functional",
+        "(_rotate(wide, cos, sin) * inverse)",
+        "_rotate(wide, cos, sin)",
+        "NanoChat outputs",
+    ),
+    Mutant(
+        "no norm after the embedding",
+        "nanochat",
+        f"_, x = rms_norm({AFTER_EMBEDDING})",
+        f"x = {AFTER_EMBEDDING}",
+        "NanoChat outputs",
+    ),
+    Mutant(
+        "epsilon of RMSNorm",
+        "functional",
+        "RMS_NORM_EPS = 1e-6",
+        "RMS_NORM_EPS = 1e-5",
+        "NanoChat outputs",
+    ),
+    Mutant(
+        "ReLU without its square",
+        "functional",
+        "jnp.square(jnp.maximum(x, 0))",
+        "jnp.maximum(x, 0)",
+        "NanoChat outputs",
+    ),
+    Mutant(
+        "no cap of the logits",
+        "model_config",
+        "None if self.is_gpt2 else LOGIT_CAP",
+        "None",
+        "NanoChat outputs",
+    ),
+    Mutant(
+        "the head is the embedding",
+        "architectures",
+        HEAD,
+        'params["wte"]',
+        "NanoChat outputs",
+    ),
+    Mutant(
+        "each token attends to the next, on a CPU, NanoChat",
+        "attention",
+        BLOCK_OF_QUERIES + "\n",
+        BLOCK_OF_QUERIES.replace("start, dtype", "start + 1, dtype") + "\n",
+        "NanoChat outputs on a CPU",
+    ),
+    Mutant(
+        "no gradient of the cap",
+        "loss",
+        "d_scores *= 1 - jnp.square(capped / cap)",
+        "pass",
+        "NanoChat gradients",
+    ),
+    Mutant(
+        "no gradient of the mean square",
+        "functional",
+        "inverse * (d_y - y * (d_y * y).mean(-1, keepdims=True))",
+        "inverse * d_y",
+        "NanoChat gradients",
+    ),
+    Mutant(
+        "no gradient past RMSNorm",
+        "functional",
+        "((d_x + _rms_norm_gradient(",
+        "((_rms_norm_gradient(",
+        "NanoChat gradients",
+    ),
+    Mutant(
+        "the gradient of queries and keys is turned the wrong way",
+        "functional",
+        "_rotate(d_rotated, cos, -sin)",
+        "_rotate(d_rotated, cos, sin)",
+        "NanoChat gradients on a CPU",
+    ),
+    Mutant(
+        "a bias",
+        "nanochat",
+        OUT_OF_ATTENTION,
+        OUT_OF_ATTENTION.replace("False", "True"),
+        "NanoChat start",
+    ),
+    Mutant(
+        "attention starts with an effect",
+        "nanochat",
+        OUT_OF_ATTENTION,
+        OUT_OF_ATTENTION.replace("0.0", "std"),
+        "NanoChat start",
+    ),
+    Mutant(
+        "the head starts with an effect",
+        "nanochat",
+        '"lm_head", nn.initializers.zeros,',
+        '"lm_head", init,',
+        "NanoChat start",
     ),
 ]

@@ -1,14 +1,15 @@
-"""Is this GPT-2? Compares a package's model, loss and training step with transformers and PyTorch.
+"""Is this GPT-2, and is this NanoChat? Compares a package with transformers and PyTorch.
 
     python -m tests.parity
 
-Prints each difference and the largest allowed one. The package is an argument, so that
+Models, losses, gradients and GPT-2's training step. Prints each difference and the largest allowed
+one. The package is an argument, so that
 test_parity.py can pass wrong ones.
 """
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,9 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The arrays that tests/golden/make.py describes.
-Golden = Mapping[str, np.ndarray]
-MODULES = ("attention", "model", "loss", "optim", "step", "sharding")
+from tests.golden.layout import Golden, architecture, from_transformers
+
+MODULES = ("attention", "architectures", "model_config", "loss", "optim", "step", "sharding")
+# The tables of a model, whose rows are padded.
+TABLES = ("wte", "lm_head")
 # The golden rows of 12 tokens take three blocks of attention, as long rows take more than one.
 BLOCK = 5
 LOSS_CHUNK = 5
@@ -42,9 +45,9 @@ class Difference(NamedTuple):
         return not self.found <= self.allowed
 
 
-def load_golden() -> dict[str, np.ndarray]:
-    """The arrays in tests/golden/gpt2.npz."""
-    with np.load(Path(__file__).parent / "golden" / "gpt2.npz") as file:
+def load_golden(name: str = "gpt2") -> dict[str, np.ndarray]:
+    """The arrays in tests/golden/NAME.npz."""
+    with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as file:
         return dict(file)
 
 
@@ -64,16 +67,16 @@ def differences(
     golden: Golden | None = None,
     checks: Sequence[str] = (),
 ) -> Iterator[Difference]:
-    """The differences between `package` and `golden` (default: the golden file).
+    """The differences between `package` and `golden` (default: the golden files).
 
     `checks`: names in CHECKS, by default all.
     """
-    golden = load_golden() if golden is None else golden
     modules = SimpleNamespace(**{name: import_module(f"{package}.{name}") for name in MODULES})
     for name in checks or CHECKS:
         with jax.enable_x64(True), patch.object(modules.attention, "MIN_BLOCK", BLOCK):
             # As a list, because a generator would leave float64 enabled while its caller runs.
-            found = list(CHECKS[name](modules, golden))
+            file = "nanochat" if name in NANOCHAT_CHECKS else "gpt2"
+            found = list(CHECKS[name](modules, load_golden(file) if golden is None else golden))
         yield from found
 
 
@@ -84,10 +87,11 @@ def outputs(modules, golden: Golden, *, attention: str) -> Iterator[Difference]:
 
     @jax.jit
     def compute(params):
-        gpt = build(modules, golden, attention)
-        hidden = gpt.apply({"params": params}, tokens[:, :-1])[0]
-        logits = modules.loss.logits(hidden, params["wte"], vocab)
-        return mean_loss(modules, golden, params, hidden), logits
+        model = build(modules, golden, attention)
+        hidden = model.apply({"params": params}, tokens[:, :-1])[0]
+        head = modules.architectures.output_head(params)
+        logits = modules.loss.logits(hidden, head, vocab, model.config.logit_cap)
+        return mean_loss(modules, golden, params, hidden, model.config.logit_cap), logits
 
     loss, logits = compute(model_params(golden))
     yield Difference("logits", farthest(logits[..., :vocab], golden["logits"]), 1e-12)
@@ -101,9 +105,9 @@ def gradients(modules, golden: Golden, *, attention: str) -> Iterator[Difference
     tokens = golden["tokens"][0].astype(np.int32)
 
     def loss(params):
-        gpt = build(modules, golden, attention)
-        hidden = gpt.apply({"params": params}, tokens[:, :-1])[0]
-        return mean_loss(modules, golden, params, hidden)
+        model = build(modules, golden, attention)
+        hidden = model.apply({"params": params}, tokens[:, :-1])[0]
+        return mean_loss(modules, golden, params, hidden, model.config.logit_cap)
 
     value, found = jax.jit(jax.value_and_grad(loss))(model_params(golden))
     yield Difference("loss with its gradient", farthest(value, golden["loss"]), 1e-12)
@@ -164,21 +168,10 @@ def schedule(modules, golden: Golden) -> Iterator[Difference]:
 
 def start(modules, _golden: Golden) -> Iterator[Difference]:
     """What a run begins with: model size, fresh weights, defaults of the optimizer."""
-    shapes = jax.eval_shape(partial(fresh, modules, modules.model.GPTConfig()))
-    padding = (50304 - 50257) * 768
-    count = sum(math.prod(a.shape) for a in jax.tree.leaves(shapes)) - padding
-    yield Difference("parameters of GPT-2 124M", abs(count - 124_439_808), 0)
-    layers = 4
-    config = modules.model.GPTConfig(vocab_size=1000, context=128, layers=layers, heads=4, embed=64)
-    residual = 0.02 / math.sqrt(2 * layers)
+    yield model_size(modules, modules.model_config.GPTConfig(), 124_439_808)
+    residual = 0.02 / math.sqrt(2 * 4)
     stds = {"layers/attention/out/kernel": residual, "layers/mlp/down/kernel": residual}
-    for name, array in named_arrays(jax.jit(partial(fresh, modules, config))()):
-        if name.endswith(("bias", "scale")):
-            expected = np.full_like(array, name.endswith("scale"))
-            yield Difference(f"fresh {name}", farthest(array, expected), 0)
-        else:
-            relative = abs(float(array.std()) / stds.get(name, 0.02) - 1)
-            yield Difference(f"standard deviation of fresh {name}", relative, 0.03)
+    yield from fresh_weights(modules, stds, others=0.02)
     parameters = inspect.signature(modules.optim.make_optimizer).parameters
     defaults = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
     for name, value in defaults.items():
@@ -186,28 +179,68 @@ def start(modules, _golden: Golden) -> Iterator[Difference]:
         yield Difference(f"default {name} of the optimizer", difference, 0)
 
 
+def nanochat_start(modules, _golden: Golden) -> Iterator[Difference]:
+    """What a run begins with: all that adds to the residual stream, and the head, with zeros."""
+    nanochat = {"architecture": "nanochat"}
+    config = modules.model_config.GPTConfig(heads=6, **nanochat)
+    yield model_size(modules, config, 162_129_408)
+    zeros = ("layers/attention/out/kernel", "layers/mlp/down/kernel", "lm_head")
+    stds = dict.fromkeys(zeros, 0.0) | {"wte": 1.0}
+    yield from fresh_weights(modules, stds, others=0.5 / math.sqrt(64), **nanochat)
+
+
+def model_size(modules, config, expected: int) -> Difference:
+    """The number of parameters, without the rows that pad the tables."""
+    shapes = jax.eval_shape(partial(fresh, modules, config))
+    padding = sum((50304 - 50257) * 768 for name in TABLES if name in shapes)
+    count = sum(math.prod(a.shape) for a in jax.tree.leaves(shapes)) - padding
+    return Difference(f"parameters of {config.name} in GPT-2's width", abs(count - expected), 0)
+
+
+def fresh_weights(
+    modules, stds: dict[str, float], others: float, **fields: str
+) -> Iterator[Difference]:
+    """The standard deviation of each array, all of 4 layers. Biases are 0 and scales 1."""
+    shape = {"vocab_size": 1000, "context": 128, "layers": 4, "heads": 4, "embed": 64}
+    config = modules.model_config.GPTConfig(**shape, **fields)
+    for name, array in named_arrays(jax.jit(partial(fresh, modules, config))()):
+        std = stds.get(name, others)
+        if name.endswith(("bias", "scale")) or std == 0:
+            expected = np.full_like(array, name.endswith("scale"))
+            yield Difference(f"fresh {name}", farthest(array, expected), 0)
+        else:
+            relative = abs(float(array.std()) / std - 1)
+            yield Difference(f"standard deviation of fresh {name}", relative, 0.03)
+
+
 def fresh(modules, config) -> dict:
     """Initial weights."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return nn.unbox(modules.model.GPT(config).init(jax.random.key(0), tokens)["params"])
+    model = modules.architectures.make_model(config)
+    return nn.unbox(model.init(jax.random.key(0), tokens)["params"])
 
 
 def build(modules, golden: Golden, attention: str):
     """The package's model in the golden shape, in float64."""
     shape = {name: int(golden[name]) for name in ("context", "layers", "heads", "embed")}
-    config = modules.model.GPTConfig(vocab_size=int(golden["vocab"]), **shape)
-    return modules.model.GPT(config, dtype="float64", attention=attention)
+    config = modules.model_config.GPTConfig(
+        vocab_size=int(golden["vocab"]), architecture=architecture(golden), **shape
+    )
+    return modules.architectures.make_model(config, dtype="float64", attention=attention)
 
 
-def mean_loss(modules, golden: Golden, params: dict, hidden: jax.Array) -> jax.Array:
+def mean_loss(
+    modules, golden: Golden, params: dict, hidden: jax.Array, cap: float | None
+) -> jax.Array:
     """Masked mean loss of the first batch."""
     total, weight = modules.loss.cross_entropy(
         hidden,
-        params["wte"],
+        modules.architectures.output_head(params),
         jnp.asarray(golden["tokens"][0, :, 1:], jnp.int32),
         jnp.asarray(golden["mask"][0], jnp.float64),
         vocab_size=int(golden["vocab"]),
         chunk=LOSS_CHUNK,
+        cap=cap,
     )
     return total / weight
 
@@ -219,7 +252,11 @@ def model_params(golden: Golden) -> dict:
     """
     params = jax.tree.map(jnp.array, from_transformers(golden, "before"))
     padding = ((0, -len(params["wte"]) % 128), (0, 0))
-    return params | {"wte": jnp.pad(params["wte"], padding, constant_values=3.0)}
+    return params | {
+        name: jnp.pad(params[name], padding, constant_values=3.0)
+        for name in TABLES
+        if name in params
+    }
 
 
 def named_arrays(tree: dict) -> Iterator[tuple[str, np.ndarray]]:
@@ -230,7 +267,7 @@ def named_arrays(tree: dict) -> Iterator[tuple[str, np.ndarray]]:
 
 def pairs(tree: dict, golden: Golden, kind: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Name, ours and theirs of each array; the layers of a stack one by one."""
-    tree = tree | {"wte": tree["wte"][: golden["vocab"]]}
+    tree = tree | {name: tree[name][: golden["vocab"]] for name in TABLES if name in tree}
     expected = jax.tree.leaves(from_transformers(golden, kind))
     for (name, ours), theirs in zip(named_arrays(tree), expected, strict=True):
         if name.startswith("layers/"):
@@ -240,41 +277,6 @@ def pairs(tree: dict, golden: Golden, kind: str) -> Iterator[tuple[str, np.ndarr
             yield name, ours, theirs
 
 
-def from_transformers(golden: Golden, kind: str) -> dict:
-    """The arrays "KIND/NAME", which are in the form of transformers, as our parameters."""
-    heads, embed = int(golden["heads"]), int(golden["embed"])
-    each = embed // heads
-
-    def pair(name: str, ours: str = "kernel") -> dict:
-        return {ours: golden[f"{kind}/{name}.weight"], "bias": golden[f"{kind}/{name}.bias"]}
-
-    def layer(i: int) -> dict:
-        qkv = pair(f"h.{i}.attn.c_attn")
-        out = pair(f"h.{i}.attn.c_proj")
-        return {
-            "ln_1": pair(f"h.{i}.ln_1", "scale"),
-            "ln_2": pair(f"h.{i}.ln_2", "scale"),
-            "attention": {
-                "qkv": {
-                    "kernel": qkv["kernel"].reshape(embed, 3, heads, each),
-                    "bias": qkv["bias"].reshape(3, heads, each),
-                },
-                "out": {"kernel": out["kernel"].reshape(heads, each, embed), "bias": out["bias"]},
-            },
-            "mlp": {"up": pair(f"h.{i}.mlp.c_fc"), "down": pair(f"h.{i}.mlp.c_proj")},
-        }
-
-    layers = jax.tree.map(
-        lambda *arrays: np.stack(arrays), *map(layer, range(int(golden["layers"])))
-    )
-    return {
-        "wte": golden[f"{kind}/wte.weight"],
-        "wpe": golden[f"{kind}/wpe.weight"],
-        "layers": layers,
-        "ln_f": pair("ln_f", "scale"),
-    }
-
-
 def farthest(found, expected: np.ndarray) -> float:
     """Largest absolute difference of two arrays of the same shape; NaN if one of them has a NaN."""
     assert np.shape(found) == expected.shape, f"{np.shape(found)} beside {expected.shape}"
@@ -282,7 +284,7 @@ def farthest(found, expected: np.ndarray) -> float:
 
 
 # "auto" is the kernel for a CPU here.
-CHECKS: dict[str, Callable[..., Iterator[Difference]]] = {
+GPT2_CHECKS: dict[str, Callable[..., Iterator[Difference]]] = {
     "outputs": partial(outputs, attention="xla"),
     "outputs on a CPU": partial(outputs, attention="auto"),
     "gradients": partial(gradients, attention="xla"),
@@ -292,6 +294,14 @@ CHECKS: dict[str, Callable[..., Iterator[Difference]]] = {
     "schedule": schedule,
     "start": start,
 }
+NANOCHAT_CHECKS: dict[str, Callable[..., Iterator[Difference]]] = {
+    "NanoChat outputs": partial(outputs, attention="xla"),
+    "NanoChat outputs on a CPU": partial(outputs, attention="auto"),
+    "NanoChat gradients": partial(gradients, attention="xla"),
+    "NanoChat gradients on a CPU": partial(gradients, attention="auto"),
+    "NanoChat start": nanochat_start,
+}
+CHECKS = GPT2_CHECKS | NANOCHAT_CHECKS
 
 
 if __name__ == "__main__":

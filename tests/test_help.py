@@ -15,7 +15,7 @@ MODULES = (
     "minigpt_jax.evals answers",
     "minigpt_jax.interop.export_gguf",
     "minigpt_jax.interop.export_hf",
-    "minigpt_jax.interop.import_gpt2",
+    "minigpt_jax.interop.import_hf",
     "minigpt_jax.plan",
     "minigpt_jax.report",
     "minigpt_jax.server",

@@ -1,23 +1,29 @@
-"""GPT-2 is what transformers computes; a model that is wrong in one place must not pass.
+"""GPT-2 and NanoChat are what transformers computes; a model that is wrong must not pass.
 
 tests/mutants.py lists the wrong models, tests/parity.py makes the comparison.
 """
 
+import math
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import minigpt_jax
+from minigpt_jax.architectures import make_model
+from minigpt_jax.interop.nanochat import to_nanochat, to_nanochat_config
 from minigpt_jax.loss import logits
 from minigpt_jax.model import GPT
 from minigpt_jax.model_config import GPTConfig
 from tests.mutants import MUTANTS, Mutant
-from tests.parity import CHECKS, load_golden, problems
+from tests.parity import CHECKS, GPT2_CHECKS, NANOCHAT_CHECKS, load_golden, problems
 
 COPY = "copied"
 
@@ -68,23 +74,30 @@ def test_a_wrong_model_does_not_pass(place, mutant):
     assert next(problems(COPY, checks=[mutant.check]), None)
 
 
-def test_the_golden_file_is_what_transformers_computes():
-    pytest.importorskip("torch", exc_type=ImportError)
-    from tests.golden.make import outcomes
-
-    golden = load_golden()
-    for name, array in outcomes(golden).items():
+@pytest.mark.parametrize("model", ["gpt2", "nanochat"])
+def test_the_golden_file_is_what_transformers_computes(model):
+    golden = load_golden(model)
+    for name, array in maker(model).outcomes(golden).items():
         np.testing.assert_allclose(array, golden[name], rtol=0, atol=1e-10, err_msg=name)
 
 
-def test_other_weights_and_another_shape_are_those_of_transformers_too():
-    pytest.importorskip("torch", exc_type=ImportError)
-    from tests.golden.make import inputs, outcomes
+@pytest.mark.parametrize(
+    ("model", "checks"), [("gpt2", GPT2_CHECKS), ("nanochat", NANOCHAT_CHECKS)]
+)
+def test_other_weights_and_another_shape_are_those_of_transformers_too(model, checks):
+    make = maker(model)
+    golden = make.inputs(seed=1, layers=3, heads=4, embed=32, vocab=300, context=16)
+    golden |= make.outcomes(golden)
+    names = [name for name in checks if "outputs" in name or "gradients" in name]
+    assert len(names) == 4
+    assert list(problems(golden=golden, checks=names)) == []
 
-    golden = inputs(seed=1, layers=3, heads=4, embed=32, vocab=300, context=16)
-    golden |= outcomes(golden)
-    checks = [name for name in CHECKS if name.startswith(("outputs", "gradients"))]
-    assert list(problems(golden=golden, checks=checks)) == []
+
+def maker(model: str) -> ModuleType:
+    """The module that makes the golden file of a model. Skips the test where it cannot run."""
+    pytest.importorskip("torch", exc_type=ImportError)
+    pytest.importorskip("transformers", minversion=None if model == "gpt2" else "5")
+    return import_module("tests.golden.make" if model == "gpt2" else "tests.golden.make_nanochat")
 
 
 def test_fresh_gpt2_small_in_float32_gives_the_logits_of_transformers():
@@ -104,3 +117,36 @@ def test_fresh_gpt2_small_in_float32_gives_the_logits_of_transformers():
     with torch.no_grad():
         theirs = gpt2_with_weights(config, params).eval()(torch.tensor(ids)).logits
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=2e-5)
+
+
+def test_nanochat_in_float32_gives_the_logits_of_transformers():
+    """Unlike the golden file, with transformers' own RMSNorm, rotary angles and softmax."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    transformers = pytest.importorskip("transformers", minversion="5")
+    config = GPTConfig(context=64, layers=4, heads=2, embed=256, architecture="nanochat")
+    draw = np.random.default_rng(0)
+    ids = draw.integers(0, config.vocab_size, (2, 64))
+    model = make_model(config)
+    fresh = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), ids)["params"])
+
+    # A fresh model has zeros where it must not.
+    def random(shape):
+        return jnp.asarray(draw.normal(size=shape.shape) / math.sqrt(config.embed), jnp.float32)
+
+    params = jax.tree.map(random, fresh)
+
+    @jax.jit
+    def compute_logits(p):
+        hidden = model.apply({"params": p}, ids)[0]
+        return logits(hidden, p["lm_head"], config.vocab_size, config.logit_cap)
+
+    ours = compute_logits(params)[..., : config.vocab_size]
+    theirs = transformers.NanoChatForCausalLM(
+        transformers.NanoChatConfig(**to_nanochat_config(config))
+    ).eval()
+    tensors = {name: torch.tensor(t) for name, t in to_nanochat(params, config).items()}
+    theirs.load_state_dict(tensors, strict=True)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids)).logits.numpy()
+    assert expected.std() > 0.5
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-5)

@@ -1,6 +1,8 @@
 """Write a run as one GGUF file, for llama.cpp and programs built on it (Ollama, LM Studio).
 
 python -m minigpt_jax.interop.export_gguf --run runs/finetune --out model.gguf --type q8_0
+
+The run must be a GPT-2: llama.cpp has no NanoChat.
 """
 
 from minigpt_jax.runtime.program import begin_program, exit_cleanly
@@ -38,9 +40,10 @@ def main() -> int:
         raise InputError(f"{options.out}: exists; choose another name")
 
     # Imported after parsing: --help and a wrong flag need not wait for JAX.
-    from minigpt_jax.interop.gguf_file import write_file
+    from minigpt_jax.interop.gguf_file import check_architecture, write_file
 
     run = load_run(options.run)
+    check_architecture(run.config)
     out.parent.mkdir(parents=True, exist_ok=True)
     # The file is complete or absent, also after a crash.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:

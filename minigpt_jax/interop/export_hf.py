@@ -1,9 +1,10 @@
-"""Write a run in Hugging Face's format, for transformers, vLLM and other programs that load GPT-2.
+"""Write a run in Hugging Face's format, for transformers, vLLM and other programs that load it.
 
     python -m minigpt_jax.interop.export_hf --run runs/finetune --out exported/ [--push user/name]
 
 The folder gets weights (safetensors, f32), config, tokenizer, chat template, stop tokens and a
-model card with the facts of the run. It is complete or absent, also after a crash.
+model card with the facts of the run. It is complete or absent, also after a crash. For a NanoChat,
+transformers must be version 5 or later.
 """
 
 from minigpt_jax.runtime.program import begin_program, exit_cleanly

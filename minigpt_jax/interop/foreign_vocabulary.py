@@ -20,27 +20,27 @@ ALIKE = 0.01
 CUT = f"model.resize_token_embeddings({TEXT_VOCAB}); model.save_pretrained(folder)"
 
 
-def known_vocab_size(folder: Path, rows: np.ndarray) -> int:
+def known_vocab_size(folder: Path, *tables: np.ndarray) -> int:
     """TEXT_VOCAB, or CHAT_VOCAB where the ids above are our role markers: other rows are padding.
 
-    `rows`: the embedding, of at least TEXT_VOCAB rows. Raises InputError where the tokenizer is
-    another one, and where rows above may be token ids that we do not have.
+    `tables`: the embedding, and the head if it is another table, of at least TEXT_VOCAB rows.
+    Raises InputError where the tokenizer is another one, and where rows above may be token ids that
+    we do not have.
     """
+    rows = len(tables[0])
     names = _names_of_ids(folder)
     if not names:
-        if _are_padding(rows):
+        if all(map(_are_padding, tables)):
             return TEXT_VOCAB
         raise InputError(
-            f"{folder}: the embedding has {len(rows):,} rows, GPT-2's vocabulary has "
+            f"{folder}: the embedding has {rows:,} rows, GPT-2's vocabulary has "
             f"{TEXT_VOCAB:,}, and no tokenizer.json says what the others are: put the model's own "
             f"beside it. If they are padding, cut them off, in transformers: {CUT}"
         )
     _check_text_tokens(folder, names)
     # A model is never trained to write its padding token.
     padding = _padding_token(folder)
-    above = {
-        id: name for id, name in names.items() if TEXT_VOCAB <= id < len(rows) and name != padding
-    }
+    above = {id: name for id, name in names.items() if TEXT_VOCAB <= id < rows and name != padding}
     markers = {id: name for name, id in special_tokens(CHAT_VOCAB).items() if id >= TEXT_VOCAB}
     if above == markers:
         return CHAT_VOCAB

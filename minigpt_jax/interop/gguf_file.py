@@ -13,6 +13,7 @@ from minigpt_jax.errors import InputError
 from minigpt_jax.functional import LAYER_NORM_EPS
 from minigpt_jax.interop import gpt2, vocabulary
 from minigpt_jax.loaded_run import LoadedRun
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.tokenizer import END_OF_TEXT
 
 # transformers' name of a module -> llama.cpp's name.
@@ -32,8 +33,9 @@ Q8_BLOCK = 32
 def write_file(path: Path, run: LoadedRun, *, name: str, dtype: str) -> None:
     """Write weights and vocabulary. `dtype` is that of the matrices: "f32", "f16" or "q8_0".
 
-    Raises InputError if the gguf package is missing.
+    Raises InputError for another model than GPT-2, and if the gguf package is missing.
     """
+    check_architecture(run.config)
     gguf = _import_gguf()
     config = run.config
     writer = gguf.GGUFWriter(path, "gpt2")
@@ -53,6 +55,16 @@ def write_file(path: Path, run: LoadedRun, *, name: str, dtype: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def check_architecture(config: GPTConfig) -> None:
+    """Raise InputError where llama.cpp has no architecture for the model."""
+    if not config.is_gpt2:
+        raise InputError(
+            f"the run is a {config.name}, an architecture that llama.cpp and GGUF do not have: "
+            "use minigpt_jax.interop.export_hf (transformers loads that), or train a GPT-2 "
+            "(model.architecture=gpt2)"
+        )
 
 
 def tensor_name(hf_name: str) -> str:
@@ -85,7 +97,7 @@ def _add_vocabulary(writer, gguf: Any, run: LoadedRun) -> None:
     types = [
         gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens
     ]
-    stop_token = gpt2.stop_tokens(run.config)[0]
+    stop_token = vocabulary.stop_tokens(run.config.vocab_size)[0]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)

@@ -6,15 +6,16 @@ have dimensions for heads; and our embedding is padded with rows that are no tok
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.functional import LAYER_NORM_EPS
+from minigpt_jax.interop.config_json import check_fixed_fields, check_vocab_size, sizes_in
+from minigpt_jax.interop.tensors import as_f32, check_tensors, with_vocab_size, without_prefix
+from minigpt_jax.interop.vocabulary import stop_tokens
 from minigpt_jax.model_config import GPTConfig
-from minigpt_jax.tokenizer import CHAT_VOCAB, END, END_OF_TEXT, TEXT_VOCAB
+from minigpt_jax.tokenizer import END_OF_TEXT
 
 PREFIX = "transformer."
 # Causal masks, which old versions of transformers stored as tensors.
@@ -54,8 +55,10 @@ FIXED_FIELDS = {
 }
 # Names in transformers of one and the same function, GPT-2's GELU.
 SAME_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate", "gelu_fast")
+ANOTHER_MODEL = "choose a model that is a GPT-2, such as openai-community/gpt2"
 # What to do about a field with another value.
 WAYS_OUT = {
+    "model_type": f"{ANOTHER_MODEL}, or a NanoChat",
     "scale_attn_weights": "multiply the part of each c_attn that makes queries by the root of the "
     "head's size, and set it to true",
     "scale_attn_by_inverse_layer_idx": "divide the part of each c_attn that makes queries by its "
@@ -63,7 +66,6 @@ WAYS_OUT = {
     "tie_word_embeddings": "if lm_head.weight and wte.weight are the same, set it to true; "
     "otherwise choose a model with one matrix for both",
 }
-ANOTHER_MODEL = "choose a model that is a GPT-2, such as openai-community/gpt2"
 # Field of GPTConfig -> field of config.json.
 SIZE_FIELDS = {
     "vocab_size": "vocab_size",
@@ -72,8 +74,6 @@ SIZE_FIELDS = {
     "heads": "n_head",
     "embed": "n_embd",
 }
-# Larger than any GPT-2 has: a damaged config.json is reported before an array of its size is made.
-MAX_SIZE = 1_000_000
 
 
 def to_gpt2(params: Mapping, config: GPTConfig) -> dict[str, np.ndarray]:
@@ -97,59 +97,32 @@ def from_gpt2(tensors: Mapping[str, np.ndarray], config: GPTConfig) -> dict:
 
     Raises InputError for a tensor that is missing, unknown, of another shape or not finite.
     """
-    tensors = _without_prefix(tensors)
-    _check_tensors(tensors, config)
+    tensors = without_prefix(tensors, PREFIX, MASK_BUFFERS)
+    _check_head(tensors)
+    tensors.pop("lm_head.weight", None)
+    check_tensors(tensors, _tensor_shapes(config))
     layers: dict = {}
     attention_shapes = _attention_shapes(config)
     for path, name in LAYER_NAMES.items():
-        stacked = np.stack([_as_f32(tensors[f"h.{i}.{name}"]) for i in range(config.layers)])
+        stacked = np.stack([as_f32(tensors[f"h.{i}.{name}"]) for i in range(config.layers)])
         if path in attention_shapes:
             stacked = stacked.reshape(config.layers, *attention_shapes[path])
         _set(layers, path, stacked)
     params: dict = {"layers": layers}
     for path, name in OTHER_NAMES.items():
-        _set(params, path, _as_f32(tensors[name]))
-    padding = config.padded_vocab - config.vocab_size
-    params["wte"] = np.pad(params["wte"], ((0, padding), (0, 0)))
-    return params
+        _set(params, path, as_f32(tensors[name]))
+    return with_vocab_size(params, config, config.vocab_size)[0]
 
 
-def with_vocab_size(params: dict, config: GPTConfig, vocab_size: int) -> tuple[dict, GPTConfig]:
-    """The model with the first `vocab_size` rows of its embedding, the others being padding."""
-    config = replace(config, vocab_size=vocab_size)
-    padding = config.padded_vocab - vocab_size
-    rows = np.pad(params["wte"][:vocab_size], ((0, padding), (0, 0)))
-    return params | {"wte": rows}, config
-
-
-def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors without PREFIX in their names, without mask buffers and without the tied head.
-
-    Raises InputError where a tensor occurs twice, and where the head is not the embedding.
-    """
-    short = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    if len(short) < len(tensors):
-        raise InputError(f"found the same tensors twice, with and without the prefix {PREFIX!r}")
-    head = short.pop("lm_head.weight", None)
-    embedding = short.get("wte.weight")
+def _check_head(tensors: Mapping[str, np.ndarray]) -> None:
+    """Raise InputError where the head is there and is not the embedding."""
+    head, embedding = tensors.get("lm_head.weight"), tensors.get("wte.weight")
     # A missing embedding is reported with the other missing tensors.
     if head is not None and embedding is not None and not np.array_equal(head, embedding):
         raise InputError(
             "lm_head.weight: differs from wte.weight, but this model has one matrix for both "
             "(tie_word_embeddings)"
         )
-    return {name: tensor for name, tensor in short.items() if not name.endswith(MASK_BUFFERS)}
-
-
-def _check_tensors(tensors: Mapping[str, np.ndarray], config: GPTConfig) -> None:
-    shapes = _tensor_shapes(config)
-    for name in sorted(shapes.keys() | tensors.keys()):
-        found = tuple(tensors[name].shape) if name in tensors else "none"
-        expected = shapes.get(name, "none")
-        if found != expected:
-            raise InputError(f"tensor {name}: found {found}, expected {expected}")
-        if not np.isfinite(_as_f32(tensors[name])).all():
-            raise InputError(f"tensor {name}: found values that are not finite")
 
 
 def to_gpt2_config(config: GPTConfig) -> dict:
@@ -169,7 +142,7 @@ def to_gpt2_config(config: GPTConfig) -> dict:
         "initializer_range": 0.02,
         "use_cache": True,
         "bos_token_id": END_OF_TEXT,
-        "eos_token_id": stop_tokens(config)[0],
+        "eos_token_id": stop_tokens(config.vocab_size)[0],
         "dtype": "float32",
     }
 
@@ -182,14 +155,8 @@ def from_gpt2_config(fields: Mapping) -> GPTConfig:
     """
     if fields.get("activation_function") in SAME_GELU:
         fields = {**fields, "activation_function": FIXED_FIELDS["activation_function"]}
-    # A field that is missing has transformers' default, which is the value of GPT-2.
-    for name, expected in FIXED_FIELDS.items():
-        if fields.get(name, expected) != expected:
-            raise InputError(
-                f"config.json: {name} is {fields[name]!r}, but GPT-2 has {expected!r}: "
-                f"{WAYS_OUT.get(name, ANOTHER_MODEL)}"
-            )
-    sizes: dict[str, Any] = {ours: _size(fields, theirs) for ours, theirs in SIZE_FIELDS.items()}
+    check_fixed_fields(fields, FIXED_FIELDS, "GPT-2", WAYS_OUT, ANOTHER_MODEL)
+    sizes = sizes_in(fields, SIZE_FIELDS)
     # transformers' default is 0.1. Dropout matters only for training, where a config sets its own.
     dropout = fields.get("resid_pdrop", 0.0)
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
@@ -202,17 +169,8 @@ def from_gpt2_config(fields: Mapping) -> GPTConfig:
             f"config.json: n_inner is {fields['n_inner']}, but GPT-2 has 4 * n_embd = "
             f"{config.mlp}: {ANOTHER_MODEL}"
         )
-    if config.vocab_size < TEXT_VOCAB:
-        raise InputError(
-            f"config.json: vocab_size is {config.vocab_size}, expected {TEXT_VOCAB} "
-            "(GPT-2's vocabulary) or more (with padding): choose a model with GPT-2's tokenizer"
-        )
+    check_vocab_size(config)
     return config
-
-
-def stop_tokens(config: GPTConfig) -> list[int]:
-    """Ids that end a text; the first is the end of a turn if the model has one."""
-    return [END, END_OF_TEXT] if config.vocab_size >= CHAT_VOCAB else [END_OF_TEXT]
 
 
 def _attention_shapes(config: GPTConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -251,22 +209,6 @@ def _tensor_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     for i in range(config.layers):
         shapes |= {f"h.{i}.{name}": shape for name, shape in layer.items()}
     return shapes
-
-
-def _size(fields: Mapping, name: str) -> int:
-    if name not in fields:
-        raise InputError(f"config.json: {name} is missing")
-    size = fields[name]
-    # Not isinstance: True is an int.
-    if type(size) is not int or not 1 <= size <= MAX_SIZE:
-        raise InputError(
-            f"config.json: {name} is {size!r}, expected a whole number from 1 to {MAX_SIZE:,}"
-        )
-    return size
-
-
-def _as_f32(tensor: np.ndarray) -> np.ndarray:
-    return np.asarray(tensor).astype(np.float32, copy=False)
 
 
 def _get(tree: Mapping, path: Sequence[str]):

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -10,10 +11,12 @@ import safetensors
 from safetensors.flax import load_file
 from safetensors.numpy import save_file
 
+from minigpt_jax.architectures import TABLES
 from minigpt_jax.errors import InputError
-from minigpt_jax.interop import gpt2, vocabulary
+from minigpt_jax.interop import gpt2, nanochat, vocabulary
 from minigpt_jax.interop.foreign_vocabulary import known_vocab_size
 from minigpt_jax.interop.model_card import model_card
+from minigpt_jax.interop.tensors import with_vocab_size
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runtime.files import errors_name
@@ -22,6 +25,8 @@ from minigpt_jax.tokenizer import END_OF_TEXT
 # The same defaults as sample.py.
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
 WEIGHT_TYPES = ("F32", "F16", "BF16")
+# Endings of the names of tensors that are not weights and may have any type.
+BUFFERS = gpt2.MASK_BUFFERS + nanochat.ROTARY_BUFFERS
 # Weights in formats that are not read.
 OTHER_FORMATS = ("*.bin", "*.h5", "*.msgpack", "*.gguf", "*.ckpt*", "*.pt", "*.pth", "*.onnx")
 
@@ -43,7 +48,7 @@ def write_folder(folder: Path, run: LoadedRun, name: str) -> None:
 
 def _write_files(folder: Path, run: LoadedRun, name: str) -> None:
     config = run.config
-    stop_tokens = gpt2.stop_tokens(config)
+    stop_tokens = vocabulary.stop_tokens(config.vocab_size)
     generation_config = SAMPLING | {
         "bos_token_id": END_OF_TEXT,
         "eos_token_id": stop_tokens if len(stop_tokens) > 1 else stop_tokens[0],
@@ -51,7 +56,7 @@ def _write_files(folder: Path, run: LoadedRun, name: str) -> None:
         # No max_length: transformers would warn at every generate(max_new_tokens=...).
     }
     contents = {
-        "config.json": gpt2.to_gpt2_config(config),
+        "config.json": to_config(config),
         "generation_config.json": generation_config,
         "tokenizer.json": vocabulary.tokenizer_json(config.vocab_size),
         "tokenizer_config.json": vocabulary.tokenizer_config(
@@ -63,7 +68,7 @@ def _write_files(folder: Path, run: LoadedRun, name: str) -> None:
         (folder / file_name).write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(model_card(run, name), encoding="utf-8")
     weights = folder / "model.safetensors"
-    save_file(gpt2.to_gpt2(run.params, config), weights, metadata={"format": "pt"})
+    save_file(to_tensors(run.params, config), weights, metadata={"format": "pt"})
     # safetensors makes a file that only its owner can read.
     weights.chmod((folder / "config.json").stat().st_mode)
 
@@ -73,15 +78,39 @@ def read_folder(folder: Path) -> tuple[GPTConfig, dict]:
 
     Raises InputError for missing and damaged files, and for other architectures and tokenizers.
     """
-    config = gpt2.from_gpt2_config(_read_json(folder / "config.json"))
+    config = from_config(_read_json(folder / "config.json"))
     tensors = _read_weights(folder)
     try:
-        params = gpt2.from_gpt2(tensors, config)
+        params = from_tensors(tensors, config)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
-    vocab_size = known_vocab_size(folder, params["wte"][: config.vocab_size])
-    params, config = gpt2.with_vocab_size(params, config, vocab_size)
+    tables = [params[name][: config.vocab_size] for name in TABLES if name in params]
+    params, config = with_vocab_size(params, config, known_vocab_size(folder, *tables))
     return config, params
+
+
+def to_tensors(params: Mapping, config: GPTConfig) -> dict[str, np.ndarray]:
+    """Tensors with the names that transformers has for the model."""
+    convert = gpt2.to_gpt2 if config.is_gpt2 else nanochat.to_nanochat
+    return convert(params, config)
+
+
+def from_tensors(tensors: Mapping[str, np.ndarray], config: GPTConfig) -> dict:
+    """Our parameters, f32. Raises InputError for tensors that are not those of the model."""
+    convert = gpt2.from_gpt2 if config.is_gpt2 else nanochat.from_nanochat
+    return convert(tensors, config)
+
+
+def to_config(config: GPTConfig) -> dict:
+    """The content of transformers' config.json."""
+    return gpt2.to_gpt2_config(config) if config.is_gpt2 else nanochat.to_nanochat_config(config)
+
+
+def from_config(fields: Mapping) -> GPTConfig:
+    """The model that config.json describes. Raises InputError for one that is not ours."""
+    if fields.get("model_type") == "nanochat":
+        return nanochat.from_nanochat_config(fields)
+    return gpt2.from_gpt2_config(fields)
 
 
 def _read_weights(folder: Path) -> dict[str, np.ndarray]:
@@ -152,7 +181,7 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, "numpy") as file:
             for name in file.keys():  # noqa: SIM118 (the file itself is not iterable)
                 dtype = file.get_slice(name).get_dtype()
-                if dtype not in WEIGHT_TYPES and not name.endswith(gpt2.MASK_BUFFERS):
+                if dtype not in WEIGHT_TYPES and not name.endswith(BUFFERS):
                     raise InputError(
                         f"{path}: tensor {name} is {dtype}, expected {', '.join(WEIGHT_TYPES[:-1])}"
                         f" or {WEIGHT_TYPES[-1]}: convert it, in transformers: "

@@ -40,8 +40,13 @@ text there.)
 """
 
 ROOM = """\
-Always give `max_new_tokens`: transformers' own limits suit other models, and it fails where \
-prompt and answer together are longer than the context of $context tokens.
+Always give `max_new_tokens`: transformers' own limits suit other models, and $beyond where prompt \
+and answer together are longer than the context of $context tokens.
+"""
+
+# transformers from this version on has NanoChatForCausalLM.
+NEEDS = """
+It needs transformers 5 or later.
 """
 
 LIMITS = """\
@@ -63,7 +68,7 @@ def model_card(run: LoadedRun, name: str) -> str:
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
-tags: [gpt2, minigpt-jax]
+tags: [{run.config.architecture}, minigpt-jax]
 ---
 
 # {name}
@@ -81,15 +86,21 @@ A {"conversational" if run.can_chat else "language"} model: {origin}.
 def _usage(run: LoadedRun) -> str:
     """How to use the model, with numbers that its context has room for."""
     context = run.config.context
-    usage = Template(f"{CHAT_USAGE if run.can_chat else COMPLETION_USAGE}\n{ROOM}")
-    return usage.substitute(context=context, max_new_tokens=max(min(256, context // 2), 1))
+    usage = CHAT_USAGE if run.can_chat else COMPLETION_USAGE
+    if run.config.is_gpt2:
+        beyond, needs = "it fails", ""
+    else:
+        beyond, needs = "the text gets worse", NEEDS
+    return Template(f"{usage}\n{ROOM}{needs}").substitute(
+        context=context, max_new_tokens=max(min(256, context // 2), 1), beyond=beyond
+    )
 
 
 def _facts(run: LoadedRun) -> list[tuple[str, str]]:
     """The rows of the table. Folders appear by name only, so that no path is published."""
     config = run.config
     architecture = (
-        f"GPT-2: {config.layers} layers, {config.heads} heads, width {config.embed}, "
+        f"{config.name}: {config.layers} layers, {config.heads} heads, width {config.embed}, "
         f"context {config.context}"
     )
     facts = [("architecture", architecture), ("parameters", f"{config.parameters:,}")]

@@ -7,7 +7,13 @@ cannot differ from them.
 from functools import cache
 from itertools import pairwise
 
-from minigpt_jax.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, load_tokenizer
+from minigpt_jax.tokenizer import (
+    CHAT_VOCAB,
+    END,
+    END_OF_TEXT,
+    SPECIAL_TOKENS,
+    load_tokenizer,
+)
 
 # What chat.render does, in Jinja: <|endoftext|>, then <|role|>text<|end|> for each message, and
 # <|assistant|> where an answer is to be generated. A backslash continues a line.
@@ -38,6 +44,11 @@ message['role'] ~ ', expected ' ~ expected) -}}
 def special_tokens(vocab_size: int) -> dict[str, int]:
     """{name: id} of the special tokens that a model with this vocabulary has."""
     return {name: id for name, id in SPECIAL_TOKENS.items() if id < vocab_size}
+
+
+def stop_tokens(vocab_size: int) -> list[int]:
+    """Ids that end a text; the first is the end of a turn if the model has one."""
+    return [END, END_OF_TEXT] if vocab_size >= CHAT_VOCAB else [END_OF_TEXT]
 
 
 @cache

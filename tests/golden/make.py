@@ -50,12 +50,17 @@ def inputs(
     for name, parameter in build(found).transformer.named_parameters():
         is_scale = name.endswith("weight") and parameter.ndim == 1
         found[f"before/{name}"] = draw.normal(size=tuple(parameter.shape)) * 0.2 + is_scale
-    found["tokens"] = draw.integers(0, vocab, (STEPS, rows, context + 1)).astype(np.uint16)
+    return found | batches(draw, vocab, STEPS, rows, context)
+
+
+def batches(draw: np.random.Generator, vocab: int, steps: int, rows: int, context: int) -> dict:
+    """Random "tokens" [steps, B, T+1] and "mask" [steps, B, T]."""
+    tokens = draw.integers(0, vocab, (steps, rows, context + 1)).astype(np.uint16)
     # Rows of unequal weight: a mean of means would be wrong.
     kept = np.linspace(0.2, 0.9, rows)[:, None]
-    found["mask"] = (draw.random((STEPS, rows, context)) < kept).astype(np.uint8)
-    found["mask"][:, :, -1] = 1
-    return found
+    mask = (draw.random((steps, rows, context)) < kept).astype(np.uint8)
+    mask[:, :, -1] = 1
+    return {"tokens": tokens, "mask": mask}
 
 
 def build(golden: Mapping[str, np.ndarray]) -> GPT2LMHeadModel:
@@ -98,13 +103,7 @@ def outcomes(golden: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     found = {}
     curves = []
     for i in range(STEPS):
-        tokens = torch.tensor(golden["tokens"][i].astype(np.int64))
-        mask = torch.tensor(golden["mask"][i], dtype=torch.float64)
-        scores = model(tokens[:, :-1]).logits
-        losses = torch.nn.functional.cross_entropy(
-            scores.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
-        )
-        loss = (losses * mask.flatten()).sum() / mask.sum()
+        scores, loss = logits_and_loss(model, golden, i)
         optimizer.zero_grad()
         loss.backward()
         gradients = {name: p.grad for name, p in parameters.items()}
@@ -121,6 +120,19 @@ def outcomes(golden: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         curves.append((loss.item(), norm, rate(i)))
     found |= dict(zip(("losses", "norms", "rates"), np.array(curves).T, strict=True))
     return found | {f"after/{name}": numpy(p) for name, p in parameters.items()}
+
+
+def logits_and_loss(
+    model: torch.nn.Module, golden: Mapping[str, np.ndarray], step: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [B, T, V] and masked mean loss of a batch."""
+    tokens = torch.tensor(golden["tokens"][step].astype(np.int64))
+    mask = torch.tensor(golden["mask"][step], dtype=torch.float64)
+    scores = model(tokens[:, :-1]).logits
+    losses = torch.nn.functional.cross_entropy(
+        scores.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+    )
+    return scores, (losses * mask.flatten()).sum() / mask.sum()
 
 
 def rate(step: int) -> float:

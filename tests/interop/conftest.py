@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.models import BASE, CHAT, write_random_run
+from tests.interop.models import BASE, CHAT, NANOCHAT_CHAT, write_random_run
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +17,9 @@ def base_run(tmp_path_factory) -> Path:
 def chat_run(tmp_path_factory) -> Path:
     """A finetuned model's vocabulary."""
     return write_random_run(tmp_path_factory.mktemp("runs") / "chat", CHAT)
+
+
+@pytest.fixture(scope="session")
+def nanochat_run(tmp_path_factory) -> Path:
+    """A finetuned model's vocabulary, and the other architecture."""
+    return write_random_run(tmp_path_factory.mktemp("runs") / "nanochat", NANOCHAT_CHAT)

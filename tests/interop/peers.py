@@ -4,7 +4,8 @@
 
 Prints one line per comparison and exits with 1 where they differ. Two texts count as equal if they
 differ only from a token on where the two best logits are closer than a tie: 1e-4 for transformers,
-1e-2 for llama.cpp, which computes GELU from a table.
+1e-2 for llama.cpp, which computes GELU from a table. A NanoChat is compared with
+transformers alone, because llama.cpp has no such architecture.
 """
 
 import argparse
@@ -19,10 +20,10 @@ import jax
 import numpy as np
 
 from minigpt_jax import chat, load_run
-from minigpt_jax.interop import gguf_file, gpt2, hugging_face
+from minigpt_jax.architectures import AnyModel, make_model, output_head
+from minigpt_jax.interop import gguf_file, hugging_face, vocabulary
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.loss import logits
-from minigpt_jax.model import GPT
 from minigpt_jax.sampling import sampling_params
 from minigpt_jax.tokenizer import END, END_OF_TEXT
 
@@ -60,14 +61,15 @@ def our_logits(run: LoadedRun, ids: list[int]) -> np.ndarray:
     # Padded to the whole context, so that one shape is compiled. No position attends to padding.
     row = np.zeros((1, run.config.context), np.int32)
     row[0, : len(ids)] = ids
-    all_logits = np.asarray(_row_logits(GPT(run.config), run.params, row))
+    all_logits = np.asarray(_row_logits(make_model(run.config), run.params, row))
     return all_logits[0, : len(ids), : run.config.vocab_size]
 
 
 @partial(jax.jit, static_argnames="model")
-def _row_logits(model: GPT, params: dict, row: np.ndarray) -> jax.Array:
+def _row_logits(model: AnyModel, params: dict, row: np.ndarray) -> jax.Array:
     hidden, _ = model.apply({"params": params}, row)
-    return logits(hidden, params["wte"], model.config.vocab_size)
+    config = model.config
+    return logits(hidden, output_head(params), config.vocab_size, config.logit_cap)
 
 
 def our_texts(run: LoadedRun, prompts: list[list[int]]) -> list[list[int]]:
@@ -109,7 +111,7 @@ def compare_with_transformers(run: LoadedRun, folder: Path, count: int) -> list[
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    stop_tokens = gpt2.stop_tokens(run.config)
+    stop_tokens = vocabulary.stop_tokens(run.config.vocab_size)
     prompts = random_prompts(run, count)
     theirs = []
     largest = 0.0
@@ -221,7 +223,7 @@ def main() -> int:
         except ImportError as error:
             print(f"transformers: left out ({error})")
         try:
-            for dtype in ("f32", "q8_0"):
+            for dtype in ("f32", "q8_0") if run.config.is_gpt2 else ():
                 file = folder / f"{dtype}.gguf"
                 gguf_file.write_file(file, run, name="run", dtype=dtype)
                 found += compare_with_llama_cpp(run, file, 8, exact=dtype == "f32")

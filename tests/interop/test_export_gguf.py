@@ -42,6 +42,18 @@ def exported(chat_run, tmp_path_factory):
     return {name: field.contents() for name, field in fields.items()}, tensors
 
 
+def test_a_nanochat_is_refused_before_anything_is_written(nanochat_run, tmp_path):
+    out = tmp_path / "new" / "model.gguf"
+    done = run_main(export_gguf.main, "--run", nanochat_run, "--out", out)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: the run is a NanoChat, an architecture that llama.cpp and GGUF do not have: use "
+        "minigpt_jax.interop.export_hf (transformers loads that), or train a GPT-2 "
+        "(model.architecture=gpt2)\n"
+    )
+    assert not out.parent.exists()
+
+
 def test_metadata_describes_the_model(exported):
     metadata, _ = exported
     assert metadata["general.architecture"] == "gpt2"

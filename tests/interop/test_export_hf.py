@@ -16,7 +16,7 @@ from minigpt_jax.interop import export_hf
 from minigpt_jax.interop.hugging_face import read_folder, write_folder
 from minigpt_jax.interop.imported_run import write_run
 from tests.in_process import run_main
-from tests.interop.models import CHAT, random_run, tensors
+from tests.interop.models import CHAT, NANOCHAT_CHAT, random_run, tensors
 from tests.interop.peers import compare_with_transformers
 
 FILES = [
@@ -73,6 +73,27 @@ def test_weights_are_the_same_bits_without_padded_vocabulary(exported):
         assert weights[name].tobytes() == tensor.tobytes(), name
 
 
+@pytest.fixture(scope="module")
+def nanochat_exported(nanochat_run, tmp_path_factory) -> Path:
+    """The folder that the command writes for a NanoChat."""
+    out = tmp_path_factory.mktemp("exported") / "out"
+    done = run_main(export_hf.main, "--run", nanochat_run, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_nanochat_has_the_same_files_and_its_own_card(nanochat_exported):
+    assert sorted(path.name for path in nanochat_exported.iterdir()) == FILES
+    weights = load_file(nanochat_exported / "model.safetensors")
+    assert weights.keys() == tensors(NANOCHAT_CHAT).keys()
+    for name, tensor in tensors(NANOCHAT_CHAT).items():
+        assert weights[name].tobytes() == tensor.tobytes(), name
+    card = (nanochat_exported / "README.md").read_text()
+    assert "tags: [nanochat, minigpt-jax]" in card and "| NanoChat: 2 layers" in card
+    assert f"{NANOCHAT_CHAT.parameters:,}" in card and "needs transformers 5" in card
+    assert "GPT-2" not in card and "it fails" not in card
+
+
 def test_a_folder_with_files_and_a_file_are_refused(exported, chat_run, tmp_path):
     done = run_main(export_hf.main, "--run", chat_run, "--out", exported)
     assert done.returncode == 2 and "is not empty" in done.stderr
@@ -81,22 +102,30 @@ def test_a_folder_with_files_and_a_file_are_refused(exported, chat_run, tmp_path
     assert done.returncode == 2 and "is a file" in done.stderr
 
 
-def test_import_and_export_give_the_same_file_back(base_run, tmp_path):
-    write_folder(tmp_path / "first", load_run(base_run), "first")
+@pytest.mark.parametrize("run", ["base_run", "nanochat_run"])
+def test_import_and_export_give_the_same_file_back(run, request, tmp_path):
+    write_folder(tmp_path / "first", load_run(request.getfixturevalue(run)), "first")
     write_run(tmp_path / "back", *read_folder(tmp_path / "first"), "the first")
     write_folder(tmp_path / "second", load_run(tmp_path / "back"), "second")
-    first, second = (
-        (tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")
-    )
-    assert first == second
-    settings = json.loads((tmp_path / "first" / "tokenizer_config.json").read_text())
+    for name in FILES:
+        if name != "README.md":
+            first, second = (
+                (tmp_path / folder / name).read_bytes() for folder in ("first", "second")
+            )
+            assert first == second, name
+
+
+def test_a_base_model_has_no_chat_template(base_run, tmp_path):
+    write_folder(tmp_path / "out", load_run(base_run), "base")
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert settings["eos_token"] == "<|endoftext|>" and "chat_template" not in settings
 
 
-def test_transformers_computes_the_same(tmp_path):
+@pytest.mark.parametrize("model", [CHAT, NANOCHAT_CHAT], ids=lambda model: model.name)
+def test_transformers_computes_the_same(model, tmp_path):
     pytest.importorskip("torch", exc_type=ImportError)
-    pytest.importorskip("transformers")
-    run = random_run(CHAT)
+    pytest.importorskip("transformers", minversion=None if model.is_gpt2 else "5")
+    run = random_run(model)
     write_folder(tmp_path / "out", run, "chat")
     assert compare_with_transformers(run, tmp_path / "out", 4) == []
 
@@ -106,7 +135,7 @@ def code_of(card: str) -> str:
     return card.split("```python\n")[1].split("```")[0]
 
 
-@pytest.mark.parametrize("model", ["chat_run", "base_run"])
+@pytest.mark.parametrize("model", ["chat_run", "base_run", "nanochat_run"])
 def test_transformers_generates_without_a_warning(model, request, tmp_path, caplog, monkeypatch):
     pytest.importorskip("torch", exc_type=ImportError)
     transformers = pytest.importorskip("transformers", minversion="5")

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from minigpt_jax import load_run
 from minigpt_jax.errors import InputError
-from minigpt_jax.interop import import_gpt2
+from minigpt_jax.interop import import_hf
 from minigpt_jax.interop.gpt2 import from_gpt2, from_gpt2_config, to_gpt2_config
 from minigpt_jax.interop.hugging_face import read_folder
 from minigpt_jax.interop.vocabulary import special_tokens, vocabulary
@@ -169,13 +169,13 @@ def test_a_damaged_tokenizer_file_is_named(tmp_path, text: str):
 
 def test_the_command_imports_a_padded_model_and_refuses_a_live_one(tmp_path):
     padded = foreign(tmp_path / "padded", np.zeros((47, 32)))
-    done = run_main(import_gpt2.main, "--source", padded, "--out", tmp_path / "run")
+    done = run_main(import_hf.main, "--source", padded, "--out", tmp_path / "run")
     assert done.returncode == 0 and "50,257 token ids" in done.stdout, done.stderr
     run = load_run(tmp_path / "run")
     assert run.config == BASE and not run.can_chat
 
     chat = foreign(tmp_path / "chat", live(4))
-    done = run_main(import_gpt2.main, "--source", chat, "--out", tmp_path / "other")
+    done = run_main(import_hf.main, "--source", chat, "--out", tmp_path / "other")
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert not (tmp_path / "other").exists()
 

@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.interop.gpt2 import (
-    from_gpt2,
-    from_gpt2_config,
-    stop_tokens,
-    to_gpt2,
-    to_gpt2_config,
-)
+from minigpt_jax.interop.gpt2 import from_gpt2, from_gpt2_config, to_gpt2, to_gpt2_config
 from minigpt_jax.model import GPT
 from minigpt_jax.model_config import GPTConfig
 from tests.interop.models import BASE, CHAT, tensors
@@ -117,7 +111,3 @@ def test_another_architecture_is_refused(change: dict, message: str):
     }
     with pytest.raises(InputError, match=message):
         from_gpt2_config(changed)
-
-
-def test_a_finetuned_model_stops_at_the_end_of_a_turn():
-    assert stop_tokens(CHAT) == [50260, 50256] and stop_tokens(BASE) == [50256]

@@ -52,6 +52,11 @@ def test_a_base_model_has_one_special_token():
     assert vocabulary.special_tokens(CHAT_VOCAB) == SPECIAL_TOKENS
 
 
+def test_a_finetuned_model_stops_at_the_end_of_a_turn():
+    assert vocabulary.stop_tokens(CHAT_VOCAB) == [50260, 50256]
+    assert vocabulary.stop_tokens(TEXT_VOCAB) == [50256]
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_tokenizer_json_gives_our_ids(theirs: tokenizers.Tokenizer, text: str):
     assert theirs.encode(text).ids == OURS.encode(text)

@@ -13,45 +13,28 @@ from safetensors.numpy import save_file
 import sample
 from minigpt_jax import load_run
 from minigpt_jax.errors import InputError
-from minigpt_jax.interop import import_gpt2
+from minigpt_jax.interop import import_hf
 from minigpt_jax.interop.gpt2 import from_gpt2, to_gpt2_config
-from minigpt_jax.interop.hugging_face import read_folder, write_folder
+from minigpt_jax.interop.hugging_face import from_tensors, read_folder, write_folder
 from minigpt_jax.loss import logits
 from minigpt_jax.model import GPT
 from minigpt_jax.runtime.files import read_jsonl
 from minigpt_jax.tokenizer import CHAT_VOCAB
 from tests.harness import train
 from tests.in_process import run_main
-from tests.interop.models import BASE, tensors
+from tests.interop.models import BASE, NANOCHAT, tensors, write_source
 
 # A port on which nothing listens.
 UNREACHABLE_HUB = "http://127.0.0.1:9"
-
-
-def write_source(folder: Path, weights: dict, pieces: int = 1) -> Path:
-    """A folder as transformers writes it, with the weights in one file or in several."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(to_gpt2_config(BASE)))
-    if pieces == 1:
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        return folder
-    weight_map = {}
-    for piece in range(pieces):
-        file = f"model-{piece + 1:05}-of-{pieces:05}.safetensors"
-        part = {name: weights[name] for name in sorted(weights)[piece::pieces]}
-        save_file(part, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return folder
 
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory) -> Path:
     """A run that the command made from a folder with three weight files."""
     folder = tmp_path_factory.mktemp("imported")
-    source = write_source(folder / "source", tensors(BASE), pieces=3)
+    source = write_source(folder / "source", BASE, tensors(BASE), pieces=3)
     out = folder / "runs" / "gpt2"
-    done = run_main(import_gpt2.main, "--source", source, "--out", out)
+    done = run_main(import_hf.main, "--source", source, "--out", out)
     assert done.returncode == 0, done.stderr
     assert f"{BASE.parameters:,} parameters" in done.stdout
     return out
@@ -99,28 +82,29 @@ def test_an_imported_run_is_finetuned_and_exported_with_its_history(imported, co
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(imported):
     source = imported.parents[1] / "source"
-    done = run_main(import_gpt2.main, "--source", source, "--out", imported)
+    done = run_main(import_hf.main, "--source", source, "--out", imported)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: {imported}: already holds a run; choose another folder\n"
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_half_precision_is_converted_exactly(tmp_path, dtype):
-    half = {name: tensor.astype(dtype) for name, tensor in tensors(BASE).items()}
-    _, params = read_folder(write_source(tmp_path / "source", half))
-    jax.tree.map(np.testing.assert_array_equal, params, from_gpt2(half, BASE))
+@pytest.mark.parametrize("model", [BASE, NANOCHAT], ids=lambda model: model.name)
+def test_half_precision_is_converted_exactly(tmp_path, model, dtype):
+    half = {name: tensor.astype(dtype) for name, tensor in tensors(model).items()}
+    _, params = read_folder(write_source(tmp_path / "source", model, half))
+    jax.tree.map(np.testing.assert_array_equal, params, from_tensors(half, model))
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
 
 
 def test_integer_weights_are_refused(tmp_path):
     weights = tensors(BASE) | {"transformer.ln_f.bias": np.zeros(32, np.int64)}
-    source = write_source(tmp_path / "source", weights)
+    source = write_source(tmp_path / "source", BASE, weights)
     with pytest.raises(InputError, match=r"tensor transformer\.ln_f\.bias is I64, expected F32"):
         read_folder(source)
 
 
 def test_a_damaged_weight_file_is_refused(tmp_path):
-    source = write_source(tmp_path / "source", tensors(BASE))
+    source = write_source(tmp_path / "source", BASE, tensors(BASE))
     weights = source / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"model\.safetensors: cannot be read"):
@@ -157,7 +141,7 @@ def test_a_malformed_index_is_refused(no_weights, index, message):
 
 def test_one_file_and_an_index_must_hold_the_same_weights(tmp_path):
     weights = tensors(BASE)
-    folder = write_source(tmp_path / "both", weights, pieces=2)
+    folder = write_source(tmp_path / "both", BASE, weights, pieces=2)
     whole = folder / "model.safetensors"
     save_file(weights, whole, metadata={"format": "pt"})
     read_folder(folder)
@@ -185,11 +169,17 @@ def test_without_a_hub_the_message_names_a_local_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", UNREACHABLE_HUB)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for name in ("openai-community/gpt2", "no such name"):
-        done = run_main(import_gpt2.main, "--source", name, "--out", tmp_path / "run")
+        done = run_main(import_hf.main, "--source", name, "--out", tmp_path / "run")
         assert done.returncode == 2, done.stderr
         assert done.stderr.count("\n") == 1
         assert "A local folder with config.json and model.safetensors will do" in done.stderr
         assert not (tmp_path / "run").exists()
+
+
+def test_the_former_name_of_the_command_is_the_same_command():
+    from minigpt_jax.interop import import_gpt2
+
+    assert import_gpt2.main is import_hf.main
 
 
 def test_weights_that_transformers_wrote_give_its_logits(tmp_path):

@@ -1,0 +1,103 @@
+"""Make a run from weights in Hugging Face's format: to finetune (`init_from`), chat or score.
+
+    python -m minigpt_jax.interop.import_hf --source openai-community/gpt2 --out runs/gpt2
+
+The source is a hub id (with "@revision" if wanted) or a folder with config.json and
+model.safetensors, in one file or in several with an index. It may be a GPT-2 of any size, a
+NanoChat with GPT-2's tokenizer, or a folder that export_hf wrote. Rows of its embedding that no
+token of its tokenizer reaches are left out.
+"""
+
+from minigpt_jax.runtime.program import begin_program, exit_cleanly
+
+if __name__ == "__main__":
+    begin_program()  # before the imports below, which take time
+
+import argparse
+from pathlib import Path
+
+from minigpt_jax.errors import InputError, first_line
+from minigpt_jax.runs import checkpoint_steps, lock
+from minigpt_jax.runtime.files import expand_home, shell_word, user_path
+
+
+def main() -> int:
+    """Read the weights, check them, write the run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m minigpt_jax.interop.import_hf",
+        description="Make a run from GPT-2 or NanoChat weights in Hugging Face's format.",
+    )
+    parser.add_argument(
+        "--source",
+        type=expand_home,
+        required=True,
+        help="hub id, such as openai-community/gpt2-medium, or a folder",
+    )
+    parser.add_argument(
+        "--out", type=user_path, required=True, help="folder of the new run, such as runs/gpt2"
+    )
+    options = parser.parse_args()
+    out: Path = options.out
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; choose another name")
+    refuse_existing_run(out)
+
+    # Imported after parsing: --help and a wrong flag need not wait for JAX.
+    from minigpt_jax.interop.hugging_face import read_folder
+    from minigpt_jax.interop.imported_run import write_run
+    from minigpt_jax.runtime.backend import start_jax
+
+    start_jax()
+    config, params = read_folder(fetch(options.source))
+    out.mkdir(parents=True, exist_ok=True)
+    with lock(out):
+        # Another import may have written to the same folder since the first check.
+        refuse_existing_run(out)
+        write_run(out, config, params, options.source)
+    print(
+        f"{out}: {config.name} with {config.parameters:,} parameters, "
+        f"{config.vocab_size:,} token ids, context {config.context}"
+    )
+    run = shell_word(out)
+    print(f"sample:   python sample.py --run {run}")
+    # The config's own model is a GPT-2.
+    fields = [*([] if config.is_gpt2 else ["architecture"]), "context", "layers", "heads", "embed"]
+    model = " ".join(f"--config.model.{name}={getattr(config, name)}" for name in fields)
+    print(
+        f"finetune: python train.py --config configs/finetune.py --config.init_from={run} {model}"
+    )
+    return 0
+
+
+def refuse_existing_run(out: Path) -> None:
+    """Raise InputError where `out` has checkpoints."""
+    if checkpoint_steps(out):
+        raise InputError(f"{out}: already holds a run; choose another folder")
+
+
+def fetch(source: str) -> Path:
+    """The folder `source`, or the downloaded folder if it is a hub id.
+
+    Raises InputError where there is neither.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    from minigpt_jax.interop.foreign_vocabulary import TOKENIZER_FILES
+
+    name, _, revision = source.partition("@")
+    files = ["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
+    try:
+        folder = snapshot_download(name, revision=revision or None, allow_patterns=files)
+    # The hub's own errors, and those of whichever HTTP library it uses.
+    except Exception as error:
+        raise InputError(
+            f"{source}: no such folder, and it cannot be fetched from the hub "
+            f"({first_line(error)}). A local folder with config.json and model.safetensors will do"
+        ) from None
+    return Path(folder)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
