@@ -156,5 +156,5 @@ def rotations(positions: Indices, head_dim: int, dtype: DTypeLike) -> Rotation:
     """Cosines and sines of the rotary angles p / base^(2 i / K) of position p, in f32 at least."""
     wide = jnp.promote_types(dtype, jnp.float32)
     frequencies = ROTARY_BASE ** (-jnp.arange(0, head_dim, 2, dtype=wide) / head_dim)
-    angles = positions[:, :, None, None].astype(wide) * frequencies
+    angles = positions[:, :, None, None].astype(wide) * frequencies[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
