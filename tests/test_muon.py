@@ -1,5 +1,7 @@
 """Muon must be the published one for each matrix of each layer, on any mesh."""
 
+import re
+from collections import Counter
 from functools import partial
 
 import flax.linen as nn
@@ -25,9 +27,7 @@ STEPS = 3
 # Each step's sums are those of so many rows.
 ROWS = 7
 # Neither the 3 layers nor their 9 matrices of queries, keys and values divide by four devices.
-CONFIG = GPTConfig(
-    vocab_size=100, context=8, layers=3, heads=4, embed=16, architecture="nanochat"
-)
+CONFIG = GPTConfig(vocab_size=100, context=8, layers=3, heads=4, embed=16, architecture="nanochat")
 MESHES = {"data": (4, 1, 1), "fsdp": (1, 4, 1), "fsdp and tensor": (1, 2, 2)}
 
 
@@ -94,7 +94,9 @@ def expected() -> list[dict]:
                 continue
             m[path] = 0.9 * m[path] + 0.1 * g
             v[path] = 0.95 * v[path] + 0.05 * g**2
-            adam = (m[path] / (1 - 0.9 ** (t + 1))) / (np.sqrt(v[path] / (1 - 0.95 ** (t + 1))) + 1e-8)
+            adam = (m[path] / (1 - 0.9 ** (t + 1))) / (
+                np.sqrt(v[path] / (1 - 0.95 ** (t + 1))) + 1e-8
+            )
             rate = "head_rate" if path == "lm_head" else "embedding_rate"
             directions[path] = RATES[rate] * adam
         found.append(directions)
@@ -112,6 +114,7 @@ def directions_on(mesh: jax.sharding.Mesh) -> list[dict]:
     boxed = boxed_params(CONFIG)
     shardings = state_sharding(boxed, mesh)
     state_shardings = state_sharding(jax.eval_shape(MUON.init, boxed), mesh)
+    specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
     params = jax.device_put(random_like(boxed, seed=1), shardings)
     gradients = [jax.device_put(gradient(t), shardings) for t in range(STEPS)]
     found = []
@@ -121,7 +124,7 @@ def directions_on(mesh: jax.sharding.Mesh) -> list[dict]:
         @partial(jax.jit, out_shardings=(shardings, state_shardings))
         def update(gradients, state, params, norm):
             sums = jax.tree.map(lambda g: g * ROWS, gradients)
-            return MUON.update(sums, state, params, scale=1 / ROWS, norm=norm)
+            return MUON.update(sums, state, params, scale=1 / ROWS, norm=norm, specs=specs)
 
         for g in gradients:
             directions, state = update(g, state, params, optax.tree.norm(g))
@@ -140,6 +143,32 @@ def test_the_updates_are_those_of_numpy_on_any_mesh(expected, sizes):
         for path, direction in theirs.items():
             assert ours[path].dtype == np.float64
             np.testing.assert_allclose(ours[path], direction, rtol=0, atol=1e-10, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "collectives"), [("data", {"all-gather": 1}), ("fsdp", {"all-to-all": 2})]
+)
+def test_a_matrix_crosses_between_devices_once_each_way(mesh: str, collectives: dict):
+    """Copies need no exchange before the work, parts are exchanged for whole matrices and back."""
+    devices = make_mesh(*MESHES[mesh])
+    boxed = {"layers": {"mlp": {"up": boxed_params(CONFIG)["layers"]["mlp"]["up"]}}}
+    shardings = state_sharding(boxed, devices)
+    specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
+    transform = orthogonalize_matrices(jnp.float32)
+    with jax.set_mesh(devices):
+        update = jax.jit(
+            lambda g: transform.update(g, optax.EmptyState(), specs=specs)[0],
+            in_shardings=(shardings,),
+            out_shardings=shardings,
+        )
+        text = update.lower(nn.unbox(boxed)).compile().as_text()
+    found = Counter(
+        re.findall(
+            r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(",
+            text,
+        )
+    )
+    assert found == collectives
 
 
 def test_matrices_are_those_of_optax():
