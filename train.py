@@ -82,6 +82,7 @@ def train(checked: Preflight) -> int:
         batch=c.data.batch,
         micro_batch=c.data.micro_batch,
         loss_chunk=c.loss.chunk,
+        optimizer=c.optimizer.kind,
     )
     context = model_config.context
     tokens_per_step = c.data.batch * context

@@ -2,30 +2,34 @@
 
     python3.12 -m venv ../gpu-env
     ../gpu-env/bin/pip install "jax[cuda12]==0.11.2" -r requirements.txt
-    ../gpu-env/bin/python -m benchmarks.compile_for_gpu --unroll 12 --rows 32
+    ../gpu-env/bin/python -m benchmarks.compile_for_gpu --rows 32 --config.compute.unroll=12
     ../gpu-env/bin/python -m benchmarks.compile_for_gpu --mesh 8,1,1 --accum 2 --rows 16
     ../gpu-env/bin/python -m benchmarks.compile_for_gpu --call mypackage.somewhere:build
+    ../gpu-env/bin/python -m benchmarks.compile_for_gpu --config.model.architecture=nanochat \
+        --config.model.heads=6 --config.optimizer.kind=muon
 
 Run it in the project's folder. Its environment (6 GB) is beside the checkout, not in it, because
-the tests use the CPU version of JAX. XLA compiles for a described device, so
-nothing runs: the figures are decisions of the compiler. Compared with one H200, the memory was
-correct within 0.1% (15.43 GB predicted, 15.44 GB used). The milliseconds are a lower limit, bytes
-divided by bandwidth: such kernels took about a quarter more there. The speed of matmuls and of
-attention, and the choices of autotuning (which is off here), cannot be predicted like this.
+the tests use the CPU version of JAX. XLA compiles for a described device, so nothing runs: the
+figures are decisions of the compiler. Compared with one H200, the memory was correct within 0.1%
+(15.43 GB predicted, 15.44 GB used). The milliseconds are a lower limit, bytes divided by bandwidth:
+such kernels took about a quarter more there. The speed of matmuls and of attention, and the choices
+of autotuning (which is off here), cannot be predicted like this.
 
-`--call module:function` names a function of (mesh, options) that returns a jitted function and its
-abstract arguments; the default is `train_step`.
+The config is configs/pretrain.py unless --config names another, and its fields can be changed as in
+train.py; rows, micro-batches and mesh are those of the options. `--call module:function` names a
+function of (mesh, options) that returns a jitted function and its abstract arguments; the default
+is `train_step`.
 """
 
 import argparse
 import importlib
 import math
 import os
+import sys
 import time
-from functools import partial
-from typing import Any
 
 from benchmarks.compiled_text import Traffic, read_traffic
+from minigpt_jax.config import parse as parse_config
 from minigpt_jax.described_gpu import COMPILER_OPTIONS, described_gpus, prepare_environment
 from minigpt_jax.runtime.files import user_path
 
@@ -77,52 +81,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mesh", default="1,1,1", help="data,fsdp,tensor (default: 1,1,1)")
     parser.add_argument("--rows", type=int, default=32, help="of a micro-batch on each device")
     parser.add_argument("--accum", type=int, default=1, help="micro-batches of a step")
-    parser.add_argument("--unroll", type=int, default=0, help="as compute.unroll")
-    parser.add_argument("--chunk", type=int, default=128, help="as loss.chunk")
-    parser.add_argument("--remat", default="none", help="as compute.remat")
-    parser.add_argument("--size", default="gpt2", help="argument of configs/pretrain.py")
-    parser.add_argument("--attention", default="cudnn", help="as compute.attention")
-    parser.add_argument("--isolate", action="store_true", help="as data.isolate_documents")
+    parser.add_argument("--scatter-each", action="store_true", help="see gradients.sum_gradients")
     parser.add_argument("--card", choices=BANDWIDTH, default="h200", help="default: h200")
     parser.add_argument("--xla-flags", default="", help="instead of XLA_FLAGS")
     parser.add_argument("--call", help="module:function, instead of the training step")
     parser.add_argument("--top", type=int, default=25, help="kernels to print (default: 25)")
     parser.add_argument("--text", type=user_path, help="where to write the compiled text")
-    return parser.parse_args()
+    parser.add_argument("--config", default="configs/pretrain.py", help="default: %(default)s")
+    options, fields = parser.parse_known_args()
+    options.config = parse_config([sys.argv[0], "--config", options.config, *fields])
+    return options
 
 
 def train_step(mesh, options: argparse.Namespace):
     """The training step of the project and its abstract arguments."""
-    import jax
-    import jax.numpy as jnp
+    from minigpt_jax.compiled_step import step_and_arguments
+    from minigpt_jax.sharding import data_parallel_size
 
-    from benchmarks.training import training_step
-    from configs.pretrain import get_config
-    from minigpt_jax.model import GPT
-    from minigpt_jax.model_config import GPTConfig
-    from minigpt_jax.sharding import batch_sharding, data_parallel_size
-    from minigpt_jax.step import Batch, abstract_state
-
-    settings: Any = get_config(options.size)
-    config = GPTConfig(**settings.model)
-    model = GPT(
-        config,
-        dtype=jnp.bfloat16,
-        unroll=options.unroll,
-        attention=options.attention,
-        remat=options.remat,
-    )
-    optimizer, step = training_step(
-        model, mesh, loss_chunk=options.chunk, isolate_documents=options.isolate
-    )
-    sharding = batch_sharding(mesh)
-    shape = (options.accum, options.rows * data_parallel_size(mesh))
-    abstract: Any = partial(jax.ShapeDtypeStruct, sharding=sharding)
-    batch = Batch(
-        abstract((*shape, config.context + 1), jnp.uint16),
-        abstract((*shape, config.context), jnp.uint8),
-    )
-    return step, (abstract_state(model, optimizer, mesh), batch)
+    c = options.config
+    c.data.batch = options.accum * options.rows * data_parallel_size(mesh)
+    return step_and_arguments(c, mesh, options.accum, options.scatter_each)
 
 
 def report(traffic: Traffic, card: str, top: int) -> None:

@@ -4,7 +4,7 @@
 #   bash benchmarks/on_gpu.sh results                        the training step against its rivals
 #   bash benchmarks/on_gpu.sh results program packed         train.py itself, packed documents
 #
-# Parts: training, autotune, accumulation, program, packed, decoding, kills, sizes, serving. None
+# Parts: training, modern, autotune, accumulation, program, packed, decoding, kills, sizes, serving. None
 # takes more than ten minutes: each command has a limit in seconds, below. PYTHON names the
 # interpreter (default: .venv/bin/python). The rivals need torch and transformers. Exit code 1 if a
 # command failed; the others are run all the same.
@@ -43,6 +43,13 @@ for part in "${parts[@]}"; do
         measure training_64 250 $step --batch 64 --steps 10 \
             --xla-flags=--xla_gpu_enable_triton_gemm=false --only \
             ours-bfloat16-64 ours-bfloat16-64-flags plain-bfloat16-64-compile
+        ;;
+    modern)
+        # Muon works once a step: with 8 micro-batches it is the share of a long run.
+        measure modern 280 $step --batch 32 --steps 20 --modern --profile --only \
+            ours-bfloat16-32 ours-bfloat16-32-modern
+        measure modern_accumulation 300 $step --batch 32 --steps 4 --accumulation 8 --modern \
+            --only ours-bfloat16-32 ours-bfloat16-32-modern
         ;;
     autotune)
         # In a call of its own: with max-autotune, `training_64` did not end within 250 s.

@@ -9,7 +9,8 @@ A step is everything: forward, backward, clipping and AdamW. "plain" is benchmar
 the strongest rival we know; "torch" is transformers with SDPA attention. Both have torch.compile
 and the fused AdamW. Each has every size of --batch. The column "of matmul" is the share of the rate
 of a large matmul in the same precision: the faster of JAX's and torch's, which take turns with the
-others, or with --sustain the rate that a GPU keeps up when it is warm.
+others, or with --sustain the rate that a GPU keeps up when it is warm. With --modern NanoChat with
+Muon takes part too, in the same size; Muon's own matmuls do not count for its MFU.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.contenders import Measured, run_interleaved, table, worker
-from benchmarks.options import add_integers, model_config
+from benchmarks.options import add_integers, model_config, modern
 from benchmarks.torch_training import (
     AUTOTUNE,
     GPU_MATMUL_SIZE,
@@ -67,7 +68,10 @@ def main() -> None:
     results = run_interleaved(module, names, sys.argv[1:], options.rounds)
     # Alone, because a GPU that works for others too is warm in another way.
     alone = [f"sustained-{dtype}" for dtype in options.dtypes if options.sustain]
-    alone += [f"profile-{dtype}-{options.batch[0]}" for dtype in options.dtypes if options.profile]
+    modes = ("", "-modern") if options.modern else ("",)
+    if options.profile:
+        rows = options.batch[0]
+        alone += [f"profile-{dtype}-{rows}{mode}" for dtype in options.dtypes for mode in modes]
     for name in alone:
         results |= run_interleaved(module, [name], sys.argv[1:], 1)
     report(options, results)
@@ -84,6 +88,8 @@ def contender_names(options: argparse.Namespace) -> list[str]:
                 names.append(f"ours-{dtype}-{rows}-flags")
             if options.without_kernels:
                 names.append(f"ours-{dtype}-{rows}-xla")
+            if options.modern:
+                names.append(f"ours-{dtype}-{rows}-modern")
             names += [f"plain-{dtype}-{rows}-{mode}" for mode in modes]
             names += [f"torch-{dtype}-{rows}-{mode}" for mode in ("eager", "compile")]
         names += [f"matmul-{dtype}", f"torchmatmul-{dtype}"]
@@ -120,6 +126,7 @@ def parse() -> argparse.Namespace:
     add("--profile", action="store_true", help="print where a step goes, from a trace (GPU)")
     add("--xla-flags", help="ours also with these flags of XLA, beside those that train.py sets")
     add("--without-kernels", action="store_true", help="ours also without kernels in Pallas")
+    add("--modern", action="store_true", help="ours also as NanoChat, trained with Muon")
     add("--only", nargs="+", metavar="NAME", help="leave out all others")
     add("--contender", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -177,7 +184,7 @@ def report(options: argparse.Namespace, results: dict[str, Measured]) -> None:
             rate = measured.notes["flops"] / measured.median / 1e12
             print(f"{name}: {rate:,.2f} TFLOP/s, {measured.notes['size']} squared")
         elif kinds[name] == "profile":
-            print(measured.notes["table"])
+            print(name, measured.notes["table"], sep="\n")
 
 
 def matmul_rate(results: dict[str, Measured], dtype: str) -> float:
@@ -196,7 +203,8 @@ def matmul_rate(results: dict[str, Measured], dtype: str) -> float:
 def ours(options: argparse.Namespace, dtype: str, rows: str, mode: str = "") -> None:
     """Our step, as train.py runs it.
 
-    `mode`: "flags" with `options.xla_flags` too, "xla" without the kernels of triton_kernels.py.
+    `mode`: "flags" with `options.xla_flags` too, "xla" without the kernels of triton_kernels.py,
+    "modern" for NanoChat with Muon.
     """
     import jax
 
@@ -208,7 +216,7 @@ def ours(options: argparse.Namespace, dtype: str, rows: str, mode: str = "") -> 
     from minigpt_jax.hardware import peak_flops
 
     def prepare() -> Callable[[], None]:
-        run, _ = training(options, dtype, int(rows))
+        run, _ = training(options, dtype, int(rows), mode == "modern")
         return lambda: run(options.steps)
 
     def peak() -> int | None:
@@ -223,15 +231,15 @@ def ours(options: argparse.Namespace, dtype: str, rows: str, mode: str = "") -> 
     worker(prepare, peak=peak, notes=notes)
 
 
-def profile(options: argparse.Namespace, dtype: str, rows: str) -> None:
-    """The table "where a step goes" of our step."""
+def profile(options: argparse.Namespace, dtype: str, rows: str, mode: str = "") -> None:
+    """The table "where a step goes" of our step. `mode`: "modern" for NanoChat with Muon."""
     from benchmarks.step_profile import profile_table, step_times
 
     text = ""
 
     def prepare() -> Callable[[], None]:
         nonlocal text
-        run, compiled_text = training(options, dtype, int(rows))
+        run, compiled_text = training(options, dtype, int(rows), mode == "modern")
         text = profile_table(step_times(run, compiled_text))
         return lambda: run(1)
 
@@ -239,21 +247,22 @@ def profile(options: argparse.Namespace, dtype: str, rows: str) -> None:
 
 
 def training(
-    options: argparse.Namespace, dtype: str, rows: int
+    options: argparse.Namespace, dtype: str, rows: int, is_modern: bool = False
 ) -> tuple[Callable[[int], None], str]:
     """A function that does so many steps of ours, and the text of the compiled step."""
     import jax
     import jax.numpy as jnp
 
     from benchmarks.training import random_batch, training_step
-    from minigpt_jax.model import GPT
+    from minigpt_jax.architectures import make_model
     from minigpt_jax.runtime.startup import set_xla_flags
     from minigpt_jax.sharding import make_mesh
     from minigpt_jax.step import init_state
 
     set_xla_flags(deterministic=options.deterministic)
-    model = GPT(
-        model_config(options),
+    config = model_config(options)
+    model = make_model(
+        modern(config) if is_modern else config,
         dtype=jnp.dtype(dtype),
         remat=options.remat,
         unroll=options.unroll,
@@ -264,6 +273,7 @@ def training(
         mesh,
         loss_chunk=options.loss_chunk,
         isolate_documents=options.isolate_documents,
+        optimizer_kind="muon" if is_modern else "adamw",
     )
     batch = random_batch(options.accumulation, rows, options.context, mesh)
     state = init_state(model, optimizer, 0, mesh)

@@ -9,7 +9,7 @@ import optax
 
 from configs.pretrain import get_config
 from minigpt_jax import optim
-from minigpt_jax.model import GPT
+from minigpt_jax.architectures import AnyModel
 from minigpt_jax.sharding import AXES, batch_sharding
 from minigpt_jax.step import Batch, MeshFunction, make_train_step
 from minigpt_jax.tokenizer import END_OF_TEXT
@@ -19,11 +19,17 @@ HORIZON = 10_000
 
 
 def training_step(
-    model: GPT, mesh: jax.sharding.Mesh, *, loss_chunk: int, isolate_documents: bool = False
+    model: AnyModel,
+    mesh: jax.sharding.Mesh,
+    *,
+    loss_chunk: int,
+    isolate_documents: bool = False,
+    optimizer_kind: str = "adamw",
 ) -> tuple[optax.GradientTransformationExtraArgs, MeshFunction]:
     """Optimizer and step for `model` on `mesh`."""
     c: Any = get_config()
-    optimizer = optim.make_optimizer(**c.optimizer, dtype=c.compute.dtype)
+    c.optimizer.kind = optimizer_kind
+    optimizer = optim.make_optimizer(**c.optimizer, dtype=model.dtype)
     schedule = partial(optim.learning_rate, horizon=HORIZON, **c.schedule)
     separator = END_OF_TEXT if isolate_documents else None
     step = make_train_step(

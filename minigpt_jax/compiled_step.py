@@ -48,7 +48,8 @@ def compile_step(
     c, target: Target, *, accumulation_steps: int, scatter_each: bool
 ) -> CompiledMemory:
     """The memory of the step of the config `c`. Call it within `compilation_target`."""
-    step, arguments = _step_and_arguments(c, target.devices, accumulation_steps, scatter_each)
+    mesh = make_mesh(**c.mesh, devices=target.devices)
+    step, arguments = step_and_arguments(c, mesh, accumulation_steps, scatter_each)
     began = time.perf_counter()
     compiled = step.lower(*arguments).compile(compiler_options=target.compiler_options)
     seconds = time.perf_counter() - began
@@ -87,13 +88,15 @@ def compilation_target(device: str, number: int) -> Iterator[Target]:
             yield Target(described, COMPILER_OPTIONS, origin)
 
 
-def _step_and_arguments(c, devices: list[Any], steps: int, scatter_each: bool):
-    """The jitted step as train.py makes it, and its abstract arguments."""
-    mesh = make_mesh(**c.mesh, devices=devices)
+def step_and_arguments(c, mesh: jax.sharding.Mesh, steps: int, scatter_each: bool):
+    """The jitted step of the config `c` as train.py makes it, and its abstract arguments.
+
+    `steps`: the number of micro-batches.
+    """
     config = GPTConfig(**c.model)
     compute = {**c.compute, "dtype": resolve_compute_dtype(c.compute.dtype)}
     model = make_model(config, **compute)
-    optimizer = optim.make_optimizer(**c.optimizer, dtype=c.compute.dtype)
+    optimizer = optim.make_optimizer(**c.optimizer, dtype=compute["dtype"])
     # No memory depends on the length of the schedule.
     schedule = partial(optim.learning_rate, horizon=c.schedule.warmup + 1, **c.schedule)
     step = make_train_step(

@@ -14,12 +14,15 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from minigpt_jax.kernel_choice import norm_kernels
+from minigpt_jax.kernel_choice import norm_kernels, rotary_kernels
 
 # GPT-2's; Flax has 1e-6.
 LAYER_NORM_EPS = 1e-5
 # NanoChat's.
 RMS_NORM_EPS = 1e-6
+
+# Queries, keys and values.
+Heads = tuple[Float[Array, "B T H K"], Float[Array, "B T H K"], Float[Array, "B T H K"]]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -94,6 +97,10 @@ def _rms_norm_forward(x):
 
 def _rms_norm_backward(x, gradients):
     d_x, d_y = gradients
+    flat_x, flat_d_y, flat_d_x = (a.reshape(-1, a.shape[-1]) for a in (x, d_y, d_x))
+    if kernels := norm_kernels(flat_x):
+        flat_d_x = kernels.rms_norm_backward(flat_x, flat_d_y, flat_d_x, RMS_NORM_EPS)
+        return (flat_d_x.reshape(x.shape),)
     wide = _widen(x)
     inverse = _inverse_rms(wide)
     return ((d_x + _rms_norm_gradient(wide * inverse, inverse, _widen(d_y))).astype(x.dtype),)
@@ -144,6 +151,48 @@ def _rotate_and_normalise_backward(residuals, d_y):
 
 
 rotate_and_normalise.defvjp(_rotate_and_normalise_forward, _rotate_and_normalise_backward)
+
+
+def queries_keys_values(
+    qkv: Float[Array, "B T 3 H K"], cos: Float[Array, "B T 1 J"], sin: Float[Array, "B T 1 J"]
+) -> Heads:
+    """The three parts of `qkv`, queries and keys after `rotate_and_normalise`."""
+    if rotary_kernels(qkv):
+        return _heads_by_kernel(qkv, cos, sin)
+    q, k, v = (jnp.squeeze(part, 2) for part in jnp.split(qkv, 3, axis=2))
+    return rotate_and_normalise(q, cos, sin), rotate_and_normalise(k, cos, sin), v
+
+
+@jax.custom_vjp
+def _heads_by_kernel(qkv, cos, sin):
+    """`queries_keys_values`, which reads and writes each array once."""
+    return _heads_forward(qkv, cos, sin)[0]
+
+
+def _heads_forward(qkv, cos, sin):
+    kernels = rotary_kernels(qkv)
+    assert kernels
+    cos, sin = (a.reshape(-1, a.shape[-1]) for a in (cos, sin))
+    *heads, inverse = kernels.rotate_heads(_flat_rows(qkv), cos, sin, RMS_NORM_EPS)
+    q, k, v = (a.reshape(*qkv.shape[:2], *a.shape[1:]) for a in heads)
+    return (q, k, v), (q, k, inverse, cos, sin)
+
+
+def _heads_backward(residuals, gradients):
+    q, k, inverse, cos, sin = residuals
+    kernels = rotary_kernels(q)
+    assert kernels
+    d_qkv = kernels.rotate_heads_backward(
+        _flat_rows(q), _flat_rows(k), inverse, cos, sin, tuple(map(_flat_rows, gradients))
+    )
+    return d_qkv.reshape(*q.shape[:2], *d_qkv.shape[1:]), None, None
+
+
+_heads_by_kernel.defvjp(_heads_forward, _heads_backward)
+
+
+def _flat_rows(x):
+    return x.reshape(-1, *x.shape[2:])
 
 
 def dropout(

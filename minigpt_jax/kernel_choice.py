@@ -29,6 +29,13 @@ def norm_kernels(x: Array) -> ModuleType | None:
     return _triton_kernels() if is_narrow and _is_suited(x) else None
 
 
+def rotary_kernels(qkv: Array) -> ModuleType | None:
+    """The module with the kernels for heads if they can rotate `qkv` [B, T, 3, H, K], else None."""
+    width = qkv.shape[-1]
+    is_power_of_2 = width & (width - 1) == 0
+    return _triton_kernels() if is_power_of_2 and _is_suited(qkv) else None
+
+
 def has_kernels(device: hardware.Device, tensor: int) -> bool:
     """Whether kernels run on such a `device` where "tensor" has so many."""
     return device.is_ampere_or_newer and tensor == 1 and _triton_kernels() is not None

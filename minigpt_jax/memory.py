@@ -36,14 +36,16 @@ class StepSettings(NamedTuple):
     tensor: int = 1
     # With fsdp: whether a device keeps only its part of the gradient after each micro-batch.
     scatter_each: bool = False
-    # Whether the loss is computed by the kernel of triton_kernels.py.
-    has_loss_kernel: bool = False
+    # Whether the kernels of triton_kernels.py compute the loss, and rotate NanoChat's heads.
+    has_kernels: bool = False
+    # As optimizer.kind.
+    optimizer: str = "adamw"
 
 
 class Memory(NamedTuple):
     """Bytes on one device at the moment when a step needs the most memory."""
 
-    # Parameters and both moments of AdamW, in f32.
+    # Parameters and moments, in f32.
     state: float
     # In f32: of a micro-batch, the sum of all where there are several, and the device's part.
     gradients: float
@@ -71,14 +73,24 @@ def step_memory(
     is_bf16 = settings.dtype == "bfloat16"
     is_widened = settings.on_cpu and _cpu_widens_bf16()
     element_bytes = 2 if is_bf16 and not is_widened else 4
-    padding = (config.padded_vocab - config.vocab_size) * embed
+    padding = config.tables * (config.padded_vocab - config.vocab_size) * embed
     # Parameters of one group of devices with the same "fsdp" index, and those that a device stores.
     whole = (config.parameters + padding) / tensor
     stored = whole / settings.fsdp
+    matrices = config.matrix_parameters / tensor / settings.fsdp
+    tables = config.tables * vocab * embed
+    piece = _layers_per_piece(config, settings)
+    # In one piece on a GPU, layers need no stacks.
+    is_stacked = piece < config.layers or settings.on_cpu
     # A layer stores its input and the results of both norms, which every device has whole, and
-    # q, k, v, the result of attention, input and result of the GELU, which "tensor" splits.
+    # q, k, v, the result of attention, input and result of the activation function, which "tensor"
+    # splits. ReLU squared needs no input. Where no kernel rotates q and k, XLA keeps them unrotated
+    # too.
+    split = 12
+    if not config.is_gpt2:
+        split = 8 if settings.has_kernels or is_stacked else 11
     stored_per_token = {
-        "none": 3 * embed + 12 * embed / tensor,
+        "none": 3 * embed + split * embed / tensor,
         "dots": 2 * embed + 7 * embed / tensor,
         "full": embed,
     }[settings.remat]
@@ -87,11 +99,8 @@ def step_memory(
         layer += 2 * config.heads * config.context * tokens * 4 / tensor
     # The logits and their gradient in the dtype of the matmuls; in f32 too where no kernel of
     # triton_kernels.py computes the loss.
-    logit_bytes = 2 * element_bytes if settings.has_loss_kernel else 8 + element_bytes
+    logit_bytes = 2 * element_bytes if settings.has_kernels else 8 + element_bytes
     logits = rows * min(settings.loss_chunk, config.context) * vocab * logit_bytes
-    piece = _layers_per_piece(config, settings)
-    # In one piece on a GPU, layers need no stacks.
-    is_stacked = piece < config.layers or settings.on_cpu
     activations = tokens * config.layers * stored_per_token * element_bytes
     if 1 < piece < config.layers:
         # The backward pass copies those of a piece out of the stacks that hold all.
@@ -99,15 +108,20 @@ def step_memory(
     weights = _copied_weights(config, settings, whole) * element_bytes
     if not is_stacked:
         # Gradients take the place of activations and weights, as the backward pass frees these.
-        activations = max(activations, 4 * (whole - vocab * embed) - weights)
+        activations = max(activations, 4 * (whole - tables) - weights)
     return Memory(
-        state=12 * stored,
+        state=4 * state_values(stored, matrices, settings.optimizer),
         gradients=4 * _gradients(settings, whole, stored, accumulation_steps, is_stacked),
         weights=weights,
         activations=activations,
-        # The second term is the f32 gradient of the embedding, to which each chunk adds.
-        temporaries=max(layer, logits) + vocab * embed * 4,
+        # The second term is the f32 gradients of the tables; each chunk adds to that of the head.
+        temporaries=max(layer, logits) + 4 * tables,
     )
+
+
+def state_values(parameters: float, matrices: float, optimizer: str) -> float:
+    """Numbers in `parameters` and their moments: two of Adam, one of Muon's `matrices`."""
+    return 3 * parameters - (matrices if optimizer == "muon" else 0)
 
 
 def _layers_per_piece(config: "GPTConfig", settings: StepSettings) -> int:
@@ -145,8 +159,7 @@ def _copied_weights(config: "GPTConfig", settings: StepSettings, whole: float) -
     # With remat the copies are made again, layer by layer.
     if settings.dtype != "bfloat16" or settings.remat != "none":
         return table
-    # A layer has 4 x embed^2 weights in attention and 8 x embed^2 in the MLP.
-    return table + 12 * config.layers * config.embed**2 / settings.tensor
+    return table + config.matrix_parameters / settings.tensor
 
 
 def scatters_each(

@@ -37,11 +37,13 @@ def choose_micro_batches(
     batch: int,
     micro_batch: int,
     loss_chunk: int,
+    optimizer: str,
 ) -> MicroBatches:
     """The micro-batches of a global batch of `batch` rows: the same on all processes.
 
-    `compute`: the config section; `micro_batch`: rows per device, 0 for the most that fit. Raises
-    InputError if the rows cannot be divided evenly, or a micro-batch cannot fit.
+    `compute`: the config section; `micro_batch`: rows per device, 0 for the most that fit;
+    `optimizer`: its kind. Raises InputError if the rows cannot be divided evenly, or a micro-batch
+    cannot fit.
     """
     replicas = data_parallel_size(mesh)
     settings = StepSettings(
@@ -50,10 +52,11 @@ def choose_micro_batches(
         attention=attention_kernel(compute.attention, compute.dtype, mesh.size),
         loss_chunk=loss_chunk,
         on_cpu=jax.default_backend() == "cpu",
-        has_loss_kernel=has_kernels(hardware.this_device(), mesh.shape["tensor"]),
+        has_kernels=has_kernels(hardware.this_device(), mesh.shape["tensor"]),
         unroll=compute.unroll,
         fsdp=mesh.shape["fsdp"],
         tensor=mesh.shape["tensor"],
+        optimizer=optimizer,
     )
 
     def bytes_of(scatter_each: bool, rows: int) -> float:

@@ -92,9 +92,14 @@ class GPTConfig:
         return {"embed": self.embed, "heads": self.heads, "mlp": self.mlp, "vocab": vocab}
 
     @property
+    def matrix_parameters(self) -> int:
+        """Weights in the matrices of the layers: 4 D^2 in attention and 8 D^2 in the MLP."""
+        return 12 * self.layers * self.embed**2
+
+    @property
     def parameters(self) -> int:
         """Their number, without the rows that pad the tables: 124,439,808 for GPT-2 124M."""
-        matrices = 12 * self.layers * self.embed**2
+        matrices = self.matrix_parameters
         tables = self.tables * self.vocab_size * self.embed
         if not self.is_gpt2:
             return matrices + tables
@@ -108,5 +113,5 @@ class GPTConfig:
 
         6 for each weight of a matrix (the head included), and 12 L D T for attention.
         """
-        weights = 12 * self.layers * self.embed**2 + self.vocab_size * self.embed
+        weights = self.matrix_parameters + self.vocab_size * self.embed
         return 6 * weights + 12 * self.layers * self.embed * self.context

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from minigpt_jax.attention import KVCache, attend, attend_with_cache
-from minigpt_jax.functional import relu_squared, rms_norm, rotate_and_normalise
+from minigpt_jax.functional import queries_keys_values, relu_squared, rms_norm
 from minigpt_jax.layers import (
     Cache,
     Hidden,
@@ -59,12 +59,9 @@ class Attention(nn.Module):
         shape = (c.embed, 3, c.heads, c.head_dim)
         axes = ("embed", None, "heads", None)
         qkv = Linear(shape, axes, 1, std, self.dtype, use_bias=False, name="qkv")(x)
-        q, k, v = (
-            nn.with_logical_constraint(jnp.squeeze(part, 2), ("batch", None, "heads", None))
-            for part in jnp.split(qkv, 3, axis=2)
-        )
-        q = rotate_and_normalise(q, *rotation)
-        k = rotate_and_normalise(k, *rotation)
+        # Before, so that what follows uses the very arrays that the backward pass keeps.
+        qkv = nn.with_logical_constraint(qkv, ("batch", None, None, "heads", None))
+        q, k, v = queries_keys_values(qkv, *rotation)
         if cache is None:
             y = attend(q, k, v, segments, self.implementation)
         else:
@@ -86,7 +83,9 @@ class MLP(nn.Module):
         std = LINEAR_STD / math.sqrt(c.embed)
         up = Linear((c.embed, c.mlp), ("embed", "mlp"), 1, std, self.dtype, False, name="up")
         down = Linear((c.mlp, c.embed), ("mlp", "embed"), 1, 0.0, self.dtype, False, name="down")
-        return down(nn.with_logical_constraint(relu_squared(up(x)), ("batch", None, "mlp")))
+        # Before, so that `down` uses the very array that the backward pass keeps.
+        x = nn.with_logical_constraint(up(x), ("batch", None, "mlp"))
+        return down(relu_squared(x))
 
 
 class Block(nn.Module):

@@ -102,9 +102,10 @@ def make_optimizer(
     `weight_groups`) as multiples of that of the matrices, and `dtype` is that of Muon's matmuls.
     Raises ValueError for another `kind`.
 
-    `update(gradients, state, params, scale=, norm=)` returns what the train step multiplies by
-    -learning_rate and adds to the weights. `gradients` are sums, `scale` is the factor that turns
-    them into means, and `norm` is the global norm of the means.
+    `update(gradients, state, params, scale=, norm=, specs=)` returns what the train step multiplies
+    by -learning_rate and adds to the weights. `gradients` are sums, `scale` is the factor that
+    turns them into means, and `norm` is the global norm of the means. `specs`: see
+    `orthogonalize_matrices`.
     """
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
     if kind == "adamw":
@@ -134,7 +135,7 @@ def _scale_and_clip(clip: float) -> optax.GradientTransformationExtraArgs:
     def init(params):
         return optax.EmptyState()
 
-    def update(updates, state, params=None, *, scale, norm):
+    def update(updates, state, params=None, *, scale, norm, **_):
         factor = scale * jnp.minimum(1, clip / norm)
         return jax.tree.map(lambda g: g * factor, updates), state
 

@@ -230,10 +230,11 @@ def step_settings(c, device: str, devices: int) -> StepSettings:
         attention=kernel,
         loss_chunk=c.loss.chunk,
         on_cpu=device == "cpu",
-        has_loss_kernel=has_kernels(kind, tensor),
+        has_kernels=has_kernels(kind, tensor),
         unroll=c.compute.unroll,
         fsdp=fsdp,
         tensor=tensor,
+        optimizer=c.optimizer.kind,
     )
 
 

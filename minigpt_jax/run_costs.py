@@ -7,7 +7,7 @@ import numpy as np
 
 from minigpt_jax.config import horizon_steps
 from minigpt_jax.hardware import ACCELERATORS, MEASUREMENTS, Measurement
-from minigpt_jax.memory import format_bytes
+from minigpt_jax.memory import format_bytes, state_values
 from minigpt_jax.tracking.durations import format_estimate
 
 if TYPE_CHECKING:
@@ -20,15 +20,14 @@ ASSUMED_SHARE = 0.4
 RECORD_BYTES = 370
 # Bytes of a token in a shard.
 TOKEN_BYTES = 2
-# Bytes of a parameter in a checkpoint: the parameter and both moments of AdamW, in f32.
-CHECKPOINT_BYTES = 12
 # Rows and columns of the matrices whose product measures a CPU.
 MATMUL_SIZE = 2048
 
 
 def run_lines(c, config: "GPTConfig", device: str, devices: int, dtype: str) -> list[str]:
     """Lines about the whole run of the config `c`: steps, time and disk. `dtype`: of matmuls."""
-    checkpoint = CHECKPOINT_BYTES * config.parameters
+    # In f32.
+    checkpoint = 4 * state_values(config.parameters, config.matrix_parameters, c.optimizer.kind)
     disk = (
         f"disk         {format_bytes((c.save.keep + 2) * checkpoint)} for checkpoints of "
         f"{format_bytes(checkpoint)} ({c.save.keep} newest, the best, one being written)"
@@ -40,12 +39,28 @@ def run_lines(c, config: "GPTConfig", device: str, devices: int, dtype: str) -> 
     steps = horizon_steps(c.data.batch, config.context, 0, **c.horizon)
     tokens = steps * c.data.batch * config.context
     flops = tokens * config.flops_per_token
+    lines = [f"run          {steps:,} steps, {tokens:,} tokens, {flops:.2g} FLOPs"]
+    if c.optimizer.kind == "muon":
+        own = steps * muon_flops(config)
+        lines.append(f"{'':13}and {own / flops:.1%} more for Muon")
+        flops += own
     return [
-        f"run          {steps:,} steps, {tokens:,} tokens, {flops:.2g} FLOPs",
+        *lines,
         *time_lines(flops, device, devices, dtype),
         f"{disk}, {format_bytes(RECORD_BYTES * steps)} for records, "
         f"{format_bytes(TOKEN_BYTES * tokens)} for that many tokens",
     ]
+
+
+def muon_flops(config: "GPTConfig") -> int:
+    """Of Muon in a step, whatever its batch: `newton_schulz` of all matrices.
+
+    A round takes 4 m^2 n + 2 m^3 for a matrix of m x n, m <= n. A layer has four of D x D and two
+    of D x 4 D.
+    """
+    from minigpt_jax.muon import ROUNDS
+
+    return ROUNDS * (4 * 6 + 2 * 18) * config.layers * config.embed**3
 
 
 def time_lines(flops: float, device: str, devices: int, dtype: str) -> list[str]:

@@ -112,20 +112,46 @@ def _has_names(leaf: Any) -> bool:
     return isinstance(leaf, nn.LogicallyPartitioned)
 
 
-def spread(x: Array) -> Array:
-    """`x` with its first dimension split over all devices, after zeros that make it divisible."""
-    devices = jax.sharding.get_abstract_mesh().size
-    if devices <= 1:
-        return x
-    x = jnp.pad(x, [(0, -len(x) % devices)] + [(0, 0)] * (x.ndim - 1))
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(AXES))
+def one_device_each(function: Callable[[Array], Array], stack: Array, spec: PartitionSpec) -> Array:
+    """`function` of a stack of arrays, each of which is the work of one device that has it whole.
+
+    `function` takes any number of arrays [n, ...] and keeps their shape. `spec`: how the stack lies
+    on devices, its first dimension whole; the result lies the same way. Written out, because XLA's
+    partitioner made all arrays whole on every device first, in f32.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1:
+        return function(stack)
+    axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+    # The dimension that an axis splits, None where its devices have copies.
+    dimensions = {axis: spec.index(axis) if axis in spec else None for axis in axes}
+
+    def of_device(x: Array) -> Array:
+        length = len(x)
+        x = jnp.pad(x, [(0, -length % mesh.size)] + [(0, 0)] * (x.ndim - 1))
+        for axis, dimension in dimensions.items():
+            x = _take_share(x, axis, dimension)
+        x = function(x)
+        for axis, dimension in reversed(dimensions.items()):
+            x = _return_share(x, axis, dimension)
+        return x[:length]
+
+    return jax.shard_map(of_device, in_specs=spec, out_specs=spec, check_vma=False)(stack)
 
 
-def collect(x: Array, length: int) -> Array:
-    """What `spread` split, whole on every device again: the first `length` along a dimension."""
-    if jax.sharding.get_abstract_mesh().size > 1:
-        x = jax.lax.with_sharding_constraint(x, PartitionSpec())
-    return x[:length]
+def _take_share(x: Array, axis: str, dimension: int | None) -> Array:
+    """Of a stack that lies on the devices of `axis` in parts or copies, one share as a whole."""
+    if dimension is not None:
+        return jax.lax.all_to_all(x, axis, 0, dimension, tiled=True)
+    size = len(x) // jax.lax.axis_size(axis)
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis) * size, size)
+
+
+def _return_share(x: Array, axis: str, dimension: int | None) -> Array:
+    """Undo `_take_share`."""
+    if dimension is not None:
+        return jax.lax.all_to_all(x, axis, dimension, 0, tiled=True)
+    return jax.lax.all_gather(x, axis, tiled=True)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -143,7 +143,7 @@ def make_train_step(
         @jax.named_scope("optimizer")
         def update():
             directions, opt_state = optimizer.update(
-                gradients, state.opt_state, state.params, scale=scale, norm=norm
+                gradients, state.opt_state, state.params, scale=scale, norm=norm, specs=specs
             )
             params = jax.tree.map(
                 lambda p, d: subtract_if_finite(p, rate * d), state.params, directions

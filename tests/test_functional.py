@@ -1,17 +1,34 @@
-"""LayerNorm and GELU have backward passes of their own: they give what automatic differentiation
-gives, in the precision of their input, and keep nothing in f32.
+"""Functions with backward passes of their own: they give what automatic differentiation gives, in
+the precision of their input, and keep nothing of the activations' shape in f32.
 """
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 from minigpt_jax import hardware
-from minigpt_jax.functional import LAYER_NORM_EPS, dropout, gelu, layer_norm, matmul_of_parts
-from minigpt_jax.kernel_choice import MAX_NORM_WIDTH, has_kernels, loss_kernels, norm_kernels
+from minigpt_jax.functional import (
+    LAYER_NORM_EPS,
+    RMS_NORM_EPS,
+    dropout,
+    gelu,
+    layer_norm,
+    matmul_of_parts,
+    relu_squared,
+    rms_norm,
+    rotate_and_normalise,
+)
+from minigpt_jax.kernel_choice import (
+    MAX_NORM_WIDTH,
+    has_kernels,
+    loss_kernels,
+    norm_kernels,
+    rotary_kernels,
+)
 from minigpt_jax.sharding import make_mesh
 
 
@@ -23,6 +40,38 @@ def plain_layer_norm(x, scale, bias):
 
 def plain_gelu(x):
     return 0.5 * x * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def plain_rms_norm(x):
+    return x, x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + RMS_NORM_EPS)
+
+
+def plain_rotation(x, cos, sin):
+    """Complex numbers times exp(-i angle), then `plain_rms_norm`."""
+    half = x.shape[-1] // 2
+    turned = jax.lax.complex(x[..., :half], x[..., half:]) * jax.lax.complex(cos, -sin)
+    return plain_rms_norm(jnp.concatenate([turned.real, turned.imag], -1))[1]
+
+
+def plain_relu_squared(x):
+    return jnp.where(x > 0, x * x, 0)
+
+
+ANGLES = np.random.default_rng(1).normal(size=(2, 8, 1, 2))
+NANOCHAT_FUNCTIONS = [
+    (rms_norm, plain_rms_norm, (2, 8, 16)),
+    (
+        lambda x: rotate_and_normalise(x, *rotation(x.dtype)),
+        lambda x: plain_rotation(x, *rotation(x.dtype)),
+        (2, 8, 3, 4),
+    ),
+    (relu_squared, plain_relu_squared, (2, 8, 16)),
+]
+
+
+def rotation(dtype) -> tuple[jax.Array, jax.Array]:
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return jnp.asarray(np.cos(ANGLES), wide), jnp.asarray(np.sin(ANGLES), wide)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +118,34 @@ def test_gelu_and_its_gradient(arrays, dtype, atol):
     np.testing.assert_allclose(d_x.astype(jnp.float32), plain_pullback(d_y)[0], atol=atol)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float64, 1e-12), (jnp.bfloat16, 0.02)])
+@pytest.mark.parametrize(
+    ("function", "plain", "shape"), NANOCHAT_FUNCTIONS, ids=["RMSNorm", "rotation", "ReLU squared"]
+)
+def test_the_functions_of_nanochat_and_their_gradients(function, plain, shape, dtype, tolerance):
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=shape)
+    # Vectors of zeros, and of large and small numbers.
+    x[0, 0] = 0
+    x[0, 1] *= 1e4
+    x[0, 2] *= 1e-4
+    with jax.enable_x64(True):
+        narrow = jnp.asarray(x, dtype)
+        wide = narrow.astype(jnp.float64)
+        expected, plain_pullback = jax.vjp(plain, wide)
+        found, pullback = jax.vjp(function, narrow)
+        gradients = jax.tree.map(lambda a: jnp.asarray(draw.normal(size=a.shape), dtype), found)
+        (d_x,) = pullback(gradients)
+        (plain_d_x,) = plain_pullback(jax.tree.map(lambda g: g.astype(jnp.float64), gradients))
+        results = (*jax.tree.leaves(found), d_x)
+        for a, b in zip(results, (*jax.tree.leaves(expected), plain_d_x), strict=True):
+            assert a.dtype == dtype
+            # Where parts of a gradient cancel, what is left has the error of the parts.
+            largest = jnp.abs(b).max(-1, keepdims=True)
+            error = jnp.abs(a.astype(jnp.float64) - b)
+            assert (error <= tolerance * (largest + 1)).all()
+
+
 @pytest.mark.parametrize(("kernel_shape", "inputs"), [((16, 3, 2), 1), ((8, 16, 5), 2)])
 def test_matmul_of_parts_is_a_tensordot_and_sums_in_float32(arrays, kernel_shape, inputs):
     x = arrays[0].astype(jnp.bfloat16)
@@ -90,11 +167,17 @@ def test_the_backward_passes_keep_their_input_alone(arrays):
 
     def kept(function, *arguments):
         _, pullback = jax.eval_shape(partial(jax.vjp, function), *arguments)
-        return {(a.shape, a.dtype) for a in jax.tree.leaves(pullback)}
+        return {(a.shape, a.dtype.type) for a in jax.tree.leaves(pullback)}
 
     norm = kept(partial(layer_norm, dtype=jnp.bfloat16), x, scale, bias)
-    assert norm == {(x.shape, x.dtype), (scale.shape, scale.dtype)}
-    assert kept(gelu, x) == {(x.shape, x.dtype)}
+    assert norm == {(x.shape, ml_dtypes.bfloat16), (scale.shape, np.float32)}
+    only_x = {(x.shape, ml_dtypes.bfloat16)}
+    assert kept(gelu, x) == kept(rms_norm, x) == kept(relu_squared, x) == only_x
+    heads = x.reshape(2, 8, 4, 4)
+    rotated = kept(rotate_and_normalise, heads, *rotation(x.dtype))
+    number_per_head = ((2, 8, 4, 1), np.float32)
+    angles = (ANGLES.shape, np.float32)
+    assert rotated == {(heads.shape, ml_dtypes.bfloat16), number_per_head, angles}
 
 
 # ---- where the kernels for NVIDIA GPUs run
@@ -105,7 +188,7 @@ def rows(dtype=jnp.bfloat16, width: int = 96) -> jax.Array:
 
 
 def test_a_cpu_runs_no_kernel_for_gpus():
-    assert loss_kernels(rows()) is norm_kernels(rows()) is None
+    assert loss_kernels(rows()) is norm_kernels(rows()) is rotary_kernels(rows()) is None
 
 
 def test_kernels_run_on_an_ampere_gpu_that_has_whole_rows(monkeypatch):
@@ -115,6 +198,8 @@ def test_kernels_run_on_an_ampere_gpu_that_has_whole_rows(monkeypatch):
     # Float64 would be rounded, and wide rows need too many registers.
     double = np.zeros((4, 96))
     assert loss_kernels(double) is norm_kernels(double) is None
+    # Blocks of a kernel have powers of 2.
+    assert rotary_kernels(rows(width=64)) and not rotary_kernels(rows(width=96))
     assert norm_kernels(rows(width=MAX_NORM_WIDTH + 1)) is None
     device = hardware.Device("gpu", "7.5")
     assert loss_kernels(rows()) is None

@@ -4,8 +4,11 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import partial
 
 import jax
+import jax.numpy as jnp
+import optax
 import pytest
 from jax.experimental import topologies
 
@@ -15,7 +18,8 @@ from minigpt_jax.attention import attention_kernel
 from minigpt_jax.hardware import ACCELERATORS, MEASUREMENTS, resolve_compute_dtype
 from minigpt_jax.memory import format_bytes
 from minigpt_jax.model_config import GPTConfig
-from minigpt_jax.run_costs import ASSUMED_SHARE, measured_share, time_lines
+from minigpt_jax.muon import orthogonalize_matrices
+from minigpt_jax.run_costs import ASSUMED_SHARE, measured_share, muon_flops, time_lines
 from tests.harness import ROOT
 from tests.in_process import run_main
 from tests.test_described_gpu import has_plugin
@@ -48,6 +52,22 @@ def test_a_plan_is_one_table():
     assert "largest micro-batch                 64        64        64" in done.stdout
     assert "40% is assumed: a100-40gb was not measured in bfloat16" in done.stdout
     assert "the exchange between the 8 devices is not counted" in done.stdout
+
+
+def test_a_plan_counts_two_tables_of_nanochat_and_one_moment_of_muons_matrices():
+    arguments = ["--config.model.architecture=nanochat", "--config.optimizer.kind=muon"]
+    arguments += ["--config.data.batch=8", "--device", "h100"]
+    done = run_main(plan.main, "--config", ROOT / "configs/pretrain.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    # Parameters and moments: twice 12 x 12 x 768^2, three times the tables.
+    values = 2 * 12 * 12 * 768**2 + 3 * 2 * 50257 * 768
+    assert "162,129,408 parameters" in done.stdout
+    assert f"for checkpoints of {format_bytes(4 * values)}" in done.stdout
+    padded = values + 3 * 2 * 47 * 768
+    line = next(text for text in done.stdout.splitlines() if text.startswith("parameters and"))
+    # Of 8 rows: 1.6 TFLOP beside 7.
+    assert "and 23.3% more for Muon" in done.stdout
+    assert format_bytes(4 * padded) in line
 
 
 @pytest.mark.parametrize(
@@ -110,6 +130,32 @@ def test_on_a_gpu_attention_is_that_of_cudnn_in_bfloat16(dtype: str, attention: 
 # ---- time
 
 
+def test_the_flops_of_muon_are_those_of_its_matmuls():
+    config = GPTConfig(layers=1, heads=1, embed=16)
+    shapes = {
+        "qkv": (1, 16, 3, 1, 16),
+        "out": (1, 1, 16, 16),
+        "up": (1, 16, 64),
+        "down": (1, 64, 16),
+    }
+    kernels = {name: {"kernel": jnp.zeros(shape)} for name, shape in shapes.items()}
+    update = partial(orthogonalize_matrices(jnp.float32).update, state=optax.EmptyState())
+    jaxpr = jax.make_jaxpr(update)(kernels).jaxpr
+    flops = 0
+    for equation in jaxpr_equations(jaxpr):
+        if equation.primitive.name == "dot_general":
+            ((inner,), _), _ = equation.params["dimension_numbers"]
+            flops += 2 * equation.outvars[0].aval.size * equation.invars[0].aval.shape[inner]
+    assert flops == muon_flops(config)
+
+
+def jaxpr_equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        if "jaxpr" in equation.params:
+            yield from jaxpr_equations(equation.params["jaxpr"].jaxpr)
+
+
 def test_the_time_is_that_of_the_measured_speed():
     """A run of the model and the precision that were measured takes its tokens / (tokens/s)."""
     measured = MEASUREMENTS["h200"]
@@ -140,15 +186,21 @@ def test_every_measured_speed_is_in_the_log(device: str):
 # ---- compiled
 
 
-def test_the_compiled_step_is_that_of_training():
+@pytest.mark.parametrize(("architecture", "optimizer"), [("gpt2", "adamw"), ("nanochat", "muon")])
+def test_the_compiled_step_is_that_of_training(architecture: str, optimizer: str):
     """On a mesh, with several micro-batches: its memory is that of the step built by hand."""
-    config = GPTConfig(vocab_size=300, context=32, layers=1, heads=2, embed=64)
+    config = GPTConfig(
+        vocab_size=1000, context=32, layers=1, heads=2, embed=128, architecture=architecture
+    )
     arguments = [f"--config.model.{name}={value}" for name, value in asdict(config).items()]
     arguments += ["--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.data.batch=8"]
     arguments += ["--config.data.micro_batch=2", "--devices", "2", "--compile"]
+    arguments += [f"--config.optimizer.kind={optimizer}"]
     done = run_main(plan.main, "--config", ROOT / "configs/pretrain.py", *arguments)
     assert done.returncode == 0, done.stderr
-    found = xla_bytes(config, 2, "none", "float32", fsdp=2, accumulation_steps=2)
+    found = xla_bytes(
+        config, 2, "none", "float32", fsdp=2, accumulation_steps=2, optimizer_kind=optimizer
+    )
     total = next(line for line in done.stdout.splitlines() if line.startswith("total, of"))
     estimate, by_xla, difference = re.findall(r"[-+\d.]+ ?[GM%]", total)[1:]
     assert by_xla == format_bytes(found)[:-1]
