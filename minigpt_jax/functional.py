@@ -123,17 +123,18 @@ def _rms_norm_gradient(y, inverse, d_y):
 def rotate_and_normalise(
     x: Float[Array, "B T H K"], cos: Float[Array, "B T 1 J"], sin: Float[Array, "B T 1 J"]
 ) -> Float[Array, "B T H K"]:
-    """Rotary positions (Su et al. 2021), then RMSNorm over the last dimension.
+    """Rotary positions (Su et al. 2021), then RMSNorm over the last dimension, K = 2 J.
 
-    Numbers i and i + J of the K = 2 J in a head are turned by minus the angle i: NanoChat has the
-    opposite of the usual sign. Computed in f32 at least. The backward pass keeps the result, which
-    attention keeps anyway, and one number for each head.
+    The halves a and b of a head become a cos + b sin and b cos - a sin: a rotation by minus the
+    angle, as NanoChat has it; the usual sign is the other. Computed in f32 at least. The backward
+    pass keeps the result, which attention keeps anyway, and one number for each head.
     """
     return _rotate_and_normalise_forward(x, cos, sin)[0]
 
 
 def _rotate_and_normalise_forward(x, cos, sin):
     wide = _widen(x)
+    # A rotation does not change it.
     inverse = _inverse_rms(wide)
     y = (_rotate(wide, cos, sin) * inverse).astype(x.dtype)
     return y, (y, inverse, cos, sin)

@@ -1,8 +1,8 @@
 """What both models are built from: linear layers, and the loops over the layers of a model.
 
-Letters used everywhere: B batch, T time, D embed, H heads, K head dim, F mlp, V vocab, L layers,
-S cache length. Weights name their dimensions ("embed", "heads", "mlp", "vocab"), and sharding.py
-maps these names to devices.
+Letters used everywhere: B batch, T time, D embed, H heads, K head dim, J half of K, F mlp, V vocab,
+L layers, S cache length. Weights name their dimensions ("embed", "heads", "mlp", "vocab"), and
+sharding.py maps these names to devices.
 """
 
 from typing import Any

@@ -23,7 +23,7 @@ def logits(
 ) -> Float[Array, "*N V"]:
     """`hidden` times the rows of `table`, in f32 at least; rows from `vocab_size` on give -inf.
 
-    With `cap` they are between -cap and cap (see `cap_logits`).
+    With `cap`, what the matmul gives is brought between -cap and cap first (see `cap_logits`).
     """
     sum_dtype = jnp.promote_types(hidden.dtype, jnp.float32)
     table = table.astype(hidden.dtype)

@@ -1,8 +1,8 @@
-"""The model: a GPT-2 decoder (Radford et al. 2019) in Flax linen, from tokens to hidden states.
+"""GPT-2 (Radford et al. 2019) in Flax linen, from tokens to hidden states.
 
-The letters B, T, D, ... are those of layers.py. The model stops at hidden states: loss.py and
-decoding.py multiply them by `params["wte"]`, the tied embedding, each in pieces of the size it
-needs.
+The letters B, T, D, ... are those of layers.py; nanochat.py is the other model. Both stop at hidden
+states: loss.py and decoding.py multiply them by a table of the vocabulary, each in pieces of the
+size it needs. GPT-2's is its embedding, `params["wte"]`.
 """
 
 import math

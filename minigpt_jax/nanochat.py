@@ -1,12 +1,15 @@
-"""The second model: NanoChat (Karpathy 2025), which `NanoChatForCausalLM` of transformers loads.
+"""NanoChat (Karpathy 2025), exactly the model of transformers' `NanoChatForCausalLM`.
 
-What differs from GPT-2 (model.py): positions are rotations of queries and keys, which are
-normalised after it; RMSNorm without weights, after the embedding too; ReLU squared in place of
-GELU; no biases; a head of its own (`params["lm_head"]`), whose logits loss.py caps. Everything that
-adds to the residual stream begins with zeros.
+Against GPT-2 (model.py), it has
+- rotary positions in every layer instead of a table, then RMSNorm of queries and keys;
+- RMSNorm without weights instead of LayerNorm, also after the embedding;
+- ReLU squared instead of GELU, and no biases and no dropout;
+- an output head of its own, `params["lm_head"]`, whose logits loss.py caps;
+- zeros as the first values of this head and of both projections into the residual stream.
 """
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -29,10 +32,11 @@ from minigpt_jax.layers import (
 from minigpt_jax.model_config import GPTConfig
 
 ROTARY_BASE = 10_000
-# RMSNorm follows, so this sets only how much of an embedding one update changes.
+# RMSNorm follows, so this only decides how large an update is beside the embedding.
 EMBEDDING_STD = 1.0
-# Times 1 / sqrt(inputs), of the matrices that do not begin with zeros (modded-nanogpt).
-LINEAR_STD = 0.5
+# Matrices that do not begin with zeros have the standard deviation LINEAR_GAIN / sqrt(inputs)
+# (modded-nanogpt).
+LINEAR_GAIN = 0.5
 
 # Cosines and sines of the angles of each position.
 Rotation = tuple[Float[Array, "B T 1 J"], Float[Array, "B T 1 J"]]
@@ -55,11 +59,12 @@ class Attention(nn.Module):
         rotation: Rotation,
     ) -> tuple[Hidden, KVCache | None]:
         c = self.config
-        std = LINEAR_STD / math.sqrt(c.embed)
+        std = LINEAR_GAIN / math.sqrt(c.embed)
         shape = (c.embed, 3, c.heads, c.head_dim)
         axes = ("embed", None, "heads", None)
         qkv = Linear(shape, axes, 1, std, self.dtype, use_bias=False, name="qkv")(x)
-        # Before, so that what follows uses the very arrays that the backward pass keeps.
+        # On qkv, not on its parts: attention then uses the very arrays that the backward pass
+        # keeps.
         qkv = nn.with_logical_constraint(qkv, ("batch", None, None, "heads", None))
         q, k, v = queries_keys_values(qkv, *rotation)
         if cache is None:
@@ -80,10 +85,12 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
         c = self.config
-        std = LINEAR_STD / math.sqrt(c.embed)
-        up = Linear((c.embed, c.mlp), ("embed", "mlp"), 1, std, self.dtype, False, name="up")
-        down = Linear((c.mlp, c.embed), ("mlp", "embed"), 1, 0.0, self.dtype, False, name="down")
-        # Before, so that `down` uses the very array that the backward pass keeps.
+        std = LINEAR_GAIN / math.sqrt(c.embed)
+        linear = partial(Linear, inputs=1, dtype=self.dtype, use_bias=False)
+        up = linear((c.embed, c.mlp), ("embed", "mlp"), std=std, name="up")
+        down = linear((c.mlp, c.embed), ("mlp", "embed"), std=0.0, name="down")
+        # On this array, not on the square: `down` then uses the very array that the backward pass
+        # keeps.
         x = nn.with_logical_constraint(up(x), ("batch", None, "mlp"))
         return down(relu_squared(x))
 
@@ -107,7 +114,8 @@ class Block(nn.Module):
         attention = Attention(self.config, self.dtype, self.attention, name="attention")
         x, y = rms_norm(x)
         y, cache = attention(y, cache, positions, segments, rotation)
-        x, y = rms_norm(x + y)
+        x = x + y
+        x, y = rms_norm(x)
         x = x + MLP(self.config, self.dtype, name="mlp")(y)
         return nn.with_logical_constraint(x, ("batch", None, None)), cache
 
@@ -142,7 +150,9 @@ class NanoChat(nn.Module):
         rotation = rotations(positions, c.head_dim, self.dtype)
         # Rounded after the lookup, so that the gradient of a token is a sum in f32.
         x = wte[tokens].astype(self.dtype)
-        _, x = rms_norm(nn.with_logical_constraint(x, ("batch", None, None)))
+        x = nn.with_logical_constraint(x, ("batch", None, None))
+        # The normalised embedding begins the residual stream.
+        _, x = rms_norm(x)
         if cache is None:
             x = scan_layers(self, Block, x, positions, segments, rotation)
         else:
