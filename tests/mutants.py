@@ -225,7 +225,7 @@ MUTANTS = [
         "functional",
         "RMS_NORM_EPS = 1e-6",
         "RMS_NORM_EPS = 1e-5",
-        "NanoChat outputs",
+        "NanoChat outputs on a CPU",
     ),
     Mutant(
         "ReLU without its square",
