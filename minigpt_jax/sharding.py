@@ -118,7 +118,12 @@ def spread(x: Array) -> Array:
     if devices <= 1:
         return x
     x = jnp.pad(x, [(0, -len(x) % devices)] + [(0, 0)] * (x.ndim - 1))
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(AXES))
+    free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    # One axis after the other: XLA cannot move two from other dimensions at once, and would make
+    # the array whole on every device first.
+    for axes in (("fsdp",), ("fsdp", "tensor")):
+        x = jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *free))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(("fsdp", "tensor", "data")))
 
 
 def collect(x: Array, length: int) -> Array:

@@ -25,9 +25,7 @@ STEPS = 3
 # Each step's sums are those of so many rows.
 ROWS = 7
 # Neither the 3 layers nor their 9 matrices of queries, keys and values divide by four devices.
-CONFIG = GPTConfig(
-    vocab_size=100, context=8, layers=3, heads=4, embed=16, architecture="nanochat"
-)
+CONFIG = GPTConfig(vocab_size=100, context=8, layers=3, heads=4, embed=16, architecture="nanochat")
 MESHES = {"data": (4, 1, 1), "fsdp": (1, 4, 1), "fsdp and tensor": (1, 2, 2)}
 
 
@@ -94,7 +92,9 @@ def expected() -> list[dict]:
                 continue
             m[path] = 0.9 * m[path] + 0.1 * g
             v[path] = 0.95 * v[path] + 0.05 * g**2
-            adam = (m[path] / (1 - 0.9 ** (t + 1))) / (np.sqrt(v[path] / (1 - 0.95 ** (t + 1))) + 1e-8)
+            adam = (m[path] / (1 - 0.9 ** (t + 1))) / (
+                np.sqrt(v[path] / (1 - 0.95 ** (t + 1))) + 1e-8
+            )
             rate = "head_rate" if path == "lm_head" else "embedding_rate"
             directions[path] = RATES[rate] * adam
         found.append(directions)
