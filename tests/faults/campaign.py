@@ -42,6 +42,7 @@ OTHER_TESTS = [
     "tests/test_config.py",
     "tests/test_end_to_end.py",
     "tests/test_generate.py",
+    "tests/test_modern_recipe.py",
     "tests/test_runs.py",
     "tests/test_sample.py",
     "tests/test_shard_writer.py",
