@@ -70,6 +70,8 @@ LONGEST_FILES = (
     "evals/test_scoring.py",
     "faults/test_kills.py",
     "faults/test_storage.py",
+    "faults/test_modern.py",
+    "test_modern_recipe.py",
     "test_readme.py",
 )
 

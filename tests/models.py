@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax.model import GPT
+from minigpt_jax.architectures import make_model
 from minigpt_jax.model_config import GPTConfig
 
 # Far enough from zero that every weight changes the result, small enough that no softmax saturates.
@@ -18,7 +18,7 @@ STD = 0.1
 def weight_shapes(config: GPTConfig) -> dict:
     """Shapes of the weights, as jax.ShapeDtypeStruct."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    variables = jax.eval_shape(lambda: GPT(config).init(jax.random.key(0), tokens))
+    variables = jax.eval_shape(lambda: make_model(config).init(jax.random.key(0), tokens))
     return nn.unbox(variables["params"])
 
 

@@ -1,11 +1,14 @@
 """A block of the decode loop: where it ends, and the log-probabilities that come with it."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from minigpt_jax import attention, hardware
+from minigpt_jax.architectures import AnyModel, make_model, output_head
 from minigpt_jax.decoding import (
     BLOCK,
     DecodeState,
@@ -16,29 +19,35 @@ from minigpt_jax.decoding import (
 )
 from minigpt_jax.errors import InputError
 from minigpt_jax.loss import logits
-from minigpt_jax.model import GPT
-from minigpt_jax.model_config import GPTConfig
+from minigpt_jax.model_config import ARCHITECTURES, GPTConfig
 from minigpt_jax.sampling import SamplingParams, sampling_params
-from tests.test_model import weights
+from tests.models import weights
 
-CONFIG = GPTConfig(vocab_size=300, context=48, layers=1, heads=2, embed=16)
+SMALL = GPTConfig(vocab_size=300, context=48, layers=1, heads=2, embed=16)
 PROMPT = [299, 7, 41, 180, 7, 256]
 PROMPTS = np.array([PROMPT, PROMPT[::-1]], np.int32)
 NUM_LOGPROBS = 5
 NO_STOP_TOKEN = -1
 
 
-@pytest.fixture(scope="module")
-def params() -> dict:
-    return weights(CONFIG)
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def config(request) -> GPTConfig:
+    return replace(SMALL, architecture=request.param)
 
 
 @pytest.fixture(scope="module")
-def decode_block(params):
+def params(config) -> dict:
+    """With a head so large that the cap of NanoChat's logits counts."""
+    params = weights(config)
+    return params if config.is_gpt2 else params | {"lm_head": params["lm_head"] * 20}
+
+
+@pytest.fixture(scope="module")
+def decode_block(config, params):
     """Decode up to 8 tokens after PROMPTS. One compiled program serves all tests."""
 
     def run(settings: SamplingParams, stop: int = NO_STOP_TOKEN, stop_after_rows: int = 2):
-        model, prepared = prepare_for_decoding(params, CONFIG)
+        model, prepared = prepare_for_decoding(params, config)
         _, tokens, logprobs = decode(
             model,
             prepared,
@@ -54,24 +63,26 @@ def decode_block(params):
     return run
 
 
-def prefilled(model: GPT, prepared: dict, prompts: np.ndarray) -> DecodeState:
+def prefilled(model: AnyModel, prepared: dict, prompts: np.ndarray) -> DecodeState:
     """The state of a decode loop that begins after `prompts`."""
     rows, length = prompts.shape
-    cache = empty_cache(CONFIG, rows, jnp.float32)
+    cache = empty_cache(model.config, rows, jnp.float32)
     return DecodeState(
         cache=prefill(model, prepared, cache, prompts[:, :-1], np.zeros(rows, np.int32)),
         last=prompts[:, -1],
         length=np.full(rows, length - 1, np.int32),
-        penalized=np.zeros((rows, CONFIG.padded_vocab), bool),
+        penalized=np.zeros((rows, SMALL.padded_vocab), bool),
         done=np.zeros(rows, bool),
     )
 
 
-def test_log_probabilities_are_those_of_the_logits_before_the_filters(params, decode_block):
-    settings = sampling_params(2, CONFIG, temperature=3.0, top_p=0.5, seed=3)
+def test_log_probabilities_are_those_of_the_logits_before_the_filters(config, params, decode_block):
+    settings = sampling_params(2, SMALL, temperature=3.0, top_p=0.5, seed=3)
     tokens, logprobs = decode_block(settings)
-    hidden, _ = jax.jit(GPT(CONFIG).apply)({"params": params}, PROMPTS)
-    scores = logits(hidden[:, -1], params["wte"], CONFIG.vocab_size)
+    hidden, _ = jax.jit(make_model(config).apply)({"params": params}, PROMPTS)
+    scores = logits(hidden[:, -1], output_head(params), config.vocab_size, config.logit_cap)
+    if not config.is_gpt2:
+        assert 10 < float(scores.max()) < 15
     for row, expected in enumerate(np.asarray(jax.nn.log_softmax(scores))):
         ranked = np.argsort(-expected, kind="stable")[:NUM_LOGPROBS]
         assert list(logprobs.ids[row, 0]) == list(ranked)
@@ -80,7 +91,7 @@ def test_log_probabilities_are_those_of_the_logits_before_the_filters(params, de
 
 
 def test_the_loop_ends_when_enough_rows_are_done(decode_block):
-    settings = sampling_params(2, CONFIG, seed=1)
+    settings = sampling_params(2, SMALL, seed=7)
     whole, _ = decode_block(settings)
     # A token that ends the first row after three tokens, and never the second.
     stop = int(whole[0, 2])
@@ -93,13 +104,13 @@ def test_the_loop_ends_when_enough_rows_are_done(decode_block):
     assert one.tolist() == [first, [*whole[1, :3], *nothing[3:]]]
 
 
-def test_the_operations_for_a_gpu_give_the_same_tokens(params, decode_block, monkeypatch):
-    settings = sampling_params(2, CONFIG, temperature=2.0, top_k=40, top_p=0.9, seed=2)
+def test_the_operations_for_a_gpu_give_the_same_tokens(config, params, decode_block, monkeypatch):
+    settings = sampling_params(2, SMALL, temperature=2.0, top_k=40, top_p=0.9, seed=2)
     expected, expected_logprobs = decode_block(settings)
     monkeypatch.setattr(hardware, "this_device", lambda: hardware.Device("gpu", "9.0"))
     # Every cache counts as a large one.
     monkeypatch.setattr(attention, "LARGE_CACHE", 0)
-    model, prepared = prepare_for_decoding(params, CONFIG, jnp.float32)
+    model, prepared = prepare_for_decoding(params, config, jnp.float32)
     # A jitted function of its own: `decode` may have been compiled for the CPU already.
     run = jax.jit(decode.__wrapped__, static_argnums=(0, 7))
     stop = np.array([int(expected[0, 5])])
@@ -118,6 +129,6 @@ def test_the_operations_for_a_gpu_give_the_same_tokens(params, decode_block, mon
     assert np.array_equal(logprobs.ids[:, :6], expected_logprobs.ids[:1, :6])
 
 
-def test_another_quantization_than_int8_is_refused(params):
+def test_another_quantization_than_int8_is_refused():
     with pytest.raises(InputError, match="quantize int4: expected int8"):
-        prepare_for_decoding(params, CONFIG, quantize="int4")
+        prepare_for_decoding({}, SMALL, quantize="int4")

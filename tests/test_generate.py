@@ -1,5 +1,6 @@
 """Generation must give what the model without a cache would, for any prompt, batch and seed."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -8,14 +9,14 @@ import numpy as np
 import pytest
 
 from minigpt_jax import generate
+from minigpt_jax.architectures import make_model, output_head
 from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Completion, Generator, accept_tokens
 from minigpt_jax.loss import logits
-from minigpt_jax.model import GPT
-from minigpt_jax.model_config import GPTConfig
+from minigpt_jax.model_config import ARCHITECTURES, GPTConfig
 from minigpt_jax.sampling import SamplingParams, sample_logits, sampling_params
 from minigpt_jax.tokenizer import END, END_OF_TEXT, USER, load_tokenizer
-from tests.test_model import weights
+from tests.models import weights
 
 CONTEXT = 48
 # Ids of single bytes and of a few common pairs: enough for text, and fast.
@@ -26,14 +27,23 @@ GREEDY = sampling_params(1, CONFIG, temperature=0.0)
 DRAWN = sampling_params(1, CONFIG)
 
 
-@pytest.fixture(scope="module")
-def params() -> dict:
-    return weights(CONFIG)
+# For the tests in which the model matters.
+for_each_architecture = pytest.mark.parametrize("config", ARCHITECTURES, indirect=True)
 
 
 @pytest.fixture(scope="module")
-def make(params):
-    return partial(Generator, params, CONFIG, load_tokenizer())
+def config(request) -> GPTConfig:
+    return replace(CONFIG, architecture=getattr(request, "param", "gpt2"))
+
+
+@pytest.fixture(scope="module")
+def params(config) -> dict:
+    return weights(config)
+
+
+@pytest.fixture(scope="module")
+def make(config, params):
+    return partial(Generator, params, config, load_tokenizer())
 
 
 def complete(
@@ -47,13 +57,14 @@ def complete(
 
 
 @pytest.fixture(scope="module")
-def uncached(params):
+def uncached(config, params):
     """The new tokens from full forward passes over a padded row: no cache, no loop."""
 
     @jax.jit
     def next_token(ids, length, settings):
-        hidden, _ = GPT(CONFIG).apply({"params": params}, ids)
-        scores = logits(hidden[0, length - 1][None], params["wte"], CONFIG.vocab_size)
+        hidden, _ = make_model(config).apply({"params": params}, ids)
+        last = hidden[0, length - 1][None]
+        scores = logits(last, output_head(params), config.vocab_size, config.logit_cap)
         return sample_logits(scores, settings, jnp.zeros(scores.shape, bool), length[None])
 
     def run(prompt, settings, count):
@@ -67,6 +78,7 @@ def uncached(params):
     return run
 
 
+@for_each_architecture
 @pytest.mark.parametrize("prompt", [PROMPT, PROMPT[:1]])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_tokens_are_those_of_the_model_without_a_cache(make, uncached, temperature, prompt):
@@ -76,6 +88,7 @@ def test_the_tokens_are_those_of_the_model_without_a_cache(make, uncached, tempe
     assert completion.tokens == uncached(prompt, settings, 30)
 
 
+@for_each_architecture
 def test_a_text_continues_where_the_cache_has_to_grow(make, uncached, monkeypatch):
     # Less than the context, so that there is room to grow.
     monkeypatch.setattr(generate, "MIN_CACHE", 16)
@@ -87,6 +100,7 @@ def test_a_text_continues_where_the_cache_has_to_grow(make, uncached, monkeypatc
     assert before < generator._cache[0].k.shape[2] <= CONTEXT
 
 
+@for_each_architecture
 def test_a_row_does_not_depend_on_the_other_rows_of_its_batch(make):
     (alone,) = complete(make(), [PROMPT], sampling_params(1, CONFIG, seed=8))
     # Seeds 7, 8 and 9.
@@ -105,11 +119,13 @@ def test_the_cache_of_an_earlier_call_changes_no_text(make):
     assert complete(generator, [PROMPT]) == [first]
 
 
-def test_numbers_that_overflow_in_one_call_change_no_later_one(make, params):
-    """The logits of a text that reaches position 30 are NaN."""
-    overflowing = params | {"wpe": params["wpe"].at[30].set(jnp.nan)}
-    generator = Generator(overflowing, CONFIG, load_tokenizer())
-    complete(generator, [[41] * 35], GREEDY, 5)
+@for_each_architecture
+def test_numbers_that_overflow_in_one_call_change_no_later_one(config, make, params):
+    """The logits of a text that reaches position 30, where token 99 is, are NaN."""
+    table, row = ("wpe", 30) if config.is_gpt2 else ("wte", 99)
+    overflowing = params | {table: params[table].at[row].set(jnp.nan)}
+    generator = Generator(overflowing, config, load_tokenizer())
+    complete(generator, [[41] * 30 + [99] * 5], GREEDY, 5)
     for prompt in (PROMPT, PROMPT[:1]):
         assert complete(generator, [prompt], DRAWN, 10) == complete(make(), [prompt], DRAWN, 10)
 

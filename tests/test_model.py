@@ -1,4 +1,4 @@
-"""The model must be GPT-2: its size, its causality, and its independence of how it is compiled."""
+"""The size of the models, their causality, and their independence of how they are compiled."""
 
 import math
 from dataclasses import replace
@@ -11,12 +11,12 @@ import pytest
 
 from configs.pretrain import SIZES
 from minigpt_jax import attention
-from minigpt_jax.architectures import grow_vocab
+from minigpt_jax.architectures import AnyModel, grow_vocab, make_model
 from minigpt_jax.decoding import empty_cache, unstack
+from minigpt_jax.errors import InputError
 from minigpt_jax.hardware import Device, resolve_compute_dtype
 from minigpt_jax.layers import Cache
-from minigpt_jax.model import GPT
-from minigpt_jax.model_config import GPTConfig
+from minigpt_jax.model_config import ARCHITECTURES, GPTConfig
 from minigpt_jax.step import document_layout
 from tests.models import weight_shapes, weights
 
@@ -34,14 +34,19 @@ def blocks():
         yield
 
 
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def config(request) -> GPTConfig:
+    return replace(SMALL, architecture=request.param)
+
+
 @pytest.fixture(scope="module")
-def params() -> dict:
-    return weights(SMALL)
+def params(config) -> dict:
+    return weights(config)
 
 
 def forward(config: GPTConfig, params: dict, *inputs, **how):
     """Hidden states, compiled: one program compiles faster than many single operations."""
-    return jax.jit(lambda p: GPT(config, **how).apply({"params": p}, *inputs)[0])(params)
+    return jax.jit(lambda p: make_model(config, **how).apply({"params": p}, *inputs)[0])(params)
 
 
 def tokens() -> jax.Array:
@@ -50,9 +55,9 @@ def tokens() -> jax.Array:
 
 
 @pytest.fixture(scope="module")
-def hidden(params) -> jax.Array:
+def hidden(config, params) -> jax.Array:
     """Hidden states of `tokens`."""
-    return forward(SMALL, params, tokens())
+    return forward(config, params, tokens())
 
 
 @pytest.mark.parametrize(
@@ -68,18 +73,26 @@ def test_presets_have_the_published_sizes(name, millions):
     assert GPTConfig(**SIZES[name]).parameters == round(millions * 1e6)
 
 
-def test_the_parameter_count_is_that_of_the_arrays():
-    config = GPTConfig()
+@pytest.mark.parametrize(
+    ("architecture", "parameters"), [("gpt2", 124_439_808), ("nanochat", 162_129_408)]
+)
+def test_the_parameter_count_is_that_of_the_arrays(architecture, parameters):
+    config = GPTConfig(architecture=architecture)
     count = sum(math.prod(a.shape) for a in jax.tree.leaves(weight_shapes(config)))
-    padding = (config.padded_vocab - config.vocab_size) * config.embed
+    padding = config.tables * (config.padded_vocab - config.vocab_size) * config.embed
     assert config.padded_vocab == 50304
-    assert count - padding == config.parameters == 124_439_808
+    assert count - padding == config.parameters == parameters
+
+
+def initial(config: GPTConfig) -> dict:
+    """Fresh weights."""
+    init = jax.jit(make_model(config).init)
+    return nn.unbox(init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 def test_initial_weights_have_the_standard_deviations_of_gpt2():
     config = GPTConfig(vocab_size=1000, context=64, layers=4, embed=128, heads=4)
-    init = jax.jit(lambda: GPT(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
-    params = nn.unbox(init()["params"])
+    params = initial(config)
     layers = params["layers"]
     residual_std = 0.02 / math.sqrt(2 * config.layers)
     for array, std in (
@@ -95,57 +108,98 @@ def test_initial_weights_have_the_standard_deviations_of_gpt2():
     assert not jnp.array_equal(up[0], up[1])
 
 
-def test_no_position_depends_on_a_later_token(params):
+def test_nanochat_begins_with_zeros_in_its_head_and_where_it_adds_to_the_residual_stream():
+    config = replace(SMALL, embed=128, architecture="nanochat")
+    params = initial(config)
+    layers = params["layers"]
+    linear_std = 0.5 / math.sqrt(config.embed)
+    for array, std in (
+        (params["wte"], 1.0),
+        (params["lm_head"], 0.0),
+        (layers["attention"]["qkv"]["kernel"], linear_std),
+        (layers["attention"]["out"]["kernel"], 0.0),
+        (layers["mlp"]["up"]["kernel"], linear_std),
+        (layers["mlp"]["down"]["kernel"], 0.0),
+    ):
+        assert float(array.std()) == pytest.approx(std, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "llama"}, "model.architecture 'llama': expected gpt2 or nanochat"),
+        (
+            {"architecture": "nanochat", "dropout": 0.1},
+            "model.dropout 0.1: NanoChat has no dropout; set it to 0, or model.architecture=gpt2",
+        ),
+        (
+            {"architecture": "nanochat", "embed": 12},
+            "model.embed / model.heads = 3 must be even for rotary positions: try model.embed=24",
+        ),
+    ],
+)
+def test_a_model_that_does_not_exist_is_refused(changes, message):
+    with pytest.raises(InputError) as refused:
+        replace(SMALL, **changes)
+    assert str(refused.value) == message
+
+
+def test_no_position_depends_on_a_later_token(config, params):
     ids = tokens()[0]
     # Row i of `changed` differs from `ids` in token i alone.
     changed = jnp.where(jnp.eye(len(ids), dtype=bool), ids + 1, ids)
-    found = forward(SMALL, params, jnp.concatenate([ids[None], changed]))
+    found = forward(config, params, jnp.concatenate([ids[None], changed]))
     depends = np.abs(found[1:] - found[:1]).max(-1) > ROUNDING
     assert np.array_equal(depends, np.tri(len(ids), dtype=bool).T)
 
 
-def loss_and_gradients(gpt: GPT, params: dict):
+def loss_and_gradients(model: AnyModel, params: dict):
     def square_sum(p):
-        return jnp.square(gpt.apply({"params": p}, tokens())[0]).sum()
+        return jnp.square(model.apply({"params": p}, tokens())[0]).sum()
 
     return jax.jit(jax.value_and_grad(square_sum))(params)
 
 
-def bytes_kept_for_backward(gpt: GPT, params: dict) -> int:
+def bytes_kept_for_backward(model: AnyModel, params: dict) -> int:
     """Size of what the forward pass keeps for the backward pass."""
 
     def residuals(p):
-        return jax.vjp(lambda p: gpt.apply({"params": p}, tokens())[0], p)[1]
+        return jax.vjp(lambda p: model.apply({"params": p}, tokens())[0], p)[1]
 
     shapes = jax.tree.leaves(jax.eval_shape(residuals, params))
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in shapes)
 
 
 @pytest.fixture(scope="module")
-def expected(params):
+def expected(config, params):
     """Loss and gradients without `remat` and `unroll`."""
-    return loss_and_gradients(GPT(SMALL), params)
+    return loss_and_gradients(make_model(config), params)
+
+
+HOW = [{"unroll": 3}, {"remat": "full"}, {"remat": "dots"}, {"remat": "full", "unroll": 2}]
 
 
 @pytest.mark.parametrize(
-    "how", [{"unroll": 3}, {"remat": "full"}, {"remat": "dots"}, {"remat": "full", "unroll": 2}]
+    ("config", "how"),
+    [("gpt2", how) for how in HOW] + [("nanochat", how) for how in HOW[2:]],
+    indirect=["config"],
 )
-def test_remat_and_unroll_change_no_number(params, expected, how):
-    found = loss_and_gradients(GPT(SMALL, **how), params)
+def test_remat_and_unroll_change_no_number(config, params, expected, how):
+    found = loss_and_gradients(make_model(config, **how), params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-4), found, expected
     )
 
 
-def test_remat_keeps_less_for_the_backward_pass(params):
+def test_remat_keeps_less_for_the_backward_pass(config, params):
     nothing, matmuls, everything = (
-        bytes_kept_for_backward(GPT(SMALL, remat=remat), params)
+        bytes_kept_for_backward(make_model(config, remat=remat), params)
         for remat in ("full", "dots", "none")
     )
     assert nothing < matmuls < everything
 
 
-def test_documents_in_one_row_give_the_results_of_documents_alone(params):
+def test_documents_in_one_row_give_the_results_of_documents_alone(config, params):
     separator = 7
     documents = [
         [separator, 1, 2, 3, 4],
@@ -155,13 +209,14 @@ def test_documents_in_one_row_give_the_results_of_documents_alone(params):
     longest = max(map(len, documents))
     padded = jnp.array([d + [0] * (longest - len(d)) for d in documents])
     row = jnp.array([[token for document in documents for token in document]])
+    model = make_model(config)
     apply = jax.jit(
-        lambda positions, segments: GPT(SMALL).apply({"params": params}, row, positions, segments)
+        lambda positions, segments: model.apply({"params": params}, row, positions, segments)
     )
     packed = apply(*document_layout(row, separator))[0]
     alone = [
         states[: len(document)]
-        for states, document in zip(forward(SMALL, params, padded), documents, strict=True)
+        for states, document in zip(forward(config, params, padded), documents, strict=True)
     ]
     np.testing.assert_allclose(packed[0], jnp.concatenate(alone), atol=1e-5)
     # As one document, the last token does depend on the others.
@@ -170,13 +225,12 @@ def test_documents_in_one_row_give_the_results_of_documents_alone(params):
 
 
 @pytest.fixture(scope="module")
-def add_tokens(params):
+def add_tokens(config, params):
     """A compiled function from cache, tokens and positions to hidden states and new cache."""
     single = unstack(params)
+    model = make_model(config)
     return jax.jit(
-        lambda cache, ids, positions: GPT(SMALL).apply(
-            {"params": single}, ids, positions, cache=cache
-        )
+        lambda cache, ids, positions: model.apply({"params": single}, ids, positions, cache=cache)
     )
 
 
@@ -207,10 +261,12 @@ def test_a_write_beyond_the_cache_changes_nothing(add_tokens, count):
     assert jax.tree.all(jax.tree.map(jnp.array_equal, cache, after))
 
 
-def test_dropout_acts_in_training_only(params, hidden):
+def test_dropout_acts_in_training_only():
     config = replace(SMALL, dropout=0.5)
+    params = weights(SMALL)
+    hidden = forward(SMALL, params, tokens())
     apply = jax.jit(
-        lambda key: GPT(config).apply(
+        lambda key: make_model(config).apply(
             {"params": params}, tokens(), dropout_rows=jnp.arange(ROWS), rngs={"dropout": key}
         )[0]
     )
@@ -221,14 +277,17 @@ def test_dropout_acts_in_training_only(params, hidden):
     np.testing.assert_allclose(forward(config, params, tokens()), hidden, atol=1e-6)
 
 
-def test_new_rows_of_the_vocabulary_start_as_the_mean_of_the_old(params):
-    table = grow_vocab(params, 300, replace(SMALL, vocab_size=303))["wte"]
-    old_rows = params["wte"][:300]
-    mean = jnp.broadcast_to(old_rows.mean(0), (3, SMALL.embed))
-    assert table.shape == (384, SMALL.embed)
-    assert jnp.array_equal(table[:300], old_rows)
-    np.testing.assert_allclose(table[300:303], mean, atol=1e-6)
-    assert not table[303:].any()
+def test_new_rows_of_every_table_start_as_the_mean_of_the_old(config, params):
+    grown = grow_vocab(params, 300, replace(config, vocab_size=303))
+    tables = [name for name in ("wte", "lm_head") if name in params]
+    assert len(tables) == config.tables
+    for name in tables:
+        old_rows = params[name][:300]
+        mean = jnp.broadcast_to(old_rows.mean(0), (3, SMALL.embed))
+        assert grown[name].shape == (384, SMALL.embed)
+        assert jnp.array_equal(grown[name][:300], old_rows)
+        np.testing.assert_allclose(grown[name][300:303], mean, atol=1e-6)
+        assert not grown[name][303:].any()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,11 +13,14 @@ from minigpt_jax.attention import attend_in_blocks, segment_mask
 from minigpt_jax.loss import cross_entropy
 from minigpt_jax.model import GPT, LayerNorm
 from minigpt_jax.model_config import GPTConfig
+from minigpt_jax.muon import newton_schulz
+from minigpt_jax.nanochat import NanoChat
 from minigpt_jax.step import document_layout
 from tests.conftest import CHECKED
 
 ROOT = Path(__file__).parents[1]
 CONFIG = GPTConfig(vocab_size=8, context=4, layers=1, heads=1, embed=4)
+NANOCHAT = replace(CONFIG, architecture="nanochat")
 QKV = jnp.zeros((1, 4, 2, 3))
 HIDDEN = jnp.zeros((1, 4, 8))
 TABLE = jnp.zeros((10, 8))
@@ -24,6 +28,10 @@ WRONG_CALLS = {
     "a row without its batch": lambda: GPT(CONFIG).apply({}, jnp.zeros(4, jnp.int32)),
     "tokens that are not integers": lambda: GPT(CONFIG).apply({}, jnp.zeros((1, 4))),
     "a layer's input without time": lambda: LayerNorm(jnp.float32).apply({}, jnp.zeros((2, 8))),
+    "a row of NanoChat without its batch": lambda: NanoChat(NANOCHAT).apply(
+        {}, jnp.zeros(4, jnp.int32)
+    ),
+    "a matrix without its stack": lambda: newton_schulz(jnp.zeros((2, 3)), jnp.float32),
     "a mask for another length": lambda: attend_in_blocks(
         QKV, QKV, QKV, jnp.ones((1, 5, 5), dtype=bool)
     ),

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from minigpt_jax import decoding
+from minigpt_jax.architectures import AnyModel
 from minigpt_jax.decoding import DecodeState, TopLogprobs, empty_cache
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.model import GPT
 from minigpt_jax.sampling import SamplingParams, sampling_params
 from minigpt_jax.server.request import MAX_LOGPROBS
 from minigpt_jax.tokenizer import STOP_TOKENS
@@ -133,7 +133,7 @@ class DeviceBatch:
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _prefill_slot(model: GPT, params, state: DecodeState, tokens, size, row) -> DecodeState:
+def _prefill_slot(model: AnyModel, params, state: DecodeState, tokens, size, row) -> DecodeState:
     """Prefill `tokens` [1, T], of which `size` are not padding, and store the result in `row`."""
     length = tokens.shape[1]
     # In a cache of its own: with the shared one, all rows would have to be computed.

@@ -3,17 +3,20 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from minigpt_jax import loss
+from minigpt_jax.architectures import AnyModel, make_model
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.model import GPT
 
 
 @partial(jax.jit, static_argnames="model")
-def _all_logprobs(model: GPT, params, rows):
+def _all_logprobs(model: AnyModel, params, rows):
     hidden, _ = model.apply({"params": params}, rows)  # pyright: ignore
-    return jax.nn.log_softmax(loss.logits(hidden, params["wte"], model.config.vocab_size))
+    scores = hidden @ params["wte" if model.config.is_gpt2 else "lm_head"].T
+    scores = scores[..., : model.config.vocab_size]
+    # NanoChat bounds its logits.
+    return jax.nn.log_softmax(scores if model.config.is_gpt2 else 15 * jnp.tanh(scores / 15))
 
 
 def next_token_logprobs(run: LoadedRun, ids: list[int]) -> np.ndarray:
@@ -21,4 +24,4 @@ def next_token_logprobs(run: LoadedRun, ids: list[int]) -> np.ndarray:
     # Padded to the whole context, so that one shape is compiled. No position attends to padding.
     row = np.zeros((1, run.config.context), np.int32)
     row[0, : len(ids)] = ids
-    return np.asarray(_all_logprobs(GPT(run.config), run.params, row))[0, : len(ids)]
+    return np.asarray(_all_logprobs(make_model(run.config), run.params, row))[0, : len(ids)]

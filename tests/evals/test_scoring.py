@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,7 @@ from minigpt_jax.sharding import AXES, make_mesh, replicated
 from minigpt_jax.tokenizer import load_tokenizer
 from tests.evals.plain import next_token_logprobs
 from tests.harness import ENVIRONMENT, ROOT
+from tests.models import weights
 
 CONFIG = GPTConfig(vocab_size=300, context=48, layers=2, heads=2, embed=32)
 
@@ -107,6 +109,19 @@ def test_slices_of_the_vocabulary_and_short_rows_change_nothing(expected, monkey
     assert len(list(pack_rows(make_groups(), CONFIG.context))) > len(long_rows)
     # A batch size that no other test has: the constants are read when a program is compiled.
     assert_same(score_on(one_device(), make_groups(), batch=3), expected)
+
+
+def test_scores_of_nanochat_are_those_of_a_plain_forward_pass(monkeypatch):
+    """With three slices of its own head, and logits so large that their cap counts."""
+    monkeypatch.setattr(scoring, "VOCAB_SLICE", 128)
+    mesh = make_mesh(2, 1, 2)
+    config = replace(CONFIG, architecture="nanochat")
+    params = weights(config)
+    params |= {"lm_head": params["lm_head"] * 20}
+    run = LoadedRun(jax.device_put(params, replicated(mesh)), config, load_tokenizer())
+    groups = make_groups()[:6]
+    expected = [[plain_score(run, c, ending) for ending in endings] for c, endings in groups]
+    assert_same(score(run, mesh, groups, batch=8), expected)
 
 
 def test_the_order_of_groups_does_not_matter(expected):

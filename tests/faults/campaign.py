@@ -26,7 +26,7 @@ from tests.faults.scenarios import (
     resume_anywhere,
 )
 from tests.faults.stops import LAUNCHERS, REQUESTS, stop
-from tests.faults.workspace import HORIZON, SAVE_EVERY, Workspace
+from tests.faults.workspace import HORIZON, RECIPES, SAVE_EVERY, Workspace
 from tests.harness import ENVIRONMENT, ROOT
 
 KILLS_PER_RUN = 2
@@ -42,6 +42,7 @@ OTHER_TESTS = [
     "tests/test_config.py",
     "tests/test_end_to_end.py",
     "tests/test_generate.py",
+    "tests/test_modern_recipe.py",
     "tests/test_runs.py",
     "tests/test_sample.py",
     "tests/test_shard_writer.py",
@@ -97,16 +98,17 @@ def parse_options() -> argparse.Namespace:
 
 
 def _run_faults(folder: Path, options: argparse.Namespace) -> list[Outcome]:
-    workspace = Workspace(folder, folder / "shared")
+    workspaces = [Workspace(folder / recipe, folder / "shared", recipe) for recipe in RECIPES]
     # Made before the workers need them at the same time.
-    _ = workspace.seconds
-    if options.only in (None, "corruption"):
-        _ = workspace.two_checkpoints
-    if options.only in (None, "resume"):
-        _ = workspace.every_checkpoint
+    for workspace in workspaces:
+        _ = workspace.seconds
+        if options.only in (None, "corruption"):
+            _ = workspace.two_checkpoints
+        if options.only in (None, "resume"):
+            _ = workspace.every_checkpoint
     outcomes: list[Outcome] = []
     with ThreadPoolExecutor(options.workers) as pool:
-        for faults in _planned_faults(workspace, options):
+        for faults in _planned_faults(workspaces, options):
             for outcome in pool.map(_without_exceptions, faults):
                 outcomes.append(outcome)
                 print(outcome.line(), flush=True)
@@ -117,21 +119,26 @@ def _run_faults(folder: Path, options: argparse.Namespace) -> list[Outcome]:
     return outcomes
 
 
-def _planned_faults(workspace: Workspace, options: argparse.Namespace) -> list[list[Fault]]:
+def _planned_faults(workspaces: list[Workspace], options: argparse.Namespace) -> list[list[Fault]]:
+    """The faults of each kind; one after the other takes the next recipe."""
     first = options.seed
+
+    def at(number: int) -> Workspace:
+        return workspaces[number % len(workspaces)]
+
     kills: list[Fault] = []
     for seed in range(first, first + options.kills):
-        moments = draw_kills(workspace, seed, KILLS_PER_RUN)
-        kills.append(partial(interrupt, workspace, f"kill_{seed}", moments))
+        moments = draw_kills(at(seed), seed, KILLS_PER_RUN)
+        kills.append(partial(interrupt, at(seed), f"kill_{seed}", moments))
     corruptions: list[Fault] = [
-        partial(damage_checkpoint, workspace, seed)
+        partial(damage_checkpoint, at(seed), seed)
         for seed in range(first, first + options.corruptions)
     ]
     resumes: list[Fault] = [
-        partial(resume_anywhere, workspace, step) for step in range(1, options.resumes + 1)
+        partial(resume_anywhere, at(step), step) for step in range(1, options.resumes + 1)
     ]
     stops: list[Fault] = [
-        partial(stop, workspace, launcher, number, seed)
+        partial(stop, at(seed), launcher, number, seed)
         for seed in range(first, first + options.stops)
         for launcher in LAUNCHERS
         for number in REQUESTS

@@ -21,9 +21,13 @@ Restore = Callable[[Path], tuple[TrainState, dict] | None]
 
 
 @pytest.fixture(scope="session")
-def workspace(shared: Path, tmp_path_factory) -> Workspace:
-    """Data, an uninterrupted run, and programs that are compiled already."""
-    return Workspace(tmp_path_factory.mktemp("workspace"), shared / "faults")
+def workspace(request, shared: Path, tmp_path_factory) -> Workspace:
+    """Data, an uninterrupted run, and programs that are compiled already.
+
+    Of the plain recipe, unless a test names another of RECIPES as the parameter.
+    """
+    recipe = getattr(request, "param", "plain")
+    return Workspace(tmp_path_factory.mktemp("workspace"), shared / "faults", recipe)
 
 
 @pytest.fixture(scope="session")

@@ -109,7 +109,8 @@ def interrupt(workspace: Workspace, name: str, moments: Sequence[Moment]) -> Out
     settings = workspace.settings(name)
     run = workspace.runs / name
     log = workspace.folder / f"{name}.log"
-    outcome = Outcome("kill", f"{name}: {', '.join(map(str, moments))}", tried=0)
+    case = f"{name} ({workspace.recipe}): {', '.join(map(str, moments))}"
+    outcome = Outcome("kill", case, tried=0)
     recorded = 0
     for moment in moments:
         output, code = _run_until(moment, settings, run, log)
@@ -201,7 +202,7 @@ def damage_checkpoint(workspace: Workspace, seed: int) -> Outcome:
     """Damage a file of the newest checkpoint, then let the run continue to its end."""
     run = workspace.copy(workspace.two_checkpoints, f"damage_{seed}")
     damage = damage_file(run / "checkpoints" / "18", random.Random(seed))
-    outcome = Outcome("corruption", f"seed {seed}: {damage}")
+    outcome = Outcome("corruption", f"seed {seed} ({workspace.recipe}): {damage}")
     done = run_train(**workspace.settings(run.name))
     warned = "checkpoint 18 is damaged" in done.stdout
     start = resumed_step(done.stdout)
@@ -223,7 +224,7 @@ def resume_anywhere(workspace: Workspace, step: int) -> Outcome:
     for later in range(step + 1, HORIZON + 1):
         shutil.rmtree(run / "checkpoints" / str(later))
     (run / "report.html").unlink()
-    outcome = Outcome("resume", f"at step {step}")
+    outcome = Outcome("resume", f"at step {step} ({workspace.recipe})")
     done = run_train(**workspace.settings(run.name))
     outcome.problems += _bad_ending(done.stdout, done.returncode)
     start = resumed_step(done.stdout)

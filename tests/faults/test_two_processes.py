@@ -9,7 +9,7 @@ import pytest
 from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.runtime.files import read_jsonl
 from tests.faults.processes import StartTwo, wait_until
-from tests.faults.workspace import SAVE_EVERY, Workspace, fingerprint, resumed_step
+from tests.faults.workspace import RECIPES, SAVE_EVERY, Workspace, fingerprint, resumed_step
 from tests.harness import ENVIRONMENT, history, train
 from tests.runtime.launchers import kubernetes, mpich, open_mpi, slurm
 
@@ -127,6 +127,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(
 
 
 @pytest.mark.campaign
+@pytest.mark.parametrize("workspace", RECIPES, indirect=True)
 def test_a_run_continues_with_other_devices_and_another_number_of_processes(
     workspace: Workspace, start_two: StartTwo
 ):

@@ -27,6 +27,12 @@ SMALL = {
     "save__every": SAVE_EVERY,
     "eval__every": 7,
 }
+# What differs from the plain recipe: GPT-2 with AdamW.
+RECIPES = {
+    "plain": {},
+    "modern": {"config": "configs/quickstart_modern.py"},
+    "muon": {"optimizer__kind": "muon"},
+}
 
 
 def write_numbers(folder: Path, shard_tokens: int = 4000) -> Path:
@@ -53,18 +59,20 @@ def write_numbers(folder: Path, shard_tokens: int = 4000) -> Path:
 class Workspace:
     """Where faults happen to runs. What is in `shared` is made once for all test processes."""
 
-    def __init__(self, folder: Path, shared: Path):
+    def __init__(self, folder: Path, shared: Path, recipe: str = "plain"):
         self.folder = folder
+        self.recipe = recipe
         self.runs = folder / "runs"
         self.runs.mkdir(parents=True)
-        self._shared = shared
+        self._shared = shared / recipe
         numbers = made_once(shared / "numbers", lambda folder: write_numbers(folder / "tokens"))
         self.numbers = numbers / "tokens"
         self.expected = self._finished("expected")
 
     def settings(self, name: str, **changes) -> dict:
         """Arguments of harness.command for a run of this workspace."""
-        return {"runs": self.runs, "name": name, "data__folder": self.numbers} | SMALL | changes
+        settings = {"runs": self.runs, "name": name, "data__folder": self.numbers}
+        return settings | SMALL | RECIPES[self.recipe] | changes
 
     def _finished(self, name: str, **changes) -> Path:
         """A run that nothing happens to."""
