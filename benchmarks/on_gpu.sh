@@ -4,8 +4,8 @@
 #   bash benchmarks/on_gpu.sh results                        the training step against its rivals
 #   bash benchmarks/on_gpu.sh results program packed         train.py itself, packed documents
 #
-# Parts: training, modern, autotune, accumulation, program, packed, decoding, kills, sizes, serving. None
-# takes more than ten minutes: each command has a limit in seconds, below. PYTHON names the
+# Parts: training, modern, autotune, accumulation, program, packed, decoding, kills, sizes, serving.
+# None takes more than ten minutes: each command has a limit in seconds, below. PYTHON names the
 # interpreter (default: .venv/bin/python). The rivals need torch and transformers. Exit code 1 if a
 # command failed; the others are run all the same.
 set -uo pipefail
