@@ -2,8 +2,10 @@
 
     python -m data_tools.python_docs --megabytes 1.5 --out data/python_docs
     python -m benchmarks.recipes --out runs/recipes                  two CPU cores: two hours
+    python -m data_tools.fineweb --source openstax/ --out data/openstax
     python -m benchmarks.recipes --plain configs/pretrain.py --modern configs/modern.py \\
-        --steps 400 --out runs/recipes --config.data.folder=data/openstax           on a GPU
+        --steps 163 --out runs/recipes --config.data.folder=data/openstax \\
+        --config.data.batch=64                                      on a GPU, one pass over 10.7 M
 
 Each recipe is the one before it with a part of the modern config. Its learning rate is chosen
 among several with a seed of its own; then it trains with other seeds. A run that stops early has
@@ -13,6 +15,8 @@ those of train.py, for all runs.
 """
 
 import argparse
+import hashlib
+import json
 import shutil
 import statistics
 import subprocess
@@ -30,8 +34,11 @@ from minigpt_jax.tracking.records import read_records
 
 TUNING_SEED = 1
 SEEDS = (11, 12, 13)
-# Learning rates that are tried, as multiples of a config's.
+# Learning rates that are tried, as multiples of a config's; more if the best is the first or last.
 FACTORS = (0.5, 1.0, 2.0)
+MOST_RATES = 6
+# The longest warm-up, as a part of the steps.
+WARMUP = 1 / 8
 # Of the loss in a plot: steps that are averaged.
 SMOOTHING = 12
 HEAD = ("recipe", "rate", "steps", "of plain", "validation loss", "its range", "below plain")
@@ -50,34 +57,58 @@ class Trainer(NamedTuple):
     """Trains with a plain config and changes of it, and keeps the results in the folder `out`."""
 
     config: str
+    # The fields of that config.
+    plain: Mapping[str, Any]
     out: Path
     arguments: Sequence[str]
 
     def loss(self, recipe: Recipe, steps: int, seed: int) -> float:
         """The validation loss at the end of a run of so many steps."""
-        run = self.out / run_name(recipe, steps, seed)
-        if not (run / "report.html").exists():
+        run = self.run_folder(recipe, steps, seed)
+        if self.final_loss(run, steps) is None:
             self.train(run, recipe, steps, seed)
             # The records are enough.
             shutil.rmtree(run / "checkpoints")
-        found = read_records(run).evaluations[-1]["validation_loss"]
+        found = self.final_loss(run, steps)
+        if found is None:
+            raise RuntimeError(f"{run}: stopped before its end")
         print(f"{run.name}: {found:.4f}", flush=True)
         return found
 
+    def run_folder(self, recipe: Recipe, steps: int, seed: int) -> Path:
+        """Names a run by all that tells it from the others."""
+        words = recipe.name.replace("+ ", "").replace(" ", "_")
+        everything = json.dumps([self.config, self.plain, [*self.arguments], {**recipe.fields}])
+        digest = hashlib.sha256(everything.encode()).hexdigest()[:8]
+        return self.out / f"{words}-{recipe.rate:g}-{steps}-{seed}-{digest}"
+
+    def final_loss(self, run: Path, steps: int) -> float | None:
+        """The loss of a finished run, None of another."""
+        if not (run / "metrics.jsonl").exists():
+            return None
+        evaluations = read_records(run).evaluations
+        is_finished = evaluations and evaluations[-1]["step"] == steps
+        return evaluations[-1]["validation_loss"] if is_finished else None
+
     def train(self, run: Path, recipe: Recipe, steps: int, seed: int) -> None:
         """Run train.py."""
-        settings = dict(recipe.fields) | {
-            "runs": run.parent,
-            "name": run.name,
-            "fresh": True,
-            "seed": seed,
-            "schedule.peak": recipe.rate,
-            "horizon.steps": steps,
-            "eval.every": steps,
-            "eval.samples": 0,
-            "save.every": steps,
-            "log.every": steps,
-        }
+        warmup = min(self.plain["schedule.warmup"], int(WARMUP * steps))
+        settings = (
+            {"schedule.warmup": warmup}
+            | dict(recipe.fields)
+            | {
+                "runs": run.parent,
+                "name": run.name,
+                "fresh": True,
+                "seed": seed,
+                "schedule.peak": recipe.rate,
+                "horizon.steps": steps,
+                "eval.every": steps,
+                "eval.samples": 0,
+                "save.every": steps,
+                "log.every": steps,
+            }
+        )
         fields = [f"--config.{field}={value}" for field, value in settings.items()]
         command = [sys.executable, "train.py", f"--config={self.config}", *self.arguments, *fields]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -86,8 +117,20 @@ class Trainer(NamedTuple):
 
     def tuned(self, name: str, fields: Mapping[str, Any], rates: Sequence[float], steps: int):
         """The recipe with the one of `rates` that has the lowest loss."""
-        recipes = [Recipe(name, fields, rate) for rate in rates]
-        return min(recipes, key=lambda recipe: self.loss(recipe, steps, TUNING_SEED))
+        losses: dict[float, float] = {}
+
+        def measure(rate: float) -> None:
+            losses[rate] = self.loss(Recipe(name, fields, rate), steps, TUNING_SEED)
+
+        def best() -> float:
+            return min(losses, key=losses.__getitem__)
+
+        for rate in rates:
+            measure(rate)
+        # The best must lie between others.
+        while best() in (min(losses), max(losses)) and len(losses) < MOST_RATES:
+            measure(best() / 2 if best() == min(losses) else best() * 2)
+        return Recipe(name, fields, best())
 
 
 def main() -> None:
@@ -111,10 +154,10 @@ def main() -> None:
     add("--plot", type=user_path, help="draw the losses to this file")
     options, arguments = parser.parse_known_args()
     plain, modern = (
-        flatten(parse(["train.py", f"--config={file}"]).to_dict())
+        flatten(parse(["train.py", f"--config={file}", *arguments]).to_dict())
         for file in (options.plain, options.modern)
     )
-    trainer = Trainer(options.plain, options.out, arguments)
+    trainer = Trainer(options.plain, plain, options.out, arguments)
     recipes = climb(trainer, plain, modern, options.steps)
     report(trainer, recipes, options)
 
@@ -123,7 +166,8 @@ def climb(trainer: Trainer, plain: dict, modern: dict, steps: int) -> list[Recip
     """The four recipes, each with the best of several learning rates."""
 
     def part(section: str) -> dict[str, Any]:
-        return {name: value for name, value in modern.items() if name.startswith(f"{section}.")}
+        changed = {name: value for name, value in modern.items() if value != plain[name]}
+        return {name: v for name, v in changed.items() if name.startswith(f"{section}.")}
 
     def around(rate: float) -> list[float]:
         return [factor * rate for factor in FACTORS]
@@ -139,7 +183,8 @@ def climb(trainer: Trainer, plain: dict, modern: dict, steps: int) -> list[Recip
     # GPT-2's embedding is its head too, so the rates of NanoChat's two tables do not suit it.
     adam_rate = recipes[1].rate / modern_rate
     tied = dict.fromkeys(
-        ("optimizer.embedding_rate", "optimizer.head_rate", "optimizer.vector_rate"), adam_rate
+        ("optimizer.embedding_lr_scale", "optimizer.head_lr_scale", "optimizer.vector_lr_scale"),
+        adam_rate,
     )
     recipes.append(trainer.tuned("+ Muon", muon | tied, around(modern_rate), steps))
     all_parts = muon | part("model")
@@ -154,7 +199,7 @@ def report(trainer: Trainer, recipes: Sequence[Recipe], options: argparse.Namesp
     for recipe in recipes:
         with_muon = "Muon" in recipe.name or "architecture" in recipe.name
         for fraction in (1.0, *options.fractions) if with_muon else (1.0,):
-            steps = round(fraction * options.steps)
+            steps = int(fraction * options.steps)
             losses = [trainer.loss(recipe, steps, seed) for seed in SEEDS]
             mean = statistics.mean(losses)
             plain_loss = mean if plain_loss is None else plain_loss
@@ -174,12 +219,6 @@ def report(trainer: Trainer, recipes: Sequence[Recipe], options: argparse.Namesp
         plot(options.plot, trainer, recipes, options.steps)
 
 
-def run_name(recipe: Recipe, steps: int, seed: int) -> str:
-    """Names a run by all that tells it from the others."""
-    words = recipe.name.replace("+ ", "").replace(" ", "_")
-    return f"{words}-{recipe.rate:g}-{steps}-{seed}"
-
-
 def plot(path: Path, trainer: Trainer, recipes: Sequence[Recipe], steps: int) -> None:
     """Draw the training loss of each recipe, the mean over the seeds, against its steps."""
     from matplotlib.figure import Figure
@@ -187,7 +226,7 @@ def plot(path: Path, trainer: Trainer, recipes: Sequence[Recipe], steps: int) ->
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for recipe in recipes:
-        runs = [trainer.out / run_name(recipe, steps, seed) for seed in SEEDS]
+        runs = [trainer.run_folder(recipe, steps, seed) for seed in SEEDS]
         losses = np.mean([read_records(run).steps["loss"] for run in runs], axis=0)
         smooth = np.convolve(losses, np.ones(SMOOTHING) / SMOOTHING, mode="valid")
         axes.plot(np.arange(SMOOTHING, steps + 1), smooth, label=recipe.name)

@@ -103,9 +103,9 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     # For "muon" only: its momentum, and the learning rates of Adam's weights, as multiples of the
     # matrices' rate: embeddings, the output head (where it is not the embedding), and the rest.
     c.optimizer.momentum = 0.95
-    c.optimizer.embedding_rate = 1.0
-    c.optimizer.head_rate = 1.0
-    c.optimizer.vector_rate = 1.0
+    c.optimizer.embedding_lr_scale = 1.0
+    c.optimizer.head_lr_scale = 1.0
+    c.optimizer.vector_lr_scale = 1.0
 
     c.schedule = ConfigDict()
     c.schedule.kind = "cosine"

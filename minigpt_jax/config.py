@@ -188,23 +188,19 @@ def to_json(config: Config) -> dict:
 
 
 def settings_for_resume(config: Config, named: Set[str], recorded: Mapping | None) -> Config:
-    """A copy of `config` in which the fields that the old run lacks have the value of EARLIER.
+    """A copy of `config` in which the fields of KEPT_UNLESS_NAMED have what the old run used.
 
-    Those of KEPT_UNLESS_NAMED have what the old run recorded, and so has compute.dtype, where it is
-    "auto". Other fields that may change keep what `config` says.
+    So has compute.dtype, where it is "auto". All others keep what `config` says.
 
     `recorded` is the config of the run's checkpoint, None where the run is new. A field in `named`
     keeps its value: the command line sets it.
     """
     config = config.copy_and_resolve_references()
     if recorded is not None:
-        known = flatten(recorded)
-        before = EARLIER | known
-        for name in EARLIER.keys() - named:
-            is_lacking = name not in known and not name.startswith(MAY_CHANGE_ON_RESUME)
-            if is_lacking or name in KEPT_UNLESS_NAMED:
-                section, _, field = name.rpartition(".")
-                _section(config, section)[field] = before[name]
+        before = EARLIER | flatten(recorded)
+        for name in set(KEPT_UNLESS_NAMED) - named:
+            section, _, field = name.rpartition(".")
+            _section(config, section)[field] = before[name]
         if config.compute.dtype == "auto":
             # What it meant on the machine where the run began.
             config.compute.dtype = before.get("compute.dtype", "auto")

@@ -45,9 +45,9 @@ FIELDS: dict[str, tuple] = {
     "optimizer.weight_decay": (0.0, 10.0),
     "optimizer.clip": (1e-6, math.inf),
     "optimizer.momentum": (0.0, 0.9999),
-    "optimizer.embedding_rate": (0.0, 10.0**4),
-    "optimizer.head_rate": (0.0, 10.0**4),
-    "optimizer.vector_rate": (0.0, 10.0**4),
+    "optimizer.embedding_lr_scale": (0.0, 10.0**4),
+    "optimizer.head_lr_scale": (0.0, 10.0**4),
+    "optimizer.vector_lr_scale": (0.0, 10.0**4),
     "schedule.kind": SCHEDULES,
     "schedule.peak": (0.0, 10.0),
     "schedule.warmup": (0, 2**31 - 1),
@@ -90,15 +90,17 @@ MAY_CHANGE_ON_RESUME = (
     "save.",
 )
 
-# Fields whose default changed: the recorded value stays unless the command line names another.
+# Fields whose default is not what earlier versions did: a resumed run keeps its own value unless
+# the command line names another.
 KEPT_UNLESS_NAMED = ("compute.unroll",)
 
 # Fields that name a file or a folder.
 PATH_FIELDS = ("runs", "init_from", "data.folder", "eval.hellaswag")
 
 # Field -> the value that does what versions before that field, or before its present default, did.
-# A new field or a changed default needs an entry here (the latter in KEPT_UNLESS_NAMED too), so
-# that old runs resume unchanged and config files without the field keep working.
+# A new field or a changed default needs an entry here, so that config files without the field keep
+# working and a resumed run is compared with what it did. If the default does something else, it
+# needs one in KEPT_UNLESS_NAMED too, so that old runs resume unchanged.
 EARLIER: dict[str, object] = {
     "interrupted_exit_code": 0,
     "compute.unroll": 1,
@@ -106,7 +108,7 @@ EARLIER: dict[str, object] = {
     "optimizer.kind": "adamw",
     # Of "muon" alone.
     "optimizer.momentum": 0.95,
-    "optimizer.embedding_rate": 1.0,
-    "optimizer.head_rate": 1.0,
-    "optimizer.vector_rate": 1.0,
+    "optimizer.embedding_lr_scale": 1.0,
+    "optimizer.head_lr_scale": 1.0,
+    "optimizer.vector_lr_scale": 1.0,
 }

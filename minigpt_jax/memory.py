@@ -88,7 +88,9 @@ def step_memory(
     # too.
     split = 12
     if not config.is_gpt2:
-        split = 8 if settings.has_kernels or is_stacked else 11
+        # See `kernel_choice.rotary_kernels`.
+        is_power_of_2 = config.head_dim & (config.head_dim - 1) == 0
+        split = 8 if is_stacked or (settings.has_kernels and is_power_of_2) else 11
     stored_per_token = {
         "none": 3 * embed + split * embed / tensor,
         "dots": 2 * embed + 7 * embed / tensor,

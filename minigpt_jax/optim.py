@@ -89,9 +89,9 @@ def make_optimizer(
     weight_decay: float = 0.1,
     clip: float = 1.0,
     momentum: float = 0.95,
-    embedding_rate: float = 1.0,
-    head_rate: float = 1.0,
-    vector_rate: float = 1.0,
+    embedding_lr_scale: float = 1.0,
+    head_lr_scale: float = 1.0,
+    vector_lr_scale: float = 1.0,
     dtype: DTypeLike = jnp.float32,
 ) -> optax.GradientTransformationExtraArgs:
     """Clipping by global norm, then AdamW or Muon, without the learning rate.
@@ -118,7 +118,7 @@ def make_optimizer(
         orthogonalize_matrices(dtype),
         optax.add_decayed_weights(weight_decay),
     )
-    rates = {"embedding": embedding_rate, "head": head_rate, "vector": vector_rate}
+    rates = {"embedding": embedding_lr_scale, "head": head_lr_scale, "vector": vector_lr_scale}
     groups: Any = {name: optax.chain(adam, optax.scale(rate)) for name, rate in rates.items()}
     return optax.chain(
         _scale_and_clip(clip), optax.partition(groups | {"matrix": muon}, weight_groups)

@@ -207,6 +207,20 @@ MUTANTS = [
         "NanoChat outputs",
     ),
     Mutant(
+        "values are turned and normalised too",
+        "functional",
+        "rotate_and_normalise(k, cos, sin), v",
+        "rotate_and_normalise(k, cos, sin), rotate_and_normalise(v, cos, sin)",
+        "NanoChat outputs",
+    ),
+    Mutant(
+        "no gradient past RMSNorm",
+        "functional",
+        "((d_x + _rms_norm_gradient(",
+        "((_rms_norm_gradient(",
+        "NanoChat gradients",
+    ),
+    Mutant(
         "queries and keys are not normalised",
         "functional",
         "(_rotate(wide, cos, sin) * inverse)",

@@ -10,6 +10,7 @@ import pytest
 
 from minigpt_jax import config as configs
 from minigpt_jax.errors import InputError
+from minigpt_jax.model_config import GPTConfig
 
 # ml_collections loads config files in a way that Python 3.15 will remove.
 pytestmark = pytest.mark.filterwarnings(
@@ -36,11 +37,26 @@ def refusal(*overrides: str, file: str = QUICK) -> str:
     return message
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune", "quickstart", "quickstart_finetune"])
+CONFIG_FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "name", [*CONFIG_FILES, "pretrain.py:gpt2-xl", "modern.py:d20", "modern_finetune.py:d20"]
+)
 def test_every_config_file_is_valid_and_complete(name: str):
-    config = parse(file=str(ROOT / "configs" / f"{name}.py"))
+    config = parse(file=str(ROOT / "configs" / name))
     assert configs.flatten(configs.to_json(config)).keys() == configs.FIELDS.keys()
-    assert config.name == name
+    assert config.name == name.partition(".")[0]
+    model = GPTConfig(**config.model)
+    assert model.embed == model.heads * model.head_dim
+
+
+@pytest.mark.parametrize("size", ["", ":d20"])
+def test_a_finetuning_config_trains_the_model_of_its_pretraining(size: str):
+    before = parse(file=str(ROOT / "configs" / f"modern.py{size}"))
+    after = parse(file=str(ROOT / "configs" / f"modern_finetune.py{size}"))
+    assert after.init_from == f"runs/{before.name}"
+    assert {**after.model} == {**before.model, "vocab_size": 50261}
 
 
 def test_the_command_line_overrides_the_file():

@@ -20,7 +20,7 @@ from minigpt_jax.sharding import AXIS_RULES, make_mesh, state_sharding
 MOMENTUM = 0.9
 DECAY = 0.1
 CLIP = 1.0
-RATES = {"embedding_rate": 28.0, "head_rate": 0.16, "vector_rate": 0.6}
+RATES = {"embedding_lr_scale": 28.0, "head_lr_scale": 0.16, "vector_lr_scale": 0.6}
 SETTINGS = {"momentum": MOMENTUM, "weight_decay": DECAY, "clip": CLIP} | RATES
 MUON = make_optimizer(kind="muon", dtype=jnp.float64, **SETTINGS)
 STEPS = 3
@@ -97,7 +97,7 @@ def expected() -> list[dict]:
             adam = (m[path] / (1 - 0.9 ** (t + 1))) / (
                 np.sqrt(v[path] / (1 - 0.95 ** (t + 1))) + 1e-8
             )
-            rate = "head_rate" if path == "lm_head" else "embedding_rate"
+            rate = "head_lr_scale" if path == "lm_head" else "embedding_lr_scale"
             directions[path] = RATES[rate] * adam
         found.append(directions)
         params = {path: w - 0.02 * directions[path] for path, w in params.items()}
@@ -247,9 +247,9 @@ def test_only_matrices_decay_and_the_rates_of_the_groups_multiply():
     # Adam's first direction is the sign of the gradient.
     moved = directions(params)
     for path in ("wte", "wpe"):
-        np.testing.assert_allclose(moved[path], RATES["embedding_rate"], rtol=1e-5)
+        np.testing.assert_allclose(moved[path], RATES["embedding_lr_scale"], rtol=1e-5)
     for path in ("ln_f/scale", "layers/mlp/up/bias"):
-        np.testing.assert_allclose(moved[path], RATES["vector_rate"], rtol=1e-5)
+        np.testing.assert_allclose(moved[path], RATES["vector_lr_scale"], rtol=1e-5)
 
 
 def test_a_state_has_a_sharding_for_each_of_its_arrays_and_none_for_masked_weights():

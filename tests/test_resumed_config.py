@@ -26,9 +26,9 @@ FIXED = {
         "weight_decay",
         "clip",
         "momentum",
-        "embedding_rate",
-        "head_rate",
-        "vector_rate",
+        "embedding_lr_scale",
+        "head_lr_scale",
+        "vector_lr_scale",
     ),
     "schedule": ("kind", "peak", "warmup", "floor", "decay"),
 }
@@ -102,6 +102,7 @@ def test_a_field_that_a_checkpoint_lacks_is_no_difference():
 @pytest.mark.parametrize("field", ["seed", "optimizer.clip"])
 def test_a_new_field_has_its_earlier_value_in_an_old_run(field: str, monkeypatch):
     monkeypatch.setitem(configs.EARLIER, field, 3)
+    monkeypatch.setattr(configs, "KEPT_UNLESS_NAMED", (field,))
     config = parse()
     old = without(configs.to_json(config), field)
 
@@ -151,6 +152,10 @@ def test_a_recorded_field_of_the_table_is_compared_like_any_other(field: str):
     assert resumed == config
     may_change = field.startswith(configs.MAY_CHANGE_ON_RESUME)
     assert len(configs.config_diff(recorded, configs.to_json(resumed))) == (not may_change)
+    # A run from before the field did what EARLIER says.
+    old = without(recorded, field)
+    assert configs.settings_for_resume(config, frozenset(), old) == config
+    assert len(configs.config_diff(old, configs.to_json(config))) == (not may_change)
 
 
 def test_a_resumed_run_keeps_its_unrolling_unless_the_command_line_names_another():

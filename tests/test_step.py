@@ -40,7 +40,7 @@ SCHEDULE = partial(learning_rate, horizon=20, peak=1e-2, warmup=2)
 WILD_RATE = 3.402e38
 WILD_STEP = 1000
 OPTIMIZER = make_optimizer()
-MUON = make_optimizer(kind="muon", embedding_rate=3.0, head_rate=0.5)
+MUON = make_optimizer(kind="muon", embedding_lr_scale=3.0, head_lr_scale=0.5)
 # Model and optimizer.
 RECIPES = {
     "gpt2": (CONFIG, OPTIMIZER),

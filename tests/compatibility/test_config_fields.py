@@ -53,8 +53,7 @@ def test_an_old_run_resumes_as_before(
 ):
     if field not in config.FIELDS:
         monkeypatch.setitem(config.FIELDS, field, (bool,))
-    else:
-        monkeypatch.setattr(config, "KEPT_UNLESS_NAMED", (field,))
+    monkeypatch.setattr(config, "KEPT_UNLESS_NAMED", (field,))
     monkeypatch.setitem(config.EARLIER, field, earlier)
     run = resume(old, tmp_path / "runs", config=config_file(tmp_path, line))
     assert history(run) == history(unchanged)
