@@ -159,7 +159,7 @@ def test_eight_bits_change_its_logits_a_little(chat_run):
     [
         ({"model__architecture": "gpt2"}, "architecture"),
         ({"optimizer__kind": "adamw"}, "optimizer.kind: 'muon' -> 'adamw'"),
-        ({"optimizer__head_rate": 1.0}, "optimizer.head_lr_scale: 0.8 -> 1.0"),
+        ({"optimizer__head_lr_scale": 1.0}, "optimizer.head_lr_scale: 0.8 -> 1.0"),
     ],
 )
 def test_a_resumed_run_refuses_another_recipe(base_run, corpus, tmp_path, changes, part):
