@@ -3,7 +3,7 @@
     python -m data_tools.python_docs --chat-out data/python_chat
     python train.py --config configs/quickstart_finetune.py
 
-`make demo` runs both. Cost: two minutes on two CPU cores. Expect answers that sound right and end
+Cost: two minutes on two CPU cores. Expect answers that sound right and end
 where they should; most of them are wrong.
 """
 

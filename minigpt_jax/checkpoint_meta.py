@@ -141,8 +141,8 @@ def check_arrays(run: Path, meta: dict, abstract, *, only: str = "") -> None:
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise InputError(
-            f"{run}: its checkpoints hold other arrays ({'; '.join(differing[:3])}{more}): "
-            "choose another name, or set them back"
+            f"{run}: its checkpoints hold other arrays ({'; '.join(differing[:3])}{more}): set the "
+            f"config back, or choose another name with --config.init_from={run}"
         )
 
 

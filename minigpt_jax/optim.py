@@ -51,7 +51,9 @@ def learning_rate(
         part = jnp.ones_like(progress)
     else:
         raise ValueError(f"unknown schedule {kind!r}")
-    return jnp.where(step < warmup, rise, floor + (peak - floor) * part)
+    after = floor + (peak - floor) * part
+    # The lower one, where "wsd" already falls: the rate does not jump.
+    return jnp.where(step < warmup, jnp.minimum(rise, after), after)
 
 
 def decay_mask(params):

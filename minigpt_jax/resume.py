@@ -68,14 +68,15 @@ def initial_params_from(
     """The weights of the run `source` for a model of `config`, placed like `abstract_params`.
 
     A larger vocabulary gets new rows. Raises InputError for other differences of the models, except
-    in dropout, which has no weights.
+    in what has no weights: dropout, and the context of a NanoChat.
     """
     params, saved, _ = load_params(source, replicated(mesh))
     wanted = asdict(config)
+    may_differ = ("vocab_size", "dropout", *([] if config.is_gpt2 else ["context"]))
     differing = [
         f"{name} {value} -> {wanted[name]}"
         for name, value in asdict(saved).items()
-        if name not in ("vocab_size", "dropout") and value != wanted[name]
+        if name not in may_differ and value != wanted[name]
     ]
     if config.vocab_size < saved.vocab_size:
         differing.append(f"vocab_size {saved.vocab_size} -> {config.vocab_size}")

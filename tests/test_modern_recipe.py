@@ -1,5 +1,6 @@
 """The modern recipe (NanoChat, Muon) from tokens to a server, with the commands that users run."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,12 +12,15 @@ import pytest
 
 from minigpt_jax import load_run, plan
 from minigpt_jax.architectures import make_model
+from minigpt_jax.checkpoint import abstract_params
 from minigpt_jax.decoding import empty_cache, forward, next_logits, prepare_for_decoding
 from minigpt_jax.errors import InputError
 from minigpt_jax.evals.__main__ import main as evals
 from minigpt_jax.quantize import Int8
+from minigpt_jax.resume import initial_params_from
 from minigpt_jax.runtime.files import read_jsonl
 from minigpt_jax.server.connection import DEADLINES
+from minigpt_jax.sharding import make_mesh, replicated
 from minigpt_jax.tokenizer import CHAT_VOCAB, END_OF_TEXT, USER
 from tests.evals.plain import next_token_logprobs
 from tests.harness import TINY, copy_run, made_once, run_module, run_script, train_here
@@ -184,6 +188,14 @@ def test_weights_of_another_architecture_are_refused(trained_run, conversations,
         "set config.model to match it"
     )
     assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_its_weights_suit_any_context(base_run):
+    config = dataclasses.replace(load_run(base_run).config, context=16)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    abstract = abstract_params(config, replicated(mesh))
+    params = initial_params_from(base_run, config, abstract, mesh)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract)
 
 
 def test_an_export_comes_back_as_it_was(chat_run, tmp_path):

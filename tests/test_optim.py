@@ -34,6 +34,13 @@ def test_cosine_and_linear_are_half_way_down_in_the_middle():
     assert rates("cosine")[30] > rates("linear")[30]
 
 
+def test_wsd_does_not_jump_where_the_warmup_reaches_into_the_fall():
+    rate = partial(RATE, kind="wsd", warmup=60, decay=0.7)
+    found = np.array([float(rate(step)) for step in range(STEPS)])
+    assert np.abs(np.diff(found)).max() < 1 / 30
+    assert 0.7 < found.max() < 0.9
+
+
 def test_wsd_stays_then_falls_and_constant_stays():
     assert (rates("wsd")[10:80] == 1).all()
     assert rates("wsd")[90] == pytest.approx(0.55)

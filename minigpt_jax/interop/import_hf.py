@@ -60,12 +60,12 @@ def main() -> int:
     )
     run = shell_word(out)
     print(f"sample:   python sample.py --run {run}")
-    # The config's own model is a GPT-2.
-    fields = [*([] if config.is_gpt2 else ["architecture"]), "context", "layers", "heads", "embed"]
-    model = " ".join(f"--config.model.{name}={getattr(config, name)}" for name in fields)
-    print(
-        f"finetune: python train.py --config configs/finetune.py --config.init_from={run} {model}"
+    file = "configs/finetune.py" if config.is_gpt2 else "configs/modern_finetune.py"
+    model = " ".join(
+        f"--config.model.{name}={getattr(config, name)}"
+        for name in ("context", "layers", "heads", "embed")
     )
+    print(f"finetune: python train.py --config {file} --config.init_from={run} {model}")
     return 0
 
 

@@ -107,10 +107,13 @@ def _facts(run: LoadedRun) -> list[tuple[str, str]]:
     if training := run.meta.get("config"):
         init_from = training["init_from"]
         batch, schedule = training["data"]["batch"], training["schedule"]
+        # Versions before that field had AdamW alone.
+        kind = training["optimizer"].get("kind")
         facts += [
             ("began with", Path(init_from).name if init_from else "fresh weights"),
             ("data", Path(training["data"]["folder"]).name),
             ("steps", f"{run.meta['step']:,} of {batch} x {config.context} tokens"),
+            ("optimizer", "Muon and Adam" if kind == "muon" else "AdamW"),
             ("learning rate", f"{schedule['peak']:g}, {schedule['kind']}"),
         ]
     loss = run.meta.get("validation_loss")
