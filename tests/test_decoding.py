@@ -108,6 +108,8 @@ def test_the_operations_for_a_gpu_give_the_same_tokens(config, params, decode_bl
     settings = sampling_params(2, SMALL, temperature=2.0, top_k=40, top_p=0.9, seed=2)
     expected, expected_logprobs = decode_block(settings)
     monkeypatch.setattr(hardware, "this_device", lambda: hardware.Device("gpu", "9.0"))
+    # A CPU cannot run the kernels in Pallas, which tests/test_triton_kernels.py has.
+    monkeypatch.setenv("MINIGPT_TRITON", "0")
     # Every cache counts as a large one.
     monkeypatch.setattr(attention, "LARGE_CACHE", 0)
     model, prepared = prepare_for_decoding(params, config, jnp.float32)

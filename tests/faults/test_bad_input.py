@@ -34,7 +34,7 @@ CONFIGS: list[tuple[dict, str]] = [
     ({"schedule__peak": -1.0}, "from 0 to 10"),
     ({"optimizer__clip": 0.0}, "optimizer.clip"),
     ({"optimizer__eps": 0.0}, "optimizer.eps"),
-    ({"optimizer__b1": 1.5}, "from 0 to 1"),
+    ({"optimizer__b1": 1.5}, "from 0 to 0.9999"),
     ({"horizon__steps": -5}, "horizon.steps"),
     ({"horizon__steps": 0}, "exactly one of steps, tokens and epochs"),
     ({"horizon__tokens": 1000}, "steps and tokens"),
