@@ -100,7 +100,7 @@ def make_optimizer(
 
     `kind`: "adamw" (Loshchilov & Hutter 2019), or "muon" (Jordan et al. 2024) for the matrices of
     the layers, with Adam for all other weights. For "muon" only: `momentum` is Nesterov's, weight
-    decay applies to these matrices alone, `*_rate` are the learning rates of Adam's groups (see
+    decay applies to these matrices alone, `*_lr_scale` are the learning rates of Adam's groups (see
     `weight_groups`) as multiples of that of the matrices, and `dtype` is that of Muon's matmuls.
     Raises ValueError for another `kind`.
 
@@ -120,8 +120,8 @@ def make_optimizer(
         orthogonalize_matrices(dtype),
         optax.add_decayed_weights(weight_decay),
     )
-    rates = {"embedding": embedding_lr_scale, "head": head_lr_scale, "vector": vector_lr_scale}
-    groups: Any = {name: optax.chain(adam, optax.scale(rate)) for name, rate in rates.items()}
+    scales = {"embedding": embedding_lr_scale, "head": head_lr_scale, "vector": vector_lr_scale}
+    groups: Any = {name: optax.chain(adam, optax.scale(scale)) for name, scale in scales.items()}
     return optax.chain(
         _scale_and_clip(clip), optax.partition(groups | {"matrix": muon}, weight_groups)
     )
