@@ -1,4 +1,4 @@
-"""The compiled programs of text generation: prefill a prompt, then decode a block of tokens.
+"""The compiled programs of text generation: prefill a prompt, decode a block, score a prompt.
 
 The randomness of a row is a function of (its seed, the position of the token), so its tokens depend
 neither on the other rows of the batch nor on where blocks begin.
@@ -24,11 +24,19 @@ from minigpt_jax.loss import cap_logits, mask_padded_vocab
 from minigpt_jax.loss import logits as vocabulary_logits
 from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.quantize import int8_linear_interceptor, quantize_params
-from minigpt_jax.sampling import AnyArray, SamplingParams, argmax_by_groups, sample_logits
+from minigpt_jax.sampling import (
+    AnyArray,
+    Occurrences,
+    SamplingParams,
+    argmax_by_groups,
+    sample_logits,
+)
 
 # Tokens per dispatch: few enough to show text without a visible delay, and enough that the cost of
 # a dispatch does not matter.
 BLOCK = 16
+# Tokens of a prompt that are scored at a time: their logits have 13 MB with GPT-2's vocabulary.
+_SCORED_AT_ONCE = 64
 
 
 def empty_cache(
@@ -87,8 +95,8 @@ class DecodeState(NamedTuple):
     last: Int32[Array, " B"]
     # Tokens in the cache.
     length: Int32[Array, " B"]
-    # The tokens that are in the text already, which the repetition penalty applies to.
-    penalized: Bool[Array, "B V"]
+    # Those before this block of tokens.
+    occurrences: Occurrences
     # Rows that have ended: they get no more tokens.
     done: Bool[Array, " B"]
 
@@ -116,12 +124,12 @@ def prefill(
 class TopLogprobs(NamedTuple):
     """Log-probabilities by the model alone, before temperature and filters; N = `num_logprobs`."""
 
-    # Of the drawn tokens.
-    drawn: Float[Array, "B BLOCK"]
+    # Of the drawn or given tokens.
+    drawn: Float[Array, "*tokens"]
     # The N most likely tokens, the most likely one first.
-    ids: Int32[Array, "B BLOCK N"]
+    ids: Int32[Array, "*tokens N"]
     # Their log-probabilities.
-    values: Float[Array, "B BLOCK N"]
+    values: Float[Array, "*tokens N"]
 
 
 @partial(
@@ -188,7 +196,7 @@ def _decode_loop(
 
     def body(carry):
         i, state, tokens, logprobs = carry
-        after, logits = _decode_token(model, params, state, settings, stop_tokens)
+        after, logits = _decode_token(model, params, state, settings, stop_tokens, tokens)
         tokens = tokens.at[:, i].set(jnp.where(state.done, -1, after.last))
         if logprobs is not None:
             new = _top_logprobs(logits, after.last, num_logprobs)
@@ -201,30 +209,76 @@ def _decode_loop(
     cache = jax.tree.map(
         lambda whole, part: whole.at[:, :, :cache_length].set(part), whole_cache, state.cache
     )
-    return state._replace(cache=cache), tokens, logprobs
+    occurrences = state.occurrences.with_drawn(tokens)
+    return state._replace(cache=cache, occurrences=occurrences), tokens, logprobs
 
 
 def _decode_token(
-    model: AnyModel, params: dict, state: DecodeState, settings: SamplingParams, stop_tokens
+    model: AnyModel,
+    params: dict,
+    state: DecodeState,
+    settings: SamplingParams,
+    stop_tokens: Int[Array, " E"],
+    recent: Int32[Array, "B BLOCK"],
 ) -> tuple[DecodeState, Float[Array, "B V"]]:
-    """The state after one more token per row, and the logits that it was drawn from."""
+    """The state after one more token per row, and the logits that it was drawn from.
+
+    `recent`: the tokens of this block so far, which the state's occurrences lack.
+    """
     context = model.config.context
     # The position of a row that is done lies beyond the cache, so that nothing is written.
     position = jnp.where(state.done, context, state.length)
     hidden, cache = forward(model, params, state.last[:, None], position[:, None], state.cache)
     logits = next_logits(hidden[:, 0], params, model.config)
-    token = sample_logits(logits, settings, state.penalized, state.length + 1)
-    penalized = state.penalized.at[jnp.arange(len(token)), token].set(True)
+    token = sample_logits(logits, settings, state.occurrences, recent, state.length + 1)
     length = jnp.where(state.done, state.length, state.length + 1)
     done = state.done | jnp.isin(token, stop_tokens) | (length + 1 >= context)
-    return DecodeState(cache, token, length, penalized, done), logits
+    return DecodeState(cache, token, length, state.occurrences, done), logits
+
+
+@partial(jax.jit, static_argnames=("model", "num_logprobs"))
+def prompt_logprobs(
+    model: AnyModel,
+    params: dict,
+    tokens: Int32[Array, " S"],
+    length: Int[Array, ""],
+    num_logprobs: int,
+) -> TopLogprobs:
+    """Log-probability of each of `tokens` after those before it, and the most likely ones there.
+
+    The first `length` tokens are scored; the first one has none before it, so its values mean
+    nothing. S is at most the context. The time depends on `length`, but there is one shape.
+    """
+    slots = len(tokens)
+    chunk = min(_SCORED_AT_ONCE, slots)
+    following = jnp.roll(tokens, -1)
+    shape = (slots, num_logprobs)
+    results = TopLogprobs(jnp.zeros(slots), jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
+    cache = jax.tree.map(jnp.asarray, empty_cache(model.config, 1, model.dtype, slots))
+
+    def score_chunk(i, carry):
+        cache, results = carry
+        # The last chunk may begin inside the one before it: it computes the same there again.
+        start = jnp.minimum(i * chunk, slots - chunk)
+        part = jax.lax.dynamic_slice_in_dim(tokens, start, chunk)
+        positions = start + jnp.arange(chunk)
+        hidden, cache = forward(model, params, part[None], positions[None], cache)
+        targets = jax.lax.dynamic_slice_in_dim(following, start, chunk)
+        new = _top_logprobs(next_logits(hidden[0], params, model.config), targets, num_logprobs)
+        update = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+        return cache, jax.tree.map(update, results, new)
+
+    # The last token is not followed by any.
+    chunks = jnp.maximum(length - 1 + chunk - 1, 0) // chunk
+    _, results = jax.lax.fori_loop(0, chunks, score_chunk, (cache, results))
+    return jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), results)
 
 
 @jax.named_scope("top_logprobs")
 def _top_logprobs(
     logits: Float[Array, "B V"], token: Int32[Array, " B"], count: int
 ) -> TopLogprobs:
-    """Those of one token per row: `drawn` [B], `ids` and `values` [B, count]."""
+    """Those of one token per row."""
     rows = jnp.arange(len(logits))
     norm = jax.nn.logsumexp(logits, axis=-1)
 

@@ -19,7 +19,7 @@ from minigpt_jax.decoding import (
 )
 from minigpt_jax.errors import InputError
 from minigpt_jax.model_config import GPTConfig
-from minigpt_jax.sampling import SamplingParams
+from minigpt_jax.sampling import Occurrences, SamplingParams
 from minigpt_jax.text_stream import TextStream
 from minigpt_jax.tokenizer import END_OF_TEXT, STOP_TOKENS, Tokenizer
 
@@ -195,17 +195,17 @@ class Generator:
         length = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
         width = min(next_power_of_two(int(length.max()) - known), self.config.context)
         tokens = np.zeros((len(prompts), width), np.int32)
-        penalized = np.zeros((len(prompts), self.config.padded_vocab), bool)
+        occurrences = Occurrences.none(len(prompts), self.config)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt) - 1 - known] = prompt[known:-1]
-            penalized[row, list(prompt)] = True
+            occurrences.in_prompt[row, list(prompt)] = True
         start = np.full(len(prompts), known, np.int32)
         self._cache = prefill(self.model, self.params, self._cache, tokens, start)
         self.ids = [list(prompt) for prompt in prompts]
         last = np.array([prompt[-1] for prompt in prompts], np.int32)
         done = length + 1 >= self.config.context
         # On the device, like the results of `decode`: with host arrays it would be compiled twice.
-        return DecodeState(self._cache, *self._device_put((last, length, penalized, done)))
+        return DecodeState(self._cache, *self._device_put((last, length, occurrences, done)))
 
 
 def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:

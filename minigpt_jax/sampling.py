@@ -1,4 +1,4 @@
-"""Draw tokens from logits: temperature, top-k, top-p, min-p and the repetition penalty.
+"""Draw tokens from logits: temperature, top-k, top-p, min-p, penalties and a bias.
 
 The randomness of a row is a function of (its seed, the position of the token), so a token does not
 depend on the other rows of a batch.
@@ -8,6 +8,7 @@ top-p are found by bisection.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,9 @@ from minigpt_jax.errors import InputError
 from minigpt_jax.model_config import VOCAB_MULTIPLE, GPTConfig
 
 AnyArray = jax.Array | np.ndarray
+
+# Tokens of a row that may have a bias: a fixed number, so that it is no further shape to compile.
+MAX_BIASED = 300
 
 
 class SamplingParams(NamedTuple):
@@ -36,7 +40,34 @@ class SamplingParams(NamedTuple):
     # Logits of tokens already in the text are divided by it, negative ones multiplied
     # (Keskar et al. 2019); 1: off.
     repetition_penalty: Float[AnyArray, " B"]
+    # Subtracted from the logits of tokens that were drawn before; 0: off.
+    presence_penalty: Float[AnyArray, " B"]
+    # The same, multiplied by how often each was drawn.
+    frequency_penalty: Float[AnyArray, " B"]
+    # Added to the logits of the tokens `biased`; ids of the padded V and above: no token.
+    bias: Float[AnyArray, "B N"]
+    biased: Int32[AnyArray, "B N"]
     seed: UInt32[AnyArray, " B"]
+
+
+class Occurrences(NamedTuple):
+    """Which tokens are in each of B texts: what the penalties apply to."""
+
+    in_prompt: Bool[AnyArray, "B V"]
+    # How often each token was drawn.
+    drawn: Int32[AnyArray, "B V"]
+
+    @classmethod
+    def none(cls, rows: int, config: GPTConfig) -> "Occurrences":
+        """Those of empty texts, in host memory."""
+        shape = (rows, config.padded_vocab)
+        return cls(np.zeros(shape, bool), np.zeros(shape, np.int32))
+
+    def with_drawn(self, tokens: Int32[AnyArray, "B N"]) -> "Occurrences":
+        """Those after `tokens` were drawn too; -1: none."""
+        rows = jnp.arange(len(tokens))[:, None]
+        ids = jnp.where(tokens < 0, self.drawn.shape[1], tokens)
+        return self._replace(drawn=jnp.asarray(self.drawn).at[rows, ids].add(1, mode="drop"))
 
 
 def sampling_params(
@@ -48,11 +79,15 @@ def sampling_params(
     top_p: int | float = 1.0,
     min_p: int | float = 0.0,
     repetition_penalty: int | float = 1.0,
+    presence_penalty: int | float = 0.0,
+    frequency_penalty: int | float = 0.0,
+    logit_bias: Mapping[int, int | float] | None = None,
     seed: int = 0,
 ) -> SamplingParams:
     """The same settings for `rows` rows; row i has seed `seed` + i.
 
-    `top_k` None: all tokens. Raises InputError for values out of range.
+    `top_k` None: all tokens. `logit_bias`: of up to MAX_BIASED token ids. Raises InputError for
+    values out of range.
     """
     vocab = config.vocab_size
     k = vocab if top_k is None else top_k
@@ -62,6 +97,8 @@ def sampling_params(
         ("top-p", top_p, 0, 1),
         ("min-p", min_p, 0, 1),
         ("repetition penalty", repetition_penalty, 0.01, 100),
+        ("presence penalty", presence_penalty, -2, 2),
+        ("frequency penalty", frequency_penalty, -2, 2),
         ("seed", seed, 0, 2**32 - rows),
     ):
         if not (math.isfinite(value) and low <= value <= high):
@@ -70,6 +107,7 @@ def sampling_params(
             )
     if top_p == 0:
         raise InputError("top-p 0 would leave no token: expected a number above 0, up to 1")
+    biased, bias = _bias_arrays(logit_bias or {}, config)
     return SamplingParams(
         temperature=np.full(rows, temperature, np.float32),
         # The padded size, so that `filter_top_k_top_p` sees that nothing is filtered.
@@ -77,25 +115,60 @@ def sampling_params(
         top_p=np.full(rows, top_p, np.float32),
         min_p=np.full(rows, min_p, np.float32),
         repetition_penalty=np.full(rows, repetition_penalty, np.float32),
+        presence_penalty=np.full(rows, presence_penalty, np.float32),
+        frequency_penalty=np.full(rows, frequency_penalty, np.float32),
+        bias=np.tile(bias, (rows, 1)),
+        biased=np.tile(biased, (rows, 1)),
         seed=np.arange(seed, seed + rows, dtype=np.uint32),
     )
+
+
+def _bias_arrays(
+    logit_bias: Mapping[int, int | float], config: GPTConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ids and values of a bias, filled up to MAX_BIASED. Raises InputError."""
+    if len(logit_bias) > MAX_BIASED:
+        raise InputError(f"{len(logit_bias)} tokens have a bias: expected at most {MAX_BIASED}")
+    for id, value in logit_bias.items():
+        if not 0 <= id < config.vocab_size:
+            largest = config.vocab_size - 1
+            raise InputError(f"bias of token {id}: expected an id from 0 to {largest}")
+        if not (math.isfinite(value) and -100 <= value <= 100):
+            raise InputError(f"bias {value} of token {id} is out of range: expected -100 to 100")
+    ids = np.full(MAX_BIASED, config.padded_vocab, np.int32)
+    values = np.zeros(MAX_BIASED, np.float32)
+    ids[: len(logit_bias)] = list(logit_bias.keys())
+    values[: len(logit_bias)] = list(logit_bias.values())
+    return ids, values
 
 
 @jax.named_scope("sampling")
 def sample_logits(
     logits: Float[AnyArray, "B V"],
     settings: SamplingParams,
-    penalized: Bool[AnyArray, "B V"],
+    occurrences: Occurrences,
+    recent: Int32[AnyArray, "B N"],
     positions: Int[AnyArray, " B"],
 ) -> Int32[Array, " B"]:
     """Draw one token per row for `positions`.
 
-    `penalized`: the tokens already in the text. Gumbel-max: the noise is a function of (seed,
-    position, token), so filters that keep everything change nothing.
+    `recent`: tokens drawn since `occurrences`, -1 for none. They are counted only where a penalty
+    needs it: on a CPU, to change one element of [B, V] copies them all.
+
+    Gumbel-max: the noise is a function of (seed, position, token), so filters that keep everything
+    change nothing.
     """
-    penalty = settings.repetition_penalty[:, None]
-    lowered = jnp.where(logits > 0, logits / penalty, logits * penalty)
-    logits = jnp.where(penalized, lowered, logits)
+    changes = (
+        (settings.repetition_penalty != 1)
+        | (settings.presence_penalty != 0)
+        | (settings.frequency_penalty != 0)
+        | jnp.any(settings.bias != 0, axis=-1)
+    )
+    logits = jax.lax.cond(
+        jnp.any(changes),
+        lambda: biased_and_penalized(logits, settings, occurrences.with_drawn(recent)),
+        lambda: logits,
+    )
     greedy = argmax_by_groups(logits)
 
     def draw():
@@ -112,6 +185,26 @@ def sample_logits(
 
     drawn = jax.lax.cond(jnp.any(settings.temperature > 0), draw, lambda: greedy)
     return jnp.where(settings.temperature > 0, drawn, greedy)
+
+
+def biased_and_penalized(
+    logits: Float[Array, "B V"], settings: SamplingParams, occurrences: Occurrences
+) -> Float[Array, "B V"]:
+    """The logits with the bias, then the repetition penalty, then the two others, as in vLLM.
+
+    A row whose settings are neutral is not changed, whatever those of the other rows are.
+    """
+    rows = jnp.arange(len(logits))[:, None]
+    logits = logits.at[rows, settings.biased].add(settings.bias, mode="drop")
+    penalty = settings.repetition_penalty[:, None]
+    lowered = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    was_drawn = occurrences.drawn > 0
+    logits = jnp.where(occurrences.in_prompt | was_drawn, lowered, logits)
+    return (
+        logits
+        - settings.presence_penalty[:, None] * was_drawn
+        - settings.frequency_penalty[:, None] * occurrences.drawn
+    )
 
 
 def _gumbel_noise(seed, position, vocab: int) -> Float[Array, " V"]:

@@ -44,13 +44,15 @@ class TextStream:
         return piece
 
     def _possible_stop_length(self) -> int:
-        """Characters at the end of the pending text with which a stop string begins."""
-        return max(
-            (
-                length
-                for text in self._stop
-                for length in range(1, len(text))
-                if self._pending.endswith(text[:length])
-            ),
-            default=0,
-        )
+        """Characters at the end of the pending text with which a stop string begins.
+
+        The pending text is short, a stop string may be long: so the places in the text are tried,
+        and not every beginning of every stop string.
+        """
+        longest = max(map(len, self._stop), default=0) - 1
+        first = max(len(self._pending) - longest, 0)
+        ends = (self._pending[start:] for start in range(first, len(self._pending)))
+        return next((len(end) for end in ends if self._may_become_stop(end)), 0)
+
+    def _may_become_stop(self, end: str) -> bool:
+        return any(text.startswith(end) for text in self._stop)

@@ -20,7 +20,7 @@ from minigpt_jax.decoding import (
 from minigpt_jax.errors import InputError
 from minigpt_jax.loss import logits
 from minigpt_jax.model_config import ARCHITECTURES, GPTConfig
-from minigpt_jax.sampling import SamplingParams, sampling_params
+from minigpt_jax.sampling import Occurrences, SamplingParams, sampling_params
 from tests.models import weights
 
 SMALL = GPTConfig(vocab_size=300, context=48, layers=1, heads=2, embed=16)
@@ -71,7 +71,7 @@ def prefilled(model: AnyModel, prepared: dict, prompts: np.ndarray) -> DecodeSta
         cache=prefill(model, prepared, cache, prompts[:, :-1], np.zeros(rows, np.int32)),
         last=prompts[:, -1],
         length=np.full(rows, length - 1, np.int32),
-        penalized=np.zeros((rows, SMALL.padded_vocab), bool),
+        occurrences=Occurrences.none(rows, SMALL),
         done=np.zeros(rows, bool),
     )
 

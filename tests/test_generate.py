@@ -14,7 +14,7 @@ from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Completion, Generator, accept_tokens
 from minigpt_jax.loss import logits
 from minigpt_jax.model_config import ARCHITECTURES, GPTConfig
-from minigpt_jax.sampling import SamplingParams, sample_logits, sampling_params
+from minigpt_jax.sampling import Occurrences, SamplingParams, sample_logits, sampling_params
 from minigpt_jax.tokenizer import END, END_OF_TEXT, USER, load_tokenizer
 from tests.models import weights
 
@@ -22,6 +22,7 @@ CONTEXT = 48
 # Ids of single bytes and of a few common pairs: enough for text, and fast.
 CONFIG = GPTConfig(vocab_size=300, context=CONTEXT, layers=1, heads=2, embed=16)
 PROMPT = [299, 7, 41, 180, 7, 256]
+NONE_RECENT = np.full((1, 1), -1, np.int32)
 OTHER = [299, 260, 33]
 GREEDY = sampling_params(1, CONFIG, temperature=0.0)
 DRAWN = sampling_params(1, CONFIG)
@@ -65,7 +66,8 @@ def uncached(config, params):
         hidden, _ = make_model(config).apply({"params": params}, ids)
         last = hidden[0, length - 1][None]
         scores = logits(last, output_head(params), config.vocab_size, config.logit_cap)
-        return sample_logits(scores, settings, jnp.zeros(scores.shape, bool), length[None])
+        nothing = Occurrences.none(1, config)
+        return sample_logits(scores, settings, nothing, NONE_RECENT, length[None])
 
     def run(prompt, settings, count):
         ids = list(prompt)

@@ -12,6 +12,9 @@ from minigpt_jax.errors import InputError
 from minigpt_jax.loss import logits
 from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.sampling import (
+    MAX_BIASED,
+    Occurrences,
+    biased_and_penalized,
     filter_top_k_top_p,
     sample_logits,
     sampling_params,
@@ -23,18 +26,22 @@ CONFIG = GPTConfig(vocab_size=VOCAB, context=8, layers=1, heads=1, embed=8)
 SCORES = jnp.asarray(np.random.default_rng(0).normal(size=(1, VOCAB)) * 3, jnp.float32)
 # Rows of every call, so that one compiled program serves all tests.
 ROWS = 400
+NONE_RECENT = np.full((ROWS, 2), -1, np.int32)
 
 sample = jax.jit(sample_logits)
 
 
-def drawn(scores=SCORES, *, count: int = ROWS, penalized=None, **sampling) -> np.ndarray:
+def drawn(
+    scores=SCORES, *, count: int = ROWS, occurrences=None, recent=NONE_RECENT, **sampling
+) -> np.ndarray:
     """`count` tokens from `scores` [1, V], each for another position."""
     # One seed for all rows: the position alone makes the difference.
-    settings = jax.tree.map(lambda a: np.repeat(a, ROWS), sampling_params(1, CONFIG, **sampling))
-    penalized = np.zeros((1, VOCAB), bool) if penalized is None else penalized
+    settings = jax.tree.map(lambda a: np.repeat(a, ROWS, 0), sampling_params(1, CONFIG, **sampling))
+    occurrences = occurrences or Occurrences.none(1, CONFIG)
+    occurrences = Occurrences(*(np.repeat(a, ROWS, 0) for a in occurrences))
     rows = np.repeat(np.asarray(scores), ROWS, 0)
     parts = [
-        sample(rows, settings, np.repeat(penalized, ROWS, 0), np.arange(first, first + ROWS))
+        sample(rows, settings, occurrences, recent, np.arange(first, first + ROWS))
         for first in range(0, count, ROWS)
     ]
     return np.concatenate(parts)
@@ -134,7 +141,7 @@ def test_greedy_takes_the_first_of_the_highest_scores():
     scores[1, :300] = -np.inf
     scores[2, [130, 131]] = np.inf
     greedy = sampling_params(ROWS, CONFIG, temperature=0.0)
-    tokens = sample(scores, greedy, np.zeros(scores.shape, bool), np.arange(ROWS))
+    tokens = sample(scores, greedy, Occurrences.none(ROWS, CONFIG), NONE_RECENT, np.arange(ROWS))
     assert tokens.tolist() == scores.argmax(-1).tolist()
 
 
@@ -146,12 +153,90 @@ def test_draws_follow_the_probabilities():
     np.testing.assert_allclose(shares, probabilities, atol=0.03)
 
 
-def test_the_penalty_makes_tokens_in_the_text_less_likely():
-    best = int(jnp.argmax(SCORES))
-    penalized = np.zeros(SCORES.shape, bool)
-    penalized[0, best] = True
-    assert set(drawn(temperature=0.0, penalized=penalized)) == {best}
-    assert best not in drawn(temperature=0.0, penalized=penalized, repetition_penalty=100.0)
+BEST, SECOND = np.argsort(-np.asarray(SCORES[0]))[:2].tolist()
+
+
+def in_text(*, prompt: bool, times_drawn: int) -> Occurrences:
+    """A text with the most likely token."""
+    occurrences = Occurrences.none(1, CONFIG)
+    occurrences.in_prompt[0, BEST] = prompt
+    occurrences.drawn[0, BEST] = times_drawn
+    return occurrences
+
+
+PROMPT = in_text(prompt=True, times_drawn=0)
+ONCE = in_text(prompt=False, times_drawn=1)
+THRICE = in_text(prompt=False, times_drawn=3)
+# What the best score lacks to the second one; the others are rounded above and below it.
+LEAD = float(SCORES[0, BEST] - SCORES[0, SECOND])
+
+
+@pytest.mark.parametrize(
+    ("occurrences", "sampling", "expected"),
+    [
+        (PROMPT, {}, BEST),
+        (PROMPT, {"repetition_penalty": 100.0}, SECOND),
+        (ONCE, {"repetition_penalty": 100.0}, SECOND),
+        # Of the tokens that were drawn only.
+        (PROMPT, {"presence_penalty": 2.0, "frequency_penalty": 2.0}, BEST),
+        (ONCE, {"presence_penalty": LEAD * 0.9}, BEST),
+        (ONCE, {"presence_penalty": LEAD * 1.1}, SECOND),
+        (THRICE, {"presence_penalty": LEAD * 0.9}, BEST),
+        # The frequency penalty counts.
+        (ONCE, {"frequency_penalty": LEAD * 0.9}, BEST),
+        (THRICE, {"frequency_penalty": LEAD * 0.3}, BEST),
+        (THRICE, {"frequency_penalty": LEAD * 0.4}, SECOND),
+    ],
+)
+def test_penalties_make_tokens_of_the_text_less_likely(occurrences, sampling, expected):
+    assert LEAD < 2
+    assert set(drawn(temperature=0.0, occurrences=occurrences, **sampling)) == {expected}
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.4, BEST), (0.6, SECOND)])
+def test_recent_tokens_count_too(scale, expected):
+    """Each as often as it was drawn, beside those that are counted already."""
+    recent = np.array([[BEST, -1]] * ROWS, np.int32)
+    penalty = {"temperature": 0.0, "frequency_penalty": LEAD * scale}
+    assert set(drawn(occurrences=ONCE, recent=recent, **penalty)) == {expected}
+    assert set(drawn(recent=np.repeat(recent[:, :1], 2, 1), **penalty)) == {expected}
+
+
+def test_a_bias_is_added_to_the_scores_of_its_tokens():
+    last = VOCAB - 1
+    assert set(drawn(temperature=0.0, logit_bias={BEST: -100})) == {SECOND}
+    assert set(drawn(logit_bias={7: 100})) == {7}
+    assert set(drawn(temperature=0.0, logit_bias={last: 100, 0: 99.5})) == {last}
+    most = dict.fromkeys(range(MAX_BIASED), 100)
+    assert max(drawn(logit_bias=most)) < MAX_BIASED
+    # A bias of zero, or the same for all, changes nothing.
+    assert np.array_equal(drawn(seed=3, logit_bias={BEST: 0}), drawn(seed=3))
+
+
+def test_the_settings_of_one_row_do_not_change_another():
+    both = sampling_params(2, CONFIG, temperature=0.0)
+    one = sampling_params(
+        1, CONFIG, temperature=0.0, repetition_penalty=5.0, frequency_penalty=2, logit_bias={3: 9}
+    )
+    both = type(both)(*(np.concatenate([a, b[:1]]) for a, b in zip(one, both, strict=True)))
+    occurrences = Occurrences(*(np.repeat(a, 2, 0) for a in THRICE))
+    changed = jax.jit(biased_and_penalized)(jnp.repeat(SCORES, 2, 0), both, occurrences)
+    assert np.array_equal(changed[1], SCORES[0]) and not np.array_equal(changed[0], SCORES[0])
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        ({VOCAB: 1}, f"token {VOCAB}: expected an id from 0 to {VOCAB - 1}"),
+        ({-1: 1}, "token -1"),
+        ({3: 101}, "expected -100 to 100"),
+        ({3: float("nan")}, "expected -100 to 100"),
+        (dict.fromkeys(range(MAX_BIASED + 1), 1), f"at most {MAX_BIASED}"),
+    ],
+)
+def test_a_bias_out_of_range_is_refused(bias, message):
+    with pytest.raises(InputError, match=message):
+        sampling_params(1, CONFIG, logit_bias=bias)
 
 
 @pytest.mark.parametrize("content", [0.0, 1e30, np.inf, np.nan])
@@ -176,6 +261,8 @@ def test_padded_rows_of_the_vocabulary_are_never_drawn(content):
         ("top_p", 1.5),
         ("min_p", -0.1),
         ("repetition_penalty", 0),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -2.5),
         ("seed", -1),
         ("seed", 2**32),
     ],

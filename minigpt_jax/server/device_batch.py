@@ -20,8 +20,8 @@ from minigpt_jax import decoding
 from minigpt_jax.architectures import AnyModel
 from minigpt_jax.decoding import DecodeState, TopLogprobs, empty_cache
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.sampling import SamplingParams, sampling_params
-from minigpt_jax.server.request import MAX_LOGPROBS
+from minigpt_jax.sampling import Occurrences, SamplingParams, sampling_params
+from minigpt_jax.server.request import MAX_LOGPROBS, MAX_PROMPT_LOGPROBS
 from minigpt_jax.tokenizer import STOP_TOKENS
 
 # The smallest part of the cache that a block reads.
@@ -67,7 +67,7 @@ class DeviceBatch:
             empty_cache(config, num_rows, self._model.dtype),
             np.zeros(num_rows, np.int32),
             np.zeros(num_rows, np.int32),
-            np.zeros((num_rows, config.padded_vocab), bool),
+            Occurrences.none(num_rows, config),
             np.ones(num_rows, bool),
         )
         sharding = jax.tree.leaves(run.params)[0].sharding
@@ -83,6 +83,7 @@ class DeviceBatch:
         for _ in range(2):
             for length in prompt_lengths(self._context):
                 self.prefill(0, [0] * length)
+            self.prompt_logprobs([0])
             for with_logprobs in (False, True):
                 for length in cache_lengths(self._context, self._min_cache_length, with_logprobs):
                     plan = BlockPlan(
@@ -102,6 +103,18 @@ class DeviceBatch:
         tokens[0, : len(prompt)] = prompt
         self._state = _prefill_slot(
             self._model, self.params, self._state, tokens, np.int32(len(prompt)), np.int32(row)
+        )
+
+    def prompt_logprobs(self, prompt: Sequence[int]) -> TopLogprobs:
+        """Log-probabilities of the tokens of a prompt, and of the MAX_PROMPT_LOGPROBS likeliest.
+
+        Changes no row. Of the results, those after the prompt mean nothing.
+        """
+        tokens = np.zeros(self._context, np.int32)
+        tokens[: len(prompt)] = prompt
+        length = np.int32(len(prompt))
+        return decoding.prompt_logprobs(
+            self._model, self.params, tokens, length, num_logprobs=MAX_PROMPT_LOGPROBS
         )
 
     def decode(self, plan: BlockPlan) -> tuple[jax.Array, TopLogprobs | None]:
@@ -143,16 +156,20 @@ def _prefill_slot(model: AnyModel, params, state: DecodeState, tokens, size, row
     own_cache = decoding.prefill(model, params, own_cache, tokens, jnp.zeros(1, jnp.int32))
     # The whole row: a mask silences what an earlier request left there only if it is no NaN.
     cache = jax.tree.map(lambda shared, own: _replace_row(shared, own, row), state.cache, own_cache)
-    vocab = state.penalized.shape[1]
+    in_prompt = jnp.asarray(state.occurrences.in_prompt)
+    vocab = in_prompt.shape[1]
     # Padding gets an id beyond the vocabulary, which mode="drop" ignores.
     ids = jnp.where(jnp.arange(length) < size, tokens[0], vocab)
-    penalized = jnp.zeros(vocab, bool).at[ids].set(True, mode="drop")
+    own_prompt = jnp.zeros(vocab, bool).at[ids].set(True, mode="drop")
+    occurrences = Occurrences(
+        in_prompt.at[row].set(own_prompt), jnp.asarray(state.occurrences.drawn).at[row].set(0)
+    )
     return DecodeState(
         cache,
         state.last.at[row].set(tokens[0, size - 1]),
         # The last token is in the cache too; the decode loop begins with it and writes it again.
         state.length.at[row].set(size - 1),
-        state.penalized.at[row].set(penalized),
+        occurrences,
         state.done,
     )
 

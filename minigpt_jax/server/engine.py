@@ -19,6 +19,7 @@ from minigpt_jax.decoding import BLOCK, TopLogprobs
 from minigpt_jax.generate import accept_tokens
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.server.device_batch import MIN_CACHE_LENGTH, BlockPlan, DeviceBatch
+from minigpt_jax.server.logprobs import echoed_prompt, with_logprobs
 from minigpt_jax.server.request import (
     ActiveRequest,
     Delta,
@@ -103,7 +104,7 @@ class Engine:
         after `close` or a failure.
         """
         for request in requests:
-            check_prompt(request.prompt, self.config.context)
+            check_prompt(request.prompt, self.config.context, request.max_tokens)
         added = [
             ActiveRequest(request, partial(receive, i), TextStream(self.tokenizer, request.stop))
             for i, request in enumerate(requests)
@@ -190,6 +191,13 @@ class Engine:
                 if self._slots[row] is not None or not self._waiting:
                     continue
                 active = self._slots[row] = self._waiting.popleft()
+            if active.request.echo_from is not None:
+                self._send(active, echoed_prompt(active.request, self._batch, self.tokenizer))
+            if active.finished:
+                # It was the prompt only, or was cancelled meanwhile.
+                with self._changed:
+                    self._slots[row] = None
+                continue
             self._batch.prefill(row, active.request.prompt)
             prefilled = True
         return prefilled
@@ -258,18 +266,21 @@ class Engine:
     def _accept(
         self, active: ActiveRequest, drawn: np.ndarray, logprobs: TopLogprobs | None
     ) -> BlockOutput:
+        ids = [int(id) for id in drawn if id >= 0]
         accepted, finish_reason = accept_tokens(
-            [int(id) for id in drawn if id >= 0],
+            ids,
             length=active.length,
             max_tokens=active.remaining,
             context=self.config.context,
         )
+        if finish_reason == "stop" and active.request.keeps_stop_token:
+            accepted = ids[: len(accepted) + 1]
         active.num_generated += len(accepted)
         num_logprobs = active.request.num_logprobs
         if num_logprobs is None or logprobs is None:
             tokens = [Token(id) for id in accepted]
         else:
-            tokens = _with_logprobs(accepted, logprobs, num_logprobs)
+            tokens = with_logprobs(accepted, logprobs, num_logprobs)
         return BlockOutput(active, tokens, finish_reason)
 
     def _emit(self, outputs: list[BlockOutput]) -> None:
@@ -305,17 +316,6 @@ class Engine:
             self._waiting = deque()
         for active in unfinished:
             self._send(active, Delta("", [], "closed"))
-
-
-def _with_logprobs(ids: list[int], logprobs: TopLogprobs, num_logprobs: int) -> list[Token]:
-    """`ids` with the log-probabilities of their row, and the `num_logprobs` most likely tokens."""
-    tokens = []
-    for i, id in enumerate(ids):
-        top_ids = logprobs.ids[i, :num_logprobs].tolist()
-        top_values = logprobs.values[i, :num_logprobs].tolist()
-        top = tuple(zip(top_ids, top_values, strict=True))
-        tokens.append(Token(id, float(logprobs.drawn[i]), top))
-    return tokens
 
 
 def _decode_until_stop(stream: TextStream, tokens: list[Token]) -> tuple[str, int]:

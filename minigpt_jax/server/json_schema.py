@@ -15,6 +15,7 @@ _TYPE_NAMES = {
     float: "number",
     type(None): "null",
 }
+_UNITS = {"Items": "items", "Length": "characters", "Properties": "fields"}
 _MAX_SHOWN = 40
 
 
@@ -26,19 +27,32 @@ class Violation(NamedTuple):
 
 
 def parse_object(body: bytes, schema: dict) -> dict:
-    """The valid object in `body`, without its nulls, which mean "not given".
+    """The valid object in `body`, without the values that mean "not given", such as null.
 
-    Raises ApiError (400).
+    These are the enum of a choice. Raises ApiError (400).
     """
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_reject_constant)
+        text = body.decode("utf-8")
+        value = json.loads(text, parse_constant=_reject_constant, parse_float=_number)
     except UnicodeDecodeError:
         raise ApiError(400, "the body is not UTF-8 text") from None
     except (ValueError, RecursionError):
         # Also for integers of thousands of digits and for deeply nested brackets.
         raise ApiError(400, "the body is not JSON that this server can read") from None
     validate(value, schema)
-    return {name: item for name, item in value.items() if item is not None}
+    parts = schema["properties"]
+    return {name: item for name, item in value.items() if not _is_absent(item, parts.get(name, {}))}
+
+
+def _is_absent(value: object, schema: dict) -> bool:
+    absent = [item for choice in schema.get("anyOf", ()) for item in choice.get("enum", ())]
+    return any(_equal(value, item) for item in [None, *absent])
+
+
+def _number(text: str) -> int | float:
+    """The number in `text`. 10.0 is an integer, as JSON Schema defines it."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def _reject_constant(name: str) -> NoReturn:
@@ -59,7 +73,7 @@ def _violations(value: object, schema: dict, path: str) -> Iterator[Violation]:
         yield from _any_of_violations(value, schema["anyOf"], path)
     elif "enum" in schema:
         if not any(_equal(value, allowed) for allowed in schema["enum"]):
-            yield Violation(path, f"{_shown(value)} is not supported, expected {_expected(schema)}")
+            yield Violation(path, f"{_shown(value)} is not supported{_remedy(schema)}")
     elif not _has_type(value, schema["type"]):
         yield Violation(path, f"found {_shown(value)}, expected {_expected(schema)}")
     elif isinstance(value, dict):
@@ -86,7 +100,7 @@ def _any_of_violations(value: object, choices: list[dict], path: str) -> Iterato
             return
         if _has_type(value, choice.get("type", "")):
             right_type.append(violation)
-    expected = " or ".join(_expected(choice) for choice in choices if choice.get("type") != "null")
+    expected = " or ".join(filter(None, map(_expected, choices)))
     wrong_type = Violation(path, f"found {_shown(value)}, expected {expected}")
     yield max(right_type, key=lambda violation: len(violation.path), default=wrong_type)
 
@@ -96,18 +110,21 @@ def _object_violations(value: dict, schema: dict, path: str) -> Iterator[Violati
     for name in schema.get("required", ()):
         if name not in value:
             yield Violation(prefix + name, "is required")
-    # Other fields are ignored: clients send fields of OpenAI's API that change no answer.
-    for name, part in schema["properties"].items():
+    # Of other fields nothing is known here.
+    others = schema.get("additionalProperties")
+    for name in value if others else schema["properties"]:
         if name in value:
+            part = schema["properties"].get(name, others)
             yield from _violations(value[name], part, prefix + name)
+    yield from _length_violations(len(value), schema, "Properties", path)
 
 
 def _length_violations(length: int, schema: dict, kind: str, path: str) -> Iterator[Violation]:
-    """`kind`: "Items" of an array, "Length" of a string, as in minItems and maxLength."""
+    """`kind`: "Items" of an array, "Length" of a string, "Properties" of an object."""
     low = schema.get(f"min{kind}", 0)
     high = schema.get(f"max{kind}")
     if length < low or (high is not None and length > high):
-        unit = "items" if kind == "Items" else "characters"
+        unit = _UNITS[kind]
         expected = f"at least {low}" if high is None else f"{low} to {high}"
         yield Violation(path, f"has {length} {unit}, expected {expected}")
 
@@ -134,10 +151,18 @@ def _range_text(schema: dict) -> str:
     return f"of at least {low}" if high is None else f"from {low} to {high}"
 
 
+def _remedy(schema: dict) -> str:
+    """The end of the message about a value that is not in the enum of `schema`."""
+    if "x-instead" in schema:
+        return f": {schema['x-instead']}"
+    expected = _expected(schema)
+    return f", expected {expected}" if expected else ": leave the field out"
+
+
 def _expected(schema: dict) -> str:
-    """The values of an enum or the type, in words."""
+    """The values of an enum but null, or the type, in words."""
     if "enum" in schema:
-        return " or ".join(json.dumps(value) for value in schema["enum"])
+        return " or ".join(json.dumps(value) for value in schema["enum"] if value is not None)
     return _with_article(schema["type"])
 
 

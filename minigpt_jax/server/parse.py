@@ -9,6 +9,8 @@ from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.sampling import SamplingParams, sampling_params
 from minigpt_jax.server import schema
 from minigpt_jax.server.api_error import ApiError
+from minigpt_jax.server.conversation import turns
+from minigpt_jax.server.foreign_fields import check_unknown
 from minigpt_jax.server.json_schema import parse_object
 from minigpt_jax.server.request import Request, check_prompt
 from minigpt_jax.server.responses import ResponseFormat
@@ -19,6 +21,8 @@ DEFAULT_COMPLETION_TOKENS = 16
 _MIN_TEMPERATURE = 1e-4
 _MIN_TOP_P = 1e-6
 _NUM_SEEDS = 2**32
+# At the beginning of a text it is the separator that every text gets, as in OpenAI's API.
+_SEPARATOR = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Prompts:
 
     token_ids: list[list[int]]
     field: str
+    # From which token on `echo` returns each: the separator that this server adds is left out.
+    given_from: list[int]
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class RequestParser:
 
     def parse_chat(self, raw: bytes) -> ParsedRequest:
         """The request for the next message of a conversation. Raises ApiError."""
-        body = parse_object(raw, schema.CHAT)
+        body = _parsed_body(raw, schema.CHAT)
         self.check_model(body.get("model", self._model_name))
         if not self._run.can_chat:
             raise ApiError(
@@ -68,42 +74,44 @@ class RequestParser:
                 "this model was not finetuned and cannot chat: use /v1/completions",
                 param="model",
             )
-        if "top_logprobs" in body and not body.get("logprobs"):
+        if body.get("top_logprobs") and not body.get("logprobs"):
             raise ApiError(400, "top_logprobs: needs logprobs true", param="top_logprobs")
         prompt = self._chat_prompt(body["messages"])
         available = max(self._run.config.context - len(prompt), 1)
         max_tokens = body.get("max_completion_tokens", body.get("max_tokens", available))
         num_logprobs = body.get("top_logprobs", 0) if body.get("logprobs") else None
-        requests = self._requests(body, Prompts([prompt], "messages"), max_tokens, num_logprobs)
+        prompts = Prompts([prompt], "messages", [0])
+        requests = self._requests(body, prompts, max_tokens, num_logprobs)
         return self._parsed(body, requests, [prompt], chat=True)
 
     def parse_completion(self, raw: bytes) -> ParsedRequest:
         """The request for continuations of one or more texts. Raises ApiError."""
-        body = parse_object(raw, schema.COMPLETION)
+        body = _parsed_body(raw, schema.COMPLETION)
         self.check_model(body.get("model", self._model_name))
         if body.get("best_of", 1) not in (1, body.get("n", 1)):
             raise ApiError(400, "best_of: not supported, unless equal to n", param="best_of")
-        token_ids = [self._completion_prompt(prompt) for prompt in _as_list(body["prompt"])]
+        given = _as_list(body["prompt"])
+        token_ids = [self._completion_prompt(prompt) for prompt in given]
         max_tokens = body.get("max_tokens", DEFAULT_COMPLETION_TOKENS)
+        if not max_tokens and not body.get("echo"):
+            raise ApiError(400, "max_tokens: 0 needs echo true", param="max_tokens")
         num_logprobs = body.get("logprobs")
-        requests = self._requests(body, Prompts(token_ids, "prompt"), max_tokens, num_logprobs)
+        prompts = Prompts(token_ids, "prompt", [int(_gets_separator(p)) for p in given])
+        requests = self._requests(body, prompts, max_tokens, num_logprobs)
         return self._parsed(body, requests, token_ids, chat=False)
 
     def _chat_prompt(self, messages: list[dict]) -> list[int]:
-        turns = [
-            chat.Message(role=_template_role(m["role"]), content=_text(m["content"]))
-            for m in messages
-        ]
-        self._check_length(sum(len(turn["content"]) for turn in turns), "messages")
+        conversation = turns(messages)
+        self._check_length(sum(len(turn["content"]) for turn in conversation), "messages")
         try:
-            return chat.prompt(turns, self._run.tokenizer)
+            return chat.prompt(conversation, self._run.tokenizer)
         except chat.BadConversation as error:
             raise ApiError(400, f"messages: {error}", param="messages") from None
 
     def _completion_prompt(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
             self._check_length(len(prompt), "prompt")
-            return self._run.tokenizer.encode_document(prompt)
+            return self._run.tokenizer.encode_document(prompt.removeprefix(_SEPARATOR))
         largest = self._run.config.vocab_size - 1
         if max(prompt) > largest:
             raise ApiError(
@@ -139,7 +147,7 @@ class RequestParser:
             )
         for prompt in prompts.token_ids:
             try:
-                check_prompt(prompt, self._run.config.context)
+                check_prompt(prompt, self._run.config.context, max_tokens)
             except InputError as error:
                 raise ApiError(
                     400,
@@ -148,18 +156,24 @@ class RequestParser:
                     code="context_length_exceeded",
                 ) from None
         stop = body.get("stop", [])
+        stops = [text for text in ([stop] if isinstance(stop, str) else stop) if text]
+        echo = body.get("echo", False)
         # One seed after the other, so that equal prompts get different answers.
         seed = body.get("seed", secrets.randbits(32))
-        repeated = [prompt for prompt in prompts.token_ids for _ in range(n)]
+        pairs = zip(prompts.token_ids, prompts.given_from, strict=True)
+        repeated = [pair for pair in pairs for _ in range(n)]
         return [
             Request(
                 prompt,
                 self._sampling(body, (seed + i) % _NUM_SEEDS),
                 max_tokens=min(max_tokens, self._run.config.context),
-                stop=[stop] if isinstance(stop, str) else stop,
+                stop=stops,
                 num_logprobs=num_logprobs,
+                echo_from=given_from if echo else None,
+                # lm-evaluation-harness expects an entry for every token that was drawn.
+                keeps_stop_token=echo and num_logprobs is not None,
             )
-            for i, prompt in enumerate(repeated)
+            for i, (prompt, given_from) in enumerate(repeated)
         ]
 
     def _sampling(self, body: dict, seed: int) -> SamplingParams:
@@ -174,6 +188,9 @@ class RequestParser:
             top_p=max(body.get("top_p", 1.0), _MIN_TOP_P),
             min_p=body.get("min_p", 0.0),
             repetition_penalty=body.get("repetition_penalty", 1.0),
+            presence_penalty=body.get("presence_penalty", 0.0),
+            frequency_penalty=body.get("frequency_penalty", 0.0),
+            logit_bias=_logit_bias(body.get("logit_bias", {}), self._run.config.vocab_size),
             seed=seed,
         )
 
@@ -193,6 +210,13 @@ class RequestParser:
         return ParsedRequest(requests, format, stream, sum(map(len, prompts)))
 
 
+def _parsed_body(raw: bytes, fields: dict) -> dict:
+    """The body, checked against the schema `fields` and for typos. Raises ApiError."""
+    body = parse_object(raw, fields)
+    check_unknown(body, fields["properties"])
+    return body
+
+
 def _as_list(prompt: str | list) -> list:
     """A list of prompts; one text or one list of token ids is a single prompt."""
     if isinstance(prompt, str) or isinstance(prompt[0], int):
@@ -200,11 +224,19 @@ def _as_list(prompt: str | list) -> list:
     return prompt
 
 
-def _template_role(role: str) -> str:
-    """OpenAI's newer models call the system message "developer"."""
-    return "system" if role == "developer" else role
+def _gets_separator(prompt: str | list[int]) -> bool:
+    """Whether this server adds the separator: to texts that do not begin with it, and to no ids."""
+    return isinstance(prompt, str) and not prompt.startswith(_SEPARATOR)
 
 
-def _text(content: str | list[dict]) -> str:
-    """The text of a message, which may come in parts."""
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+def _logit_bias(bias: dict[str, float], vocab_size: int) -> dict[int, float]:
+    """The bias by token id. JSON has only texts as names. Raises ApiError."""
+    for name in bias:
+        is_number = name.isascii() and name.isdecimal() and len(name) < 10
+        if not (is_number and int(name) < vocab_size):
+            raise ApiError(
+                400,
+                f"logit_bias: found {name[:20]!r}, expected token ids from 0 to {vocab_size - 1}",
+                param="logit_bias",
+            )
+    return {int(name): value for name, value in bias.items()}

@@ -11,6 +11,8 @@ from minigpt_jax.text_stream import TextStream
 
 # The largest number of most likely tokens that can be returned with each token of an answer.
 MAX_LOGPROBS = 20
+# The same for the tokens of a prompt.
+MAX_PROMPT_LOGPROBS = 5
 
 
 class QueueFull(Exception):
@@ -31,12 +33,21 @@ class Token(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """What one block of decoding adds to an answer."""
+    """What one block of decoding adds to an answer, or the prompt, where the answer begins with it.
+
+    `finish_reason` is set in the last delta: "stop", "length", or "closed" if the engine stopped
+    before the end.
+    """
 
     text: str
     tokens: list[Token]
-    # Set in the last delta: "stop", "length", or "closed" if the engine stopped before the end.
     finish_reason: str | None
+    is_prompt: bool = False
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens that were generated."""
+        return 0 if self.is_prompt else len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,10 @@ class Request:
     stop: Sequence[str] = ()
     # How many of the most likely tokens to return, up to MAX_LOGPROBS; None: no log-probabilities.
     num_logprobs: int | None = None
+    # The answer begins with the prompt, from this token on; None: it does not.
+    echo_from: int | None = None
+    # The stop token that ends the answer is one of its tokens.
+    keeps_stop_token: bool = False
 
 
 # eq=False: two requests with the same contents are still two requests.
@@ -80,10 +95,12 @@ class ActiveRequest:
         return self.request.max_tokens - self.num_generated
 
 
-def check_prompt(prompt: Sequence[int], context: int) -> None:
-    """Raises InputError unless `prompt` leaves room for at least one token."""
-    if not 0 < len(prompt) < context:
+def check_prompt(prompt: Sequence[int], context: int, max_tokens: int) -> None:
+    """Raises InputError unless `prompt` leaves room for a token, if any is to be generated."""
+    longest = context - min(max_tokens, 1)
+    if not 0 < len(prompt) <= longest:
+        and_answer = " and an answer" if max_tokens else ""
         raise InputError(
-            f"the prompt has {len(prompt)} tokens, expected 1 to {context - 1}, so that the "
-            f"context of {context} tokens can hold it and an answer: shorten it"
+            f"the prompt has {len(prompt)} tokens, expected 1 to {longest}, so that the "
+            f"context of {context} tokens can hold it{and_answer}: shorten it"
         )

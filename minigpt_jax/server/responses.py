@@ -26,12 +26,14 @@ class Choice:
 
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
+    num_generated: int = 0
     finish_reason: str | None = None
 
     def add(self, delta: Delta) -> None:
         """Append a delta."""
         self.text += delta.text
         self.tokens += delta.tokens
+        self.num_generated += delta.num_generated
         self.finish_reason = delta.finish_reason
 
 
@@ -52,7 +54,7 @@ class ResponseFormat:
 
     def body(self, choices: Sequence[Choice], prompt_tokens: int) -> dict:
         """The response that is not streamed."""
-        completion_tokens = sum(len(choice.tokens) for choice in choices)
+        completion_tokens = sum(choice.num_generated for choice in choices)
         return {
             **self._header("chat.completion"),
             "choices": [self._choice(i, choice) for i, choice in enumerate(choices)],
@@ -174,13 +176,17 @@ def _chat_logprobs(tokens: list[Token], tokenizer: Tokenizer) -> dict:
 def _completion_logprobs(tokens: list[Token], tokenizer: Tokenizer, offset: int) -> dict:
     lengths = [_num_characters(token, tokenizer) for token in tokens]
     offsets = itertools.accumulate(lengths, initial=offset)
+    # The first token of a prompt has neither: nothing is before it.
     top = [
         {_token_name(id, tokenizer): _finite(logprob) for id, logprob in token.top}
+        if token.logprob is not None
+        else None
         for token in tokens
     ]
+    logprobs = [None if token.logprob is None else _finite(token.logprob) for token in tokens]
     return {
         "tokens": [_token_name(token.id, tokenizer) for token in tokens],
-        "token_logprobs": [_finite(token.logprob) for token in tokens],
+        "token_logprobs": logprobs,
         "top_logprobs": top,
         # Where each token begins: the last offset is the end of the text.
         "text_offset": list(offsets)[:-1],

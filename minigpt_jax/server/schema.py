@@ -1,17 +1,18 @@
 """The request bodies as JSON schemas, which are published as /openapi.json and check every body."""
 
-from minigpt_jax.server.request import MAX_LOGPROBS
+from minigpt_jax.sampling import MAX_BIASED
+from minigpt_jax.server.foreign_fields import REFUSED, refused
+from minigpt_jax.server.request import MAX_LOGPROBS, MAX_PROMPT_LOGPROBS
 
 # Of one request: prompts times n.
 MAX_CHOICES = 16
-MAX_STOP_STRINGS = 4
-# Every new token is compared with every beginning of the stop strings, so they are short.
-MAX_STOP_LENGTH = 128
-MAX_COMPLETION_LOGPROBS = 5
+MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 1000
 
 
-def _optional(schema: dict) -> dict:
-    return {"anyOf": [schema, {"type": "null"}]}
+def _optional(schema: dict, *absent) -> dict:
+    """`schema`, or null or a value of `absent`: those mean that the field is not given."""
+    return {"anyOf": [schema, {"enum": [None, *absent]}]}
 
 
 def _number(low: float, high: float, description: str, **more) -> dict:
@@ -19,9 +20,9 @@ def _number(low: float, high: float, description: str, **more) -> dict:
     return _optional(number) | {"description": description}
 
 
-def _integer(low: int, high: int, description: str) -> dict:
+def _integer(low: int, high: int, description: str, *absent) -> dict:
     integer = {"type": "integer", "minimum": low, "maximum": high}
-    return _optional(integer) | {"description": description}
+    return _optional(integer, *absent) | {"description": description}
 
 
 def _flag(description: str) -> dict:
@@ -32,12 +33,6 @@ def _one_or_more(schema: dict) -> dict:
     return {"type": "array", "minItems": 1, "maxItems": MAX_CHOICES, "items": schema}
 
 
-def _unsupported(*harmless) -> dict:
-    """A field of OpenAI's API that is not implemented, and the values that ask for nothing."""
-    description = "Not supported: only these values, which have no effect."
-    return {"enum": [None, *harmless], "description": description}
-
-
 _TEXT_PART = {
     "type": "object",
     "required": ["type", "text"],
@@ -45,14 +40,22 @@ _TEXT_PART = {
 }
 _MESSAGE = {
     "type": "object",
-    "required": ["role", "content"],
+    "required": ["role"],
     "properties": {
         "role": {"enum": ["system", "developer", "user", "assistant"]},
-        "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART}]},
-        "tool_calls": _unsupported([]),
+        "content": {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": _TEXT_PART},
+                {"enum": [None]},
+            ],
+            "description": "Required, but an assistant's message may have none.",
+        },
+        "tool_calls": refused([]),
+        "function_call": refused(),
     },
 }
-_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
+_STOP = {"type": "string", "maxLength": MAX_STOP_LENGTH}
 _STOPS = {"type": "array", "maxItems": MAX_STOP_STRINGS, "items": _STOP}
 _COMMON = {
     "model": _optional({"type": "string"})
@@ -67,7 +70,8 @@ _COMMON = {
     "top_k": _integer(
         0,
         10**6,
-        "Only this many of the most likely tokens; 0, the default: all. Not in OpenAI's API.",
+        "Only this many of the most likely tokens; 0 or -1, the default: all. Not in OpenAI's API.",
+        -1,
     ),
     "min_p": _number(
         0,
@@ -88,10 +92,9 @@ _COMMON = {
     ),
     "n": _integer(1, MAX_CHOICES, "Number of answers, with consecutive seeds. Default 1."),
     "stop": {
-        "anyOf": [_STOP, _STOPS, {"type": "null"}],
-        "description": "The answer ends before the first of these strings.",
+        "anyOf": [_STOP, _STOPS, {"enum": [None]}],
+        "description": "The answer ends before the first of these strings; empty ones are ignored.",
     },
-    "max_tokens": _integer(1, 10**9, "Maximum length of the answer; the context also limits it."),
     "stream": _flag("Send the answer in parts, as server-sent events. Default false."),
     "stream_options": _optional(
         {
@@ -99,10 +102,24 @@ _COMMON = {
             "properties": {"include_usage": _flag("End the stream with the token counts.")},
         }
     ),
-    "presence_penalty": _unsupported(0),
-    "frequency_penalty": _unsupported(0),
-    "logit_bias": _unsupported({}),
+    "presence_penalty": _number(
+        -2, 2, "Subtracted from the logits of tokens that the answer has already. Default 0."
+    ),
+    "frequency_penalty": _number(
+        -2, 2, "The same, multiplied by how often the answer has the token. Default 0."
+    ),
+    "logit_bias": _optional(
+        {
+            "type": "object",
+            "properties": {},
+            "maxProperties": MAX_BIASED,
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        }
+    )
+    | {"description": "What is added to the logits of these token ids."},
+    **REFUSED,
 }
+_MAX_TOKENS = "Maximum length of the answer; the context also limits it. -1: not given."
 CHAT = {
     "type": "object",
     "required": ["messages"],
@@ -111,13 +128,15 @@ CHAT = {
             "type": "array",
             "minItems": 1,
             "items": _MESSAGE,
-            "description": "An optional system message, then user and assistant in turn.",
+            "description": "A conversation that ends with the user's message.",
         },
         **_COMMON,
+        "max_tokens": _integer(1, 10**9, _MAX_TOKENS, -1),
         "max_completion_tokens": _integer(
             1,
             10**9,
             "Another name of max_tokens, which it overrides. Default: what the context holds.",
+            -1,
         ),
         "logprobs": _flag("Log-probabilities of the tokens. Default false."),
         "top_logprobs": _integer(
@@ -125,15 +144,10 @@ CHAT = {
             MAX_LOGPROBS,
             "How many of the most likely tokens to return at each position; needs logprobs.",
         ),
-        "response_format": _unsupported({"type": "text"}),
-        "modalities": _unsupported(["text"]),
-        "tools": _unsupported([]),
-        "tool_choice": _unsupported("none", "auto"),
-        "functions": _unsupported([]),
-        "function_call": _unsupported("none", "auto"),
-        "audio": _unsupported(),
-        "prediction": _unsupported(),
-        "web_search_options": _unsupported(),
+        "echo": refused(False),
+        "best_of": refused(1),
+        "add_special_tokens": refused(False),
+        "prompt": refused(instead="/v1/completions takes a prompt"),
     },
 }
 _TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
@@ -152,13 +166,17 @@ COMPLETION = {
             "Texts get a document separator before them.",
         },
         **_COMMON,
+        "max_tokens": _integer(0, 10**9, f"{_MAX_TOKENS} 0 needs echo. Default 16.", -1),
         "logprobs": _integer(
             0,
-            MAX_COMPLETION_LOGPROBS,
+            MAX_PROMPT_LOGPROBS,
             "Log-probabilities of the tokens, and of this many of the most likely ones.",
+            False,
         ),
-        "echo": _unsupported(False),
-        "suffix": _unsupported(""),
+        "echo": _flag("The text and the log-probabilities begin with the prompt. Default false."),
+        "suffix": refused(""),
+        "add_special_tokens": refused(True, instead="token ids get no separator"),
+        "messages": refused([], instead="/v1/chat/completions takes messages"),
         "best_of": _integer(
             1, MAX_CHOICES, "Not supported, unless equal to n, which has no effect."
         ),

@@ -40,10 +40,10 @@ class EngineStats:
 
     def add(self, active: ActiveRequest, delta: Delta) -> None:
         """Count `delta`, which is about to be sent for `active`."""
-        if delta.tokens and not active.first_token_sent:
+        if delta.num_generated and not active.first_token_sent:
             active.first_token_sent = True
             self.first_token_seconds.append(time.monotonic() - active.submitted)
-        self.tokens += len(delta.tokens)
+        self.tokens += delta.num_generated
 
     def summary(self) -> dict:
         """The part of /health that these numbers make; times in seconds."""

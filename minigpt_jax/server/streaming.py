@@ -86,7 +86,7 @@ async def sse_events(parsed: ParsedRequest, stream: ResponseStream) -> AsyncIter
         async for index, delta in stream.deltas():
             yield b"".join(parsed.format.delta_events(index, delta, offsets[index]))
             offsets[index] += parsed.format.num_characters(delta.tokens)
-            completion_tokens += len(delta.tokens)
+            completion_tokens += delta.num_generated
     except ApiError as error:
         # The status has been sent already, so the error is an event.
         yield sse_event(error.body())

@@ -157,8 +157,9 @@ def test_log_probabilities_come_with_their_tokens(engine):
     tokens = []
     reason = None
     while reason is None:
-        _, new_tokens, reason = deltas.get(timeout=TIMEOUT)
-        tokens += new_tokens
+        delta = deltas.get(timeout=TIMEOUT)
+        tokens += delta.tokens
+        reason = delta.finish_reason
     for token in tokens:
         # Greedy, so the drawn token is the most likely one.
         assert token.top[0] == (token.id, token.logprob) and len(token.top) == 3
