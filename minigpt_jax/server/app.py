@@ -29,6 +29,19 @@ from minigpt_jax.server.streaming import (
 )
 
 MAX_BODY_BYTES = 10**6
+# What clients of other servers ask for first, and why they do not find it here.
+_OTHER_APIS = {
+    "/v1/responses": "the Responses API is not here",
+    "/v1/embeddings": "this server makes no embeddings",
+    "/api/chat": "Ollama's API is not here",
+    "/api/generate": "Ollama's API is not here",
+    "/api/tags": "Ollama's API is not here",
+    "/completion": "llama.cpp's own API is not here",
+}
+_ROUTES_THAT_WORK = (
+    "clients use POST /v1/chat/completions, POST /v1/completions and GET /v1/models, "
+    "with a base URL that ends in /v1"
+)
 # Of a longer body this much is read and discarded before the connection is closed: many clients do
 # not read a response before they have sent everything.
 DISCARD_BYTES = 16 * MAX_BODY_BYTES
@@ -178,7 +191,11 @@ async def on_api_error(request: HttpRequest, error: Exception) -> Response:
 async def on_http_error(request: HttpRequest, error: Exception) -> Response:
     """No such route, or not with this method."""
     assert isinstance(error, HTTPException)
-    messages = {404: "this path does not exist", 405: "this path does not support the method"}
+    missing = _OTHER_APIS.get(request.url.path, "this path does not exist")
+    messages = {
+        404: f"{missing}: {_ROUTES_THAT_WORK}",
+        405: "this path does not support the method",
+    }
     message = messages.get(error.status_code, "the request failed")
     api_error = ApiError(error.status_code, message, headers=dict(error.headers or {}))
     return await on_api_error(request, api_error)
