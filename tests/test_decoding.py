@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minigpt_jax import attention, hardware
+from minigpt_jax import attention, decoding, hardware
 from minigpt_jax.architectures import AnyModel, make_model, output_head
 from minigpt_jax.decoding import (
     BLOCK,
@@ -16,6 +16,7 @@ from minigpt_jax.decoding import (
     empty_cache,
     prefill,
     prepare_for_decoding,
+    prompt_logprobs,
 )
 from minigpt_jax.errors import InputError
 from minigpt_jax.loss import logits
@@ -63,6 +64,17 @@ def decode_block(config, params):
     return run
 
 
+@pytest.fixture(scope="module")
+def scored(config, params):
+    """Log-probabilities of the first tokens of 48."""
+    model, prepared = prepare_for_decoding(params, config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "_SCORED_AT_ONCE", 20)
+        run = jax.jit(prompt_logprobs.__wrapped__, static_argnums=(0, 4))
+        compiled = run.lower(model, prepared, np.zeros(48, np.int32), 1, NUM_LOGPROBS).compile()
+    return lambda ids, length: compiled(prepared, ids, length)
+
+
 def prefilled(model: AnyModel, prepared: dict, prompts: np.ndarray) -> DecodeState:
     """The state of a decode loop that begins after `prompts`."""
     rows, length = prompts.shape
@@ -88,6 +100,21 @@ def test_log_probabilities_are_those_of_the_logits_before_the_filters(config, pa
         assert list(logprobs.ids[row, 0]) == list(ranked)
         assert np.allclose(logprobs.values[row, 0], expected[ranked], atol=1e-5)
         assert np.allclose(logprobs.drawn[row, 0], expected[tokens[row, 0]], atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2, 20, 21, 41, 48])
+def test_a_prompt_is_scored_in_parts_as_the_model_scores_it_whole(config, params, scored, length):
+    """The last part, of 20 tokens, begins inside the one before it."""
+    ids = np.random.default_rng(length).integers(0, config.vocab_size, 48).astype(np.int32)
+    found = scored(ids, length)
+    hidden, _ = jax.jit(make_model(config).apply)({"params": params}, ids[None])
+    scores = logits(hidden[0], output_head(params), config.vocab_size, config.logit_cap)
+    expected = np.asarray(jax.nn.log_softmax(scores))
+    for i in range(1, length):
+        assert np.allclose(found.drawn[i], expected[i - 1, ids[i]], atol=1e-5)
+        ranked = np.argsort(-expected[i - 1], kind="stable")[:NUM_LOGPROBS]
+        assert list(found.ids[i]) == list(ranked)
+        assert np.allclose(found.values[i], expected[i - 1, ranked], atol=1e-5)
 
 
 def test_the_loop_ends_when_enough_rows_are_done(decode_block):

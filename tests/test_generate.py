@@ -11,7 +11,7 @@ import pytest
 from minigpt_jax import generate
 from minigpt_jax.architectures import make_model, output_head
 from minigpt_jax.errors import InputError
-from minigpt_jax.generate import Completion, Generator, accept_tokens
+from minigpt_jax.generate import BLOCK, Completion, Generator, accept_tokens
 from minigpt_jax.loss import logits
 from minigpt_jax.model_config import ARCHITECTURES, GPTConfig
 from minigpt_jax.sampling import Occurrences, SamplingParams, sample_logits, sampling_params
@@ -62,19 +62,21 @@ def uncached(config, params):
     """The new tokens from full forward passes over a padded row: no cache, no loop."""
 
     @jax.jit
-    def next_token(ids, length, settings):
+    def next_token(ids, length, settings, occurrences):
         hidden, _ = make_model(config).apply({"params": params}, ids)
         last = hidden[0, length - 1][None]
         scores = logits(last, output_head(params), config.vocab_size, config.logit_cap)
-        nothing = Occurrences.none(1, config)
-        return sample_logits(scores, settings, nothing, NONE_RECENT, length[None])
+        return sample_logits(scores, settings, occurrences, NONE_RECENT, length[None])
 
     def run(prompt, settings, count):
         ids = list(prompt)
         while len(ids) < min(len(prompt) + count, CONTEXT):
             padded = np.zeros((1, CONTEXT), np.int32)
             padded[0, : len(ids)] = ids
-            ids.append(int(next_token(padded, np.int32(len(ids)), settings)[0]))
+            occurrences = Occurrences.none(1, config)
+            occurrences.in_prompt[0, list(prompt)] = True
+            np.add.at(occurrences.drawn[0], ids[len(prompt) :], 1)
+            ids.append(int(next_token(padded, np.int32(len(ids)), settings, occurrences)[0]))
         return ids[len(prompt) :]
 
     return run
@@ -88,6 +90,30 @@ def test_the_tokens_are_those_of_the_model_without_a_cache(make, uncached, tempe
     (completion,) = complete(make(), [prompt], settings, 30)
     assert len(completion.tokens) == 30
     assert completion.tokens == uncached(prompt, settings, 30)
+
+
+OFF = {
+    name: getattr(DRAWN, name)
+    for name in ("repetition_penalty", "presence_penalty", "frequency_penalty", "bias")
+}
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"repetition_penalty": 1.3},
+        {"presence_penalty": 0.5, "frequency_penalty": 0.2},
+        {"frequency_penalty": -0.5, "logit_bias": {7: 2.5, 41: -100}},
+    ],
+)
+def test_penalties_count_the_tokens_of_this_and_of_earlier_blocks(make, uncached, sampling):
+    settings = sampling_params(1, CONFIG, temperature=0.1, seed=5, **sampling)
+    generator = make()
+    for prompt in (PROMPT, OTHER):
+        (completion,) = complete(generator, [prompt], settings, 40)
+        assert completion.tokens == uncached(prompt, settings, 40)
+    assert len(completion.tokens) > 2 * BLOCK
+    assert completion.tokens != uncached(OTHER, settings._replace(**OFF), 40)
 
 
 @for_each_architecture

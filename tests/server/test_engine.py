@@ -22,7 +22,7 @@ from tests.models import weights
 from tests.server.serving import TIMEOUT, TINY, tiny_run, wait_until
 
 NUM_SLOTS = 4
-QUEUE_SIZE = 40
+QUEUE_SIZE = 50
 # With a context of 64 tokens, blocks read 16, 32 or 64 tokens of the cache.
 MIN_CACHE_LENGTH = 16
 UNLIMITED = 10_000
@@ -86,6 +86,8 @@ VARIANTS = [
     (9, {"temperature": 1.2, "top_k": 5, "seed": 5}),
     (23, {"repetition_penalty": 1.5}),
     (16, {"temperature": 1.0, "min_p": 0.05, "seed": 6}),
+    (35, {"frequency_penalty": 1.5, "presence_penalty": -0.5}),
+    (20, {"temperature": 1.0, "logit_bias": {65: 3, 66: -100}, "seed": 7}),
 ]
 MIXED = [request(text, tokens, **sampling) for text in TEXTS for tokens, sampling in VARIANTS]
 
@@ -210,6 +212,15 @@ def test_nothing_compiles_after_the_start(engine):
     for length in range(1, TINY.context):
         generate(engine, [Request([5] * length, sampling_params(1, TINY), 1)])
     generate(engine, [request("a", 7, num_logprobs=20), request("b", 3)])
+    penalized = request("a", 7, presence_penalty=1.0, frequency_penalty=1.0, logit_bias={5: 1})
+    generate(engine, [penalized, request("b", 3)])
+    for length in (1, 63, TINY.context):
+        for max_tokens in (0, min(3, TINY.context - length)):
+            prompt = [5] * length
+            settings = sampling_params(1, TINY)
+            for num_logprobs in (None, 0, 5):
+                echoed = Request(prompt, settings, max_tokens, (), num_logprobs, echo_from=0)
+                generate(engine, [echoed])
     assert engine.health()["compilations"] == before
     # The counter works.
     assert before > 5

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from minigpt_jax.tokenizer import END_OF_TEXT, load_tokenizer
+from minigpt_jax.tokenizer import END_OF_TEXT, USER, load_tokenizer
 from tests.server.serving import CONTEXT, QUESTION
 
 MESSAGES = QUESTION["messages"]
@@ -106,6 +106,24 @@ def test_fields_beyond_openais_api_change_the_sampling(client, model):
     assert texts(user="me", store=False, metadata={"a": "b"}, unknown_field=1) == plain
     for effective in ({"top_k": 2}, {"min_p": 0.9}, {"repetition_penalty": 3}):
         assert texts(**effective) != plain
+
+
+def test_penalties_and_a_bias_change_the_answer(client, model):
+    (plain,) = chat_texts(client, model, temperature=0)
+    first = load_tokenizer().encode(plain)[0]
+    (without,) = chat_texts(client, model, temperature=0, logit_bias={str(first): -100})
+    assert plain[0] not in without
+    # A text of one letter, and one in which every letter is drawn once before any other again.
+    (same,) = chat_texts(client, model, temperature=0, logit_bias={first: 100})
+    assert set(same) == {plain[0]}
+    for penalties in ({"presence_penalty": 2}, {"frequency_penalty": 2}):
+        (varied,) = chat_texts(client, model, temperature=0, max_tokens=20, **penalties)
+        assert len(set(varied)) > len(set(plain))
+    # A marker of the chat template is drawn, and is no text.
+    marker = client.chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=5, logit_bias={str(USER): 100}
+    )
+    assert marker.choices[0].message.content == "" and marker.usage.completion_tokens == 5
 
 
 def test_an_answer_ends_before_a_stop_string(client, model):
