@@ -70,13 +70,15 @@ def _check(messages: Sequence[Message]) -> None:
     for role in roles:
         if role not in _MARKERS:
             raise BadConversation(
-                "unknown role", f"found {role!r}, expected one of {', '.join(_MARKERS)}"
+                "unknown role", f"found {role!r:.40}, expected one of {', '.join(_MARKERS)}"
             )
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]
-    if not turns or turns != expected:
-        raise BadConversation(
-            "role order",
-            f"found {' '.join(roles) or 'nothing'}, "
-            "expected an optional system message, then user and assistant in turn",
-        )
+    first_turn = 1 if roles[:1] == ["system"] else 0
+    if len(roles) == first_turn:
+        raise BadConversation("role order", "found no message of the user's")
+    for i, role in enumerate(roles[first_turn:]):
+        if role != ("user", "assistant")[i % 2]:
+            raise BadConversation(
+                "role order",
+                f"found {role} as message {first_turn + i + 1}, "
+                "expected an optional system message, then user and assistant in turn",
+            )

@@ -286,7 +286,11 @@ def load_params(
     """
     start_jax()
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    for step in reversed(checkpoint_steps(run)):
+    tried: set[int] = set()
+    # Listed again each time: a trainer may have saved and removed some in the meantime.
+    while untried := [step for step in checkpoint_steps(run) if step not in tried]:
+        step = untried[-1]
+        tried.add(step)
         try:
             meta = read_meta(run, step)
             config = GPTConfig(**meta["model"])
@@ -296,7 +300,8 @@ def load_params(
                 params = orbax_io.read_arrays(run / "checkpoints" / str(step) / "params", abstract)
             verify_arrays({"params": params}, meta["arrays"])
         except DamageError as error:
-            _warn_damaged(run, step, error)
+            if step in checkpoint_steps(run):
+                _warn_damaged(run, step, error)
             continue
         return params, config, meta
     raise InputError(

@@ -1,10 +1,13 @@
 """A checkpoint restores every bit, notices every changed bit, and falls back if damaged."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -315,6 +318,25 @@ def test_load_run_changes_nothing_global_and_prints_one_line_per_damaged_checkpo
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
     assert "checkpoint 2 is damaged" in line
+
+
+def test_what_the_trainer_removes_while_it_is_read_is_not_damaged(tmp_path, state, capfd):
+    run = save(tmp_path / "run", state, [1])
+    loaded = threading.Event()
+
+    def train() -> None:
+        checkpoints = Checkpoints(run, keep=1)
+        for step in itertools.takewhile(lambda _: not loaded.is_set(), itertools.count(2)):
+            checkpoints.save(at_step(state, step), step, META)
+        checkpoints.close()
+
+    with ThreadPoolExecutor(1) as trainer:
+        training = trainer.submit(train)
+        steps = [load_params(run)[2]["step"] for _ in range(12)]
+        loaded.set()
+    training.result()
+    assert steps == sorted(steps) and steps[-1] > 3  # some were saved, others removed
+    assert "damaged" not in capfd.readouterr().err
 
 
 def test_closing_the_checkpoints_undoes_every_global_change(tmp_path, state):

@@ -1,6 +1,9 @@
-"""Questions about network addresses that decide whether a server needs a key."""
+"""Names and addresses of servers: which are whose, and which only this machine can reach."""
 
 import ipaddress
+import re
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::([0-9]+))?")
 
 
 def is_loopback(host: str) -> bool:
@@ -29,3 +32,15 @@ def is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def split_host(host: str) -> tuple[str, str]:
+    """The name and the port ("" without one) in "NAME:PORT", as a Host header has it.
+
+    In lower case, without the brackets of an IPv6 address and the dot that may end a name. The name
+    is "" for what is neither.
+    """
+    if is_address(host):
+        return host.lower(), ""
+    match = _HOST.fullmatch(host.lower())
+    return (match[1].strip("[]").rstrip("."), match[2] or "") if match else ("", "")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.runtime.files import expand_home
-from minigpt_jax.server.addresses import is_loopback
+from minigpt_jax.server.addresses import is_loopback, split_host
 
 _RANGES = {"port": (0, 65535), "slots": (1, 1024), "queue": (1, 10**6), "grace": (0, 10**6)}
 
@@ -23,6 +23,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if not low <= value <= high:
             raise InputError(
                 f"--{name} {value} is out of range: expected a number from {low} to {high}"
+            )
+    for name in options.allowed_host:
+        if not split_host(name)[0]:
+            raise InputError(
+                f"--allowed-host {name}: expected a name, or NAME:PORT, without http://"
             )
     options.api_key = _api_key(options.api_key)
     if options.api_key is None and not is_loopback(options.host):
@@ -59,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         "--allowed-host",
         action="append",
         default=[],
-        metavar="NAME",
-        help="another name of this server (may be repeated)",
+        metavar="NAME[:PORT]",
+        help="another name of this server, such as that of a proxy (may be repeated)",
     )
     add("--slots", type=int, default=8, help="answers generated at the same time (default: 8)")
     add("--queue", type=int, default=64, help="answers that may wait for a slot (default: 64)")

@@ -1,6 +1,7 @@
-"""Deadlines for connections, which uvicorn has none of."""
+"""What uvicorn lacks: deadlines, and errors that reach a client that still sends."""
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -14,6 +15,10 @@ from minigpt_jax.server.api_error import ApiError
 
 # At the same time; the usual limit of open files is 1,024.
 MAX_CONNECTIONS = 512
+# From a client that gets an error this much is read and discarded, for so many seconds at most: a
+# connection that is closed while data arrive is reset, and the error with it.
+_DISCARD_BYTES = 16 * 10**6
+_DISCARD_SECONDS = 2.0
 
 
 class Deadlines(NamedTuple):
@@ -39,6 +44,8 @@ class ServerConfig(uvicorn.Config):
             ws="none",
             lifespan="off",
             log_config=None,
+            # Errors are bugs of ours. Warnings are about what clients sent.
+            log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,
@@ -49,16 +56,16 @@ class ServerConfig(uvicorn.Config):
 
 
 class Protocol(H11Protocol):
-    """uvicorn's, with deadlines for the headers, for the body and for a client that stops reading.
-
-    uvicorn has none of them.
-    """
+    """uvicorn's, with deadlines for headers, bodies and clients that stop reading."""
 
     def __init__(self, config: ServerConfig, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         self._deadlines = config.deadlines
         self._receive_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
+        # After an error: bytes that may still be discarded.
+        self._discard_bytes: int | None = None
+        self._discard_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
@@ -67,21 +74,35 @@ class Protocol(H11Protocol):
             error = ApiError(503, "too many connections", headers={"Retry-After": "5"})
             self._send_error_and_close(error)
 
+    def data_received(self, data: bytes) -> None:
+        if self._discard_bytes is None:
+            super().data_received(data)
+            return
+        self._discard_bytes -= len(data)
+        if self._discard_bytes < 0:
+            self.transport.close()
+
     def handle_events(self) -> None:
         """Called when data arrive, and after a response if part of the next request is there."""
         super().handle_events()
         next_request_began = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
+        if self._discard_bytes is not None:
+            return
         if self.conn.their_state is h11.SEND_BODY or next_request_began:
             self._start_receive_timer()
         else:
             self._receive_timer = _cancel(self._receive_timer)
 
     def send_400_response(self, msg: str) -> None:
-        self._send_error_and_close(ApiError(400, "the request is not valid HTTP"))
+        if getattr(sys.exception(), "error_status_hint", 400) == 431:
+            self._send_error_and_close(ApiError(431, "the headers are too long"))
+        else:
+            self._send_error_and_close(ApiError(400, "the request is not valid HTTP"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._receive_timer = _cancel(self._receive_timer)
         self._send_timer = _cancel(self._send_timer)
+        self._discard_timer = _cancel(self._discard_timer)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -116,18 +137,34 @@ class Protocol(H11Protocol):
         A route that waits for the body gets ClientDisconnect.
         """
         may_respond = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
-        if may_respond and not self.transport.is_closing():
-            body = error.body()
-            headers = {
-                "Content-Type": "application/json",
-                "Content-Length": str(len(body)),
-                "Connection": "close",
-                **error.headers,
-            }
-            head = h11.Response(status_code=error.status, headers=list(headers.items()), reason=b"")
-            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        if not may_respond or self.transport.is_closing():
+            self.transport.close()
+            return
+        body = error.body()
+        headers = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            **error.headers,
+        }
+        head = h11.Response(status_code=error.status, headers=list(headers.items()), reason=b"")
+        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        if self.cycle and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if len(self.connections) > MAX_CONNECTIONS:
+            self.transport.close()
+        else:
+            self._discard_what_follows()
+
+    def _discard_what_follows(self) -> None:
+        """Close when the client does, or has sent too much, or has taken too long."""
+        self._receive_timer = _cancel(self._receive_timer)
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._discard_bytes = _DISCARD_BYTES
+        self._discard_timer = self.loop.call_later(_DISCARD_SECONDS, self.transport.close)
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

@@ -3,15 +3,15 @@
 import base64
 import binascii
 import hmac
-import re
 from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minigpt_jax.server.addresses import is_address, is_wildcard
+from minigpt_jax.server.addresses import is_address, is_wildcard, split_host
 from minigpt_jax.server.api_error import ApiError
 
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]+)?")
+# Characters of a header that an error message repeats.
+_MAX_SHOWN = 100
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -27,11 +27,15 @@ class Guard:
     def __init__(
         self, app: ASGIApp, *, host: str, key: str | None, allowed_hosts: Iterable[str] = ()
     ):
-        """`host` is the listening address; `allowed_hosts` are other names of this server."""
+        """`host` is the listening address; `allowed_hosts` are other names of this server.
+
+        Each is NAME or NAME:PORT, for one port only.
+        """
         self._app = app
         self._key = key.encode() if key else None
-        known = ("localhost", "127.0.0.1", "::1", host, *allowed_hosts)
-        self._hosts = {_normalize_host(name) for name in known}
+        self._allowed = {split_host(name) for name in allowed_hosts}
+        own = {split_host(name)[0] for name in ("localhost", "127.0.0.1", "::1", host)}
+        self._hosts = own | {name for name, _ in self._allowed}
         self._any_address = is_wildcard(host)
         # Set before the server stops: new POST requests then get the status 503.
         self.draining = False
@@ -47,6 +51,9 @@ class Guard:
                     message["headers"].append(_POLICY)
             await send(message)
 
+        # A slash at the end changes nothing. Starlette would redirect the client, and not know that
+        # a proxy in front of it has another name and TLS.
+        scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         try:
             self._check(scope)
         except ApiError as error:
@@ -61,13 +68,14 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         """Raises ApiError."""
+        _check_framing(scope)
         host = _single_header(scope, b"host")
         self._check_host(host)
         if scope["path"] != "/health":
             self._check_key(_single_header(scope, b"authorization"), scope["path"])
         if scope["method"] == "POST":
             origin = _single_header(scope, b"origin")
-            _check_origin(host, origin, _single_header(scope, b"sec-fetch-site"))
+            self._check_origin(host, origin, _single_header(scope, b"sec-fetch-site"))
             if self.draining:
                 headers = {"Retry-After": "10", "Connection": "close"}
                 raise ApiError(503, "the server is stopping", headers=headers)
@@ -77,14 +85,36 @@ class Guard:
 
         A plain address in the header is safe: it cannot be made to point elsewhere.
         """
-        match = _HOST.fullmatch(header.lower())
-        name = _normalize_host(match[1]) if match else ""
+        name, _ = split_host(header)
         if name not in self._hosts and not (self._any_address and is_address(name)):
             raise ApiError(
                 421,
-                "the Host header names another server; --allowed-host adds a name",
+                f"the Host header names another server ({_shown(header)}): if this one has that "
+                "name, start it with --allowed-host NAME",
                 param="Host",
             )
+
+    def _check_origin(self, host: str, origin: str, site: str) -> None:
+        """Raises ApiError for requests from pages of other sites.
+
+        Only browsers send these headers; a request without them comes from another program. Behind
+        a proxy that sends a Host header of its own, as nginx does, the page has another origin.
+        """
+        if site and site not in ("same-origin", "none"):
+            raise ApiError(403, "requests from pages of other sites are refused", param="Origin")
+        scheme, _, address = origin.lower().partition("://")
+        if not origin or (scheme in ("http", "https") and address == host.lower()):
+            return
+        name, port = split_host(address)
+        if scheme in ("http", "https") and {(name, ""), (name, port)} & self._allowed:
+            return
+        raise ApiError(
+            403,
+            f"the page's address (Origin {_shown(origin)}) is not this server's (Host "
+            f"{_shown(host)}): if a proxy is between them, start the server with --allowed-host "
+            "and the name in the page's address",
+            param="Origin",
+        )
 
     def _check_key(self, header: str, path: str) -> None:
         if self._key is None or hmac.compare_digest(_key_in(header), self._key):
@@ -103,16 +133,16 @@ class Guard:
         )
 
 
-def _check_origin(host: str, origin: str, site: str) -> None:
-    """Raises ApiError for requests from pages of other sites.
-
-    Only browsers send these headers; a request without them comes from another program.
-    """
-    own_origins = (f"http://{host.lower()}", f"https://{host.lower()}")
-    other_origin = origin and origin.lower() not in own_origins
-    other_site = site and site not in ("same-origin", "none")
-    if other_origin or other_site:
-        raise ApiError(403, "requests from pages of other sites are not allowed", param="Origin")
+def _check_framing(scope: Scope) -> None:
+    """Raises ApiError for a body of two lengths, of which a proxy may believe the other one."""
+    names = {name for name, _ in scope["headers"]}
+    if {b"content-length", b"transfer-encoding"} <= names:
+        raise ApiError(
+            400,
+            "the request has both Content-Length and Transfer-Encoding",
+            param="Content-Length",
+            headers={"Connection": "close"},
+        )
 
 
 def _key_in(header: str) -> bytes:
@@ -136,8 +166,9 @@ def _single_header(scope: Scope, name: bytes) -> str:
     return values[0].decode("latin-1") if values else ""
 
 
-def _normalize_host(name: str) -> str:
-    return name.lower().strip("[]").rstrip(".")
+def _shown(header: str) -> str:
+    """A header in an error message."""
+    return header if len(header) <= _MAX_SHOWN else header[:_MAX_SHOWN] + "..."
 
 
 async def send_error(error: ApiError, send: Send) -> None:

@@ -17,7 +17,8 @@ def chat_run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="package")
 def server(chat_run, tmp_path_factory) -> Iterator[ServerProcess]:
     """A server of a chat model. Whatever the tests send, it must not fail."""
-    with server_process(chat_run, tmp_path_factory.mktemp("log") / "server.log") as server:
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with server_process(chat_run, log, "--allowed-host", "chat.example") as server:
         yield server
         assert server.process.poll() is None
         assert "Traceback" not in server.log.read_text()

@@ -108,3 +108,50 @@ def test_a_client_that_stops_reading_is_disconnected(impatient):
         except ConnectionResetError:
             return
     assert received < num_requests * len(page)
+
+
+@pytest.mark.parametrize(
+    ("head", "filling", "status"),
+    [
+        # Longer than a socket's buffers: a reset would take the error from the client.
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", b"x" * 2**20, 431),
+        (b"POST / HTTP/9.9 what\r\n\r\n", b"y" * 2**20, 400),
+    ],
+)
+def test_a_client_that_sends_on_after_an_error_gets_it(impatient, head, filling, status):
+    with impatient.connect() as client:
+        client.sendall(head + filling)
+        response = read_all(client)
+    assert response.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"connection: close" in response.lower()
+    assert json.loads(response.partition(b"\r\n\r\n")[2])["error"]["message"]
+
+
+def test_a_client_that_never_stops_sending_is_disconnected(impatient):
+    sent = 0
+    with impatient.connect() as client, pytest.raises(OSError):
+        while sent < 10**9:
+            sent += client.send(b"x" * 2**16)
+    assert sent < 10**8
+
+
+def test_a_body_of_two_lengths_is_refused(impatient):
+    """A proxy may believe the other one: the rest would be the next request of another client."""
+    body = b"0\r\n\r\n"
+    head = request_head("/v1/completions", "Transfer-Encoding: chunked", "Content-Length: 9")
+    with impatient.connect() as client:
+        client.sendall(head + b"\r\n" + body + HEALTH)
+        response = read_all(client)
+    assert response.startswith(b"HTTP/1.1 400") and response.count(b"HTTP/1.1") == 1
+
+
+def test_a_websocket_client_gets_a_response_and_the_terminal_no_advice(server):
+    upgrade = b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    with server.connect() as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + upgrade + b"\r\n")
+        assert read_all(client).startswith(b"HTTP/1.1 200")
+    with server.connect() as client:
+        client.sendall(b"what\r\n\r\n")
+        assert read_all(client).startswith(b"HTTP/1.1 400")
+    *_, last_line = server.log.read_text().splitlines()
+    assert last_line.startswith("ready: ")
