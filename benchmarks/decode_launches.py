@@ -118,7 +118,7 @@ def compile_decode(config: GPTConfig, rows: int, cache_length: int) -> None:
 
     from minigpt_jax.decoding import DecodeState, decode, empty_cache, prepare_for_decoding
     from minigpt_jax.model import GPT
-    from minigpt_jax.sampling import sampling_params
+    from minigpt_jax.sampling import Occurrences, sampling_params
     from minigpt_jax.sharding import make_mesh, replicated
 
     def arguments():
@@ -128,7 +128,7 @@ def compile_decode(config: GPTConfig, rows: int, cache_length: int) -> None:
             cache=jax.tree.map(jnp.asarray, empty_cache(config, rows, jnp.bfloat16, cache_length)),
             last=jnp.zeros(rows, jnp.int32),
             length=jnp.zeros(rows, jnp.int32),
-            penalized=jnp.zeros((rows, config.padded_vocab), bool),
+            occurrences=jax.tree.map(jnp.asarray, Occurrences.none(rows, config)),
             done=jnp.zeros(rows, bool),
         )
         settings = jax.tree.map(jnp.asarray, sampling_params(rows, config))

@@ -158,26 +158,27 @@ def sample_logits(
     Gumbel-max: the noise is a function of (seed, position, token), so filters that keep everything
     change nothing.
     """
+    unchanged = jnp.asarray(logits)
     changes = (
         (settings.repetition_penalty != 1)
         | (settings.presence_penalty != 0)
         | (settings.frequency_penalty != 0)
         | jnp.any(settings.bias != 0, axis=-1)
     )
-    logits = jax.lax.cond(
+    scores = jax.lax.cond(
         jnp.any(changes),
-        lambda: biased_and_penalized(logits, settings, occurrences.with_drawn(recent)),
-        lambda: logits,
+        lambda: biased_and_penalized(unchanged, settings, occurrences.with_drawn(recent)),
+        lambda: unchanged,
     )
-    greedy = argmax_by_groups(logits)
+    greedy = argmax_by_groups(scores)
 
     def draw():
         temperature = settings.temperature[:, None]
-        scaled = logits / jnp.where(temperature > 0, temperature, 1)
-        noise = jax.vmap(_gumbel_noise, (0, 0, None))(settings.seed, positions, logits.shape[1])
+        scaled = scores / jnp.where(temperature > 0, temperature, 1)
+        noise = jax.vmap(_gumbel_noise, (0, 0, None))(settings.seed, positions, scores.shape[1])
         least = scaled.max(-1, keepdims=True) + jnp.log(settings.min_p)[:, None]
         scaled = jnp.where(scaled < least, -jnp.inf, scaled)
-        filtered = (settings.top_k < logits.shape[-1]) | (settings.top_p < 1)
+        filtered = (settings.top_k < scores.shape[-1]) | (settings.top_p < 1)
         kept = jax.lax.cond(
             jnp.any(filtered), lambda: filter_top_k_top_p(scaled, settings), lambda: scaled
         )

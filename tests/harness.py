@@ -92,8 +92,8 @@ def write_corpus(folder: Path, documents: int = 120) -> Path:
     return folder
 
 
-def write_questions(path: Path) -> Path:
-    """A file of 30 questions in HellaSwag's form, with short random texts."""
+def write_questions(path: Path, count: int = 30) -> Path:
+    """A file of `count` questions in HellaSwag's form, with short random texts."""
     draw = random.Random(1)
     rows = [
         {
@@ -101,7 +101,7 @@ def write_questions(path: Path) -> Path:
             "endings": [sentence(draw) for _ in range(4)],
             "label": str(draw.randrange(4)),
         }
-        for _ in range(30)
+        for _ in range(count)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -20,6 +20,7 @@ from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.server import schema
 from minigpt_jax.server.api_error import ApiError, encode_json
 from minigpt_jax.server.engine import Engine
+from minigpt_jax.server.examples import example_questions
 from minigpt_jax.server.parse import ParsedRequest, RequestParser
 from minigpt_jax.server.streaming import (
     EventStreamResponse,
@@ -55,6 +56,7 @@ class App:
         self._run = run
         self._model_name = model_name
         self._created = int(time.time())
+        self._examples = example_questions(run)
         self._parser = RequestParser(run, model_name)
         self._page = files("minigpt_jax.server").joinpath("page.html").read_text(encoding="utf-8")
         self._page_policy = content_security_policy(self._page)
@@ -140,6 +142,7 @@ class App:
             "chat": self._run.can_chat,
             "vocab_size": config.vocab_size,
             "parameters": config.parameters,
+            "examples": self._examples,
         }
 
 

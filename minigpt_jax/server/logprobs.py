@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-import numpy as np
+import jax
 
 from minigpt_jax.decoding import TopLogprobs
 from minigpt_jax.server.device_batch import DeviceBatch
@@ -30,7 +30,7 @@ def echoed_prompt(request: Request, batch: DeviceBatch, tokenizer: Tokenizer) ->
     ids = list(request.prompt)
     tokens = [Token(id) for id in ids]
     if request.num_logprobs is not None:
-        logprobs = TopLogprobs(*map(np.asarray, batch.prompt_logprobs(ids)))
+        logprobs = jax.device_get(batch.prompt_logprobs(ids))
         tokens = with_logprobs(ids, logprobs, request.num_logprobs)
     # The first one has no log-probability: there is nothing before it.
     tokens = [token if i else Token(token.id) for i, token in enumerate(tokens[start:])]
