@@ -14,6 +14,8 @@ ANSWER = ".message.assistant .markdown"
 # What is shown below an answer.
 NOTE = ".message.assistant .foot"
 CHAT_ROUTE = "**/v1/chat/completions"
+# Modules of the page whose names the expressions of the tests use.
+MODULES = ["dom", "markdown", "settings", "state", "storage"]
 RICH_MARKDOWN = """# Head
 
 A *first* `paragraph` with a [link](https://example.org/), **bold [inside](http://example.org)**
@@ -53,6 +55,18 @@ def wait_for(page: "Page", expression: str, argument: object = None) -> None:
 
 def wait_until_connected(page: "Page") -> None:
     wait_for(page, "document.getElementById('facts').textContent.includes('context')")
+    name_modules(page)
+
+
+def name_modules(page: "Page") -> None:
+    """Make what the page's modules export global, for the expressions of the tests."""
+    page.evaluate(
+        """async (names) => {
+            for (const name of names)
+                Object.assign(window, await import(`./page/${name}.js`));
+        }""",
+        MODULES,
+    )
 
 
 def wait_until_finished(page: "Page") -> None:
