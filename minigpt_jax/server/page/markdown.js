@@ -2,6 +2,7 @@
 import { blocksOf, MAX_DEPTH } from "./blocks.js";
 import { element } from "./dom.js";
 import { copy } from "./feedback.js";
+import { showCode } from "./highlight.js";
 
 function nodeOf(block, depth = 0) {
   const renderInner = (text) =>
@@ -54,7 +55,8 @@ function nodeOf(block, depth = 0) {
 }
 
 function codeNode(block) {
-  const code = element("code", {}, block.text);
+  const code = element("code");
+  showCode(code, block.text, block.language);
   const copyCode = (event) => copy(code.textContent, event.currentTarget);
   return element(
     "div",
@@ -71,7 +73,7 @@ function codeNode(block) {
 
 function updateCode(node, block) {
   node.querySelector("span").textContent = block.language || "text";
-  node.querySelector("code").textContent = block.text;
+  showCode(node.querySelector("code"), block.text, block.language);
   return node;
 }
 

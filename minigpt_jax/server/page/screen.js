@@ -1,41 +1,51 @@
 // Shows the document that the address names.
+import { cutAnswer, fillField, forgetAndRepeat, retry } from "./chat.js";
 import { generate, showText } from "./completion.js";
-import { retry } from "./chat.js";
 import { showConversation } from "./conversation.js";
+import { draftOf, load, newDocument, save, savePending, titleOf } from "./documents.js";
 import { $, atEnd, element, plural, scrollToEnd } from "./dom.js";
+import { canForget } from "./forgetting.js";
 import { showList } from "./panel.js";
+import { hideTip } from "./probabilities.js";
 import { canChat, state, view } from "./state.js";
-import { load, newDocument, save, savePending, titleOf } from "./storage.js";
 
 export function show() {
   const doc = state.document;
   const chat = doc.kind === "chat";
   document.title = `${doc.touched ? `${titleOf(doc)} · ` : ""}${state.model?.id ?? "miniGPT"}`;
   $("log").hidden = $("ask").hidden = $("system-section").hidden = !chat;
-  $("editor").hidden = $("write").hidden = chat;
+  $("new-system-section").hidden = !chat;
+  $("editor").hidden = $("write").hidden = $("below-text").hidden = chat;
+  hideTip();
   if (chat) showConversation(doc);
   else showText(doc);
   showFailure();
   showControls();
 }
 
+/** What went wrong, and the buttons that can help. */
 export function showFailure() {
-  const { title, remedy, tooLong } = state.failure ?? {};
-  const tryAgain = !state.model ? view.connect : canChat() ? () => retry(state.document) : generate;
-  const buttons = element(
-    "div",
-    { class: "row" },
-    element("button", { type: "button", click: tryAgain }, "Try again"),
-  );
-  if (tooLong)
-    buttons.append(
-      element("a", { class: "button", href: "#" }, canChat() ? "New conversation" : "New text"),
-    );
-  $("failure").replaceChildren(
-    ...(title
-      ? [element("div", { class: "notice" }, element("b", {}, title), remedy, buttons)]
-      : []),
-  );
+  const doc = state.document;
+  const failure = state.failure ?? (doc.kind === "chat" ? cutAnswer(doc) : null);
+  if (!failure) return $("failure").replaceChildren();
+  const button = (label, click, attributes = {}) =>
+    element("button", { type: "button", click, ...attributes }, label);
+  const buttons = [];
+  let { remedy } = failure;
+  if (!state.model) buttons.push(button("Try again", view.connect));
+  else if (failure.tooLong) {
+    const forget = () => forgetAndRepeat(doc, failure);
+    if (doc.kind === "chat" && canForget(doc, failure.earlier)) {
+      remedy = "The model can forget the oldest turns and answer. They stay on this page.";
+      buttons.push(button("Forget the oldest turns", forget, { class: "primary" }));
+    }
+    const label = doc.kind === "chat" ? "New conversation" : "New text";
+    buttons.push(element("a", { class: "button", href: "#" }, label));
+  } else if (failure.retry)
+    buttons.push(button("Try again", doc.kind === "chat" ? () => retry(doc) : generate));
+  const row = buttons.length ? element("div", { class: "row" }, ...buttons) : "";
+  const notice = element("div", { class: "notice" }, element("b", {}, failure.title), remedy, row);
+  $("failure").replaceChildren(notice);
 }
 
 export function showControls() {
@@ -59,12 +69,13 @@ export function route() {
   const id = location.hash.slice(1);
   if (id && id === state.document?.id) return;
   stopAndSave();
-  const blocks = load(id);
+  const stored = load(id);
   state.failure = null;
-  state.document = blocks?.kind === (canChat() ? "chat" : "text") ? blocks : newDocument();
-  if (!blocks) history.replaceState(null, "", location.pathname);
+  state.document = stored?.kind === (canChat() ? "chat" : "text") ? stored : newDocument();
+  if (!stored) history.replaceState(null, "", location.pathname);
   show();
   showList();
+  if (canChat()) fillField(draftOf(state.document));
   scrollToEnd();
   if (matchMedia("(hover: hover)").matches && !$("page").inert)
     (canChat() ? $("message") : $("text")).focus();

@@ -1,10 +1,16 @@
-// Requests to the server, and its server-sent events.
-import { canChat } from "./state.js";
+// Requests to the server, and its server-sent events. Addresses are relative, because a proxy may
+// show the page under a path.
+import { plural } from "./dom.js";
+import { canChat, state } from "./state.js";
 
 export class Failure extends Error {
-  constructor(title, remedy, tooLong = false) {
+  /**
+   * `retry` tells whether the same request may succeed later. `refused`: the server did not accept
+   * the text. `tooLong`: it does not fit into the context.
+   */
+  constructor(title, remedy, { retry = true, refused = false, tooLong = false } = {}) {
     super(title);
-    Object.assign(this, { title, remedy, tooLong });
+    Object.assign(this, { title, remedy, retry, refused, tooLong });
   }
 }
 
@@ -25,29 +31,36 @@ export async function request(path, options) {
     );
   }
   if (response.ok) return response;
-  const details = (await response.json().catch(() => null))?.error ?? {};
-  const title = details.message || `The server answered ${response.status}.`;
+  throw await failureOf(response);
+}
+
+async function failureOf(response) {
+  const { status } = response;
+  const { message, code } = (await response.json().catch(() => null))?.error ?? {};
   const wait = Number(response.headers.get("Retry-After"));
   const later = wait > 0 ? `Try again in ${wait} s.` : "Try again in a moment.";
+  const what = canChat() ? "message" : "text";
   const remedies = {
-    400: "Change the message or the settings, and try again.",
+    400: `Change the ${what} or the settings.`,
     401: "Reload the page and enter the key as the password.",
+    403: "Open this page at an address that the server accepts.",
     404: "The server may have a different model now: reload the page.",
-    413: "Shorten the text.",
-    429: later,
-    503: later,
+    413: `Shorten the ${what}.`,
   };
-  const tooLong = response.status === 400 && /context/i.test(`${details.code} ${details.message}`);
-  const shortenAdvice = canChat()
-    ? "Start a new conversation, or delete messages of this one."
-    : "Delete part of the text, or start a new one.";
-  throw new Failure(
-    title,
-    tooLong ? shortenAdvice : (remedies[response.status] ?? later),
-    tooLong,
+  const tooLong = code === "context_length_exceeded";
+  const context = plural(state.model?.context ?? 0, "token");
+  return new Failure(
+    tooLong
+      ? `The ${canChat() ? "conversation" : "text"} does not fit into the context of ${context}.`
+      : message || `The server answered ${status}.`,
+    tooLong ? `Shorten the ${what}.` : (remedies[status] ?? later),
+    { retry: !(status in remedies), refused: [400, 413].includes(status), tooLong },
   );
 }
 
+const WAITING = /^: *waiting, (\d+) before you$/;
+
+/** The events, and {waiting: N} for the comments that the server sends while a request waits. */
 export async function* sseEvents(response) {
   const reader = response.body.getReader();
   const decoder = new TextDecoder();
@@ -61,7 +74,10 @@ export async function* sseEvents(response) {
     if (done) throw new Failure("The answer is incomplete.", "The text so far is kept.");
     const lines = (rest + decoder.decode(value, { stream: true })).split(/\r?\n/);
     rest = lines.pop();
-    for (const line of lines.filter((l) => l.startsWith("data:"))) {
+    for (const line of lines) {
+      const waiting = line.match(WAITING);
+      if (waiting) yield { waiting: Number(waiting[1]) };
+      if (!line.startsWith("data:")) continue;
       const data = line.slice(5).trim();
       if (data === "[DONE]") return;
       const event = JSON.parse(data);

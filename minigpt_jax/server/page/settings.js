@@ -1,102 +1,18 @@
-// Settings, which apply to all conversations.
+// The dialog of settings, which apply to all conversations, and the choice of colours.
 import { $, element, iconButton } from "./dom.js";
-import { read, write } from "./storage.js";
+import { changeSettings, CONTROLS, settingOf, storedSettings } from "./sampling.js";
+import { read, write } from "./store.js";
 
-export const CONTROLS = [
-  {
-    name: "temperature",
-    label: "Temperature",
-    min: 0,
-    max: 2,
-    step: 0.05,
-    initial: 0.8,
-    hint: "0: always the most likely token.",
-  },
-  {
-    name: "top_p",
-    label: "Top-p",
-    min: 0.05,
-    max: 1,
-    step: 0.05,
-    initial: 0.95,
-    hint: "Only the smallest set of tokens whose probabilities add up to p. 1: all.",
-  },
-  {
-    name: "min_p",
-    label: "Min-p",
-    min: 0,
-    max: 1,
-    step: 0.01,
-    initial: 0,
-    hint: "Only tokens with at least this share of the highest probability.",
-  },
-  {
-    name: "repetition_penalty",
-    label: "Repetition penalty",
-    min: 1,
-    max: 2,
-    step: 0.05,
-    initial: 1,
-    hint: "Above 1: tokens already in the text become less likely.",
-  },
-  {
-    name: "top_k",
-    label: "Top-k",
-    min: 1,
-    max: 1000,
-    step: 1,
-    initial: "",
-    hint: "Only the k most likely tokens.",
-    empty: "all",
-  },
-  {
-    name: "max_tokens",
-    label: "Maximum length in tokens",
-    min: 1,
-    max: 100000,
-    step: 1,
-    initial: "",
-    empty: "no limit",
-  },
-  {
-    name: "seed",
-    label: "Seed",
-    min: 0,
-    max: 4294967295,
-    step: 1,
-    initial: "",
-    hint: "The same seed gives the same answer.",
-    empty: "random",
-  },
-];
-export const SETTINGS = "minigpt.settings";
 export const THEME = "minigpt.theme";
 
-function storedSettings() {
-  try {
-    return JSON.parse(read(SETTINGS)) ?? {};
-  } catch {
-    return {};
-  }
-}
-
-/** The value of a control: a number within its range, or its initial value. */
-function settingOf({ name, min, max, step, initial }, settings = storedSettings()) {
-  const value = settings[name];
-  if (typeof value !== "number" || !Number.isFinite(value)) return initial;
-  const bounded = Math.min(max, Math.max(min, value));
-  return step === 1 ? Math.round(bounded) : bounded;
-}
-
-export function samplingSettings() {
-  const settings = CONTROLS.map((control) => [control.name, settingOf(control)]);
-  return Object.fromEntries(settings.filter(([, value]) => value !== ""));
-}
-
 function setControl(control, value) {
-  const settings = { ...storedSettings(), [control.name]: value };
-  settings[control.name] = settingOf(control, settings);
-  write(SETTINGS, JSON.stringify(settings));
+  const changed = { ...storedSettings(), [control.name]: value };
+  changeSettings({ [control.name]: settingOf(control, changed) });
+  showSettings();
+}
+
+export function resetSampling() {
+  changeSettings(Object.fromEntries(CONTROLS.map(({ name }) => [name, null])));
   showSettings();
 }
 
@@ -142,6 +58,10 @@ export function showSettings() {
     node.querySelector("button").disabled = value === control.initial;
     if (!control.empty) node.querySelector("output").textContent = String(value);
   }
+  const { system, probabilities } = storedSettings();
+  // A field in which the user writes at this moment is not changed.
+  if (document.activeElement !== $("new-system")) $("new-system").value = system ?? "";
+  $("probabilities").checked = probabilities === true;
 }
 
 export function showTheme() {

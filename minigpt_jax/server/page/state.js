@@ -1,11 +1,14 @@
 // What the page shows, in one object, and the functions that show it.
 
 export const state = {
-  // As /v1/models describes it.
+  // All models of the server, as /v1/models describes them.
+  models: [],
+  // The one that answers, and the one that answers beside it, if the user wants two answers.
   model: null,
+  second: null,
   // The conversation or text on the screen.
   document: null,
-  // {controller, render, message (of a conversation)} while the model generates.
+  // {controller, renderers, waiting}: see generation.js. null unless a model generates.
   generation: null,
   // The Failure of the last request.
   failure: null,
