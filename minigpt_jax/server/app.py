@@ -1,12 +1,8 @@
 """The HTTP routes: they read a body, send its requests to the engine and return the response."""
 
 import asyncio
-import base64
-import hashlib
-import re
 import time
 from collections.abc import Callable
-from importlib.resources import files
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,6 +17,7 @@ from minigpt_jax.server import schema
 from minigpt_jax.server.api_error import ApiError, encode_json
 from minigpt_jax.server.engine import Engine
 from minigpt_jax.server.examples import example_questions
+from minigpt_jax.server.page_files import PageFiles
 from minigpt_jax.server.parse import ParsedRequest, RequestParser
 from minigpt_jax.server.streaming import (
     EventStreamResponse,
@@ -58,13 +55,12 @@ class App:
         self._created = int(time.time())
         self._examples = example_questions(run)
         self._parser = RequestParser(run, model_name)
-        self._page = files("minigpt_jax.server").joinpath("page.html").read_text(encoding="utf-8")
-        self._page_policy = content_security_policy(self._page)
+        self._page = PageFiles()
 
     def routes(self) -> Starlette:
         """The ASGI application."""
         routes = [
-            Route("/", self.page),
+            *self._page.routes(),
             Route("/health", self.health),
             Route("/openapi.json", self.openapi),
             Route("/v1/models", self.models),
@@ -79,11 +75,6 @@ class App:
             Exception: on_exception,
         }
         return Starlette(routes=routes, exception_handlers=handlers)
-
-    async def page(self, request: HttpRequest) -> Response:
-        """The chat page."""
-        headers = {"Content-Security-Policy": self._page_policy}
-        return Response(self._page, media_type="text/html", headers=headers)
 
     async def health(self, request: HttpRequest) -> Response:
         """Whether the server works, and how fast."""
@@ -166,23 +157,6 @@ async def read_body(request: HttpRequest) -> bytes:
         message = f"the body is longer than {MAX_BODY_BYTES} bytes: shorten it"
         raise ApiError(413, message, headers={"Connection": "close"})
     return b"".join(parts)
-
-
-def content_security_policy(page: str) -> str:
-    """A policy under which a browser runs the script and the style of `page` and nothing else."""
-    return (
-        "default-src 'none'; "
-        f"script-src {_hashes(page, 'script')}; style-src {_hashes(page, 'style')}; "
-        "connect-src 'self'; img-src data:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
-def _hashes(page: str, tag: str) -> str:
-    """The SHA-256 of the content of every `tag`, as a content security policy lists them."""
-    contents = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", page, re.DOTALL)
-    digests = [base64.b64encode(hashlib.sha256(c.encode()).digest()).decode() for c in contents]
-    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
 
 
 async def on_api_error(request: HttpRequest, error: Exception) -> Response:

@@ -120,7 +120,7 @@ class Guard:
         if self._key is None or hmac.compare_digest(_key_in(header), self._key):
             return
         scheme = "Bearer"
-        if path == "/":
+        if path == "/" or path.startswith("/page/"):
             # A browser asks its user for the key, and sends it with all later requests of the page.
             realm = "miniGPT-JAX, any name, the key as password"
             scheme = f'Basic realm="{realm}", charset="UTF-8"'

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from minigpt_jax.sampling import sampling_params
-from minigpt_jax.server.app import content_security_policy
 from minigpt_jax.server.connection import DEADLINES
 from minigpt_jax.server.request import Request
 from tests.server.serving import (
@@ -53,6 +52,7 @@ def basic(password: str) -> str:
     ("path", "body"),
     [
         ("/", None),
+        ("/page/main.js", None),
         ("/v1/models", None),
         ("/openapi.json", None),
         ("/v1/completions", PROMPT),
@@ -66,7 +66,7 @@ def test_every_route_needs_the_key(guarded, path, body, wrong):
     reply = guarded.request(path, body, **headers)
     assert reply.status == 401
     assert json.loads(reply.body)["error"]["code"] == "invalid_api_key"
-    scheme = "Basic " if path == "/" else "Bearer"
+    scheme = "Basic " if path in ("/", "/page/main.js") else "Bearer"
     assert reply.headers["www-authenticate"].startswith(scheme)
 
 
@@ -209,6 +209,8 @@ def test_the_page_may_run_only_its_own_script(server):
     rules = dict(part.strip().partition(" ")[::2] for part in policy.split(";"))
     expected = {
         "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
         "connect-src": "'self'",
         "base-uri": "'none'",
         "form-action": "'none'",
@@ -219,16 +221,6 @@ def test_the_page_may_run_only_its_own_script(server):
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["cache-control"] == "no-store"
     assert reply.headers["referrer-policy"] == "no-referrer"
-    assert policy == content_security_policy(reply.body.decode())
-
-
-def test_the_policy_has_the_hashes_of_script_and_style():
-    # The hash of "alert(1)", as a browser prints it.
-    script_hash = "'sha256-bhHHL3z2vDgxUt0W3dWQOrprscmda2Y5pLsLg4GF+pI='"
-    policy = content_security_policy("<style>b {}\n</style><p><script>alert(1)</script>")
-    assert f"script-src {script_hash}" in policy
-    assert re.search(r"style-src 'sha256-[A-Za-z0-9+/]{43}='", policy)
-    assert "style-src 'none'" in content_security_policy("<p>")
 
 
 # ---- What a server can hold ----

@@ -14,6 +14,8 @@ ANSWER = ".message.assistant .markdown"
 # What is shown below an answer.
 NOTE = ".message.assistant .foot"
 CHAT_ROUTE = "**/v1/chat/completions"
+# Modules of the page whose names the expressions of the tests use.
+MODULES = ["chat", "documents", "dom", "highlight", "markdown", "sampling", "state"]
 RICH_MARKDOWN = """# Head
 
 A *first* `paragraph` with a [link](https://example.org/), **bold [inside](http://example.org)**
@@ -53,6 +55,18 @@ def wait_for(page: "Page", expression: str, argument: object = None) -> None:
 
 def wait_until_connected(page: "Page") -> None:
     wait_for(page, "document.getElementById('facts').textContent.includes('context')")
+    name_modules(page)
+
+
+def name_modules(page: "Page") -> None:
+    """Make what the page's modules export global, for the expressions of the tests."""
+    page.evaluate(
+        """async (names) => {
+            for (const name of names)
+                Object.assign(window, await import(`./page/${name}.js`));
+        }""",
+        MODULES,
+    )
 
 
 def wait_until_finished(page: "Page") -> None:
@@ -90,6 +104,32 @@ def open_conversation(page: "Page", name: str, *contents: str) -> None:
     reload(page)
 
 
+# Adds to a conversation of a question and an answer: a forgotten turn before it, versions, tokens
+# of all probabilities, code, and two answers beside each other.
+SHOW_EVERYTHING = """() => {
+    const logprobs = [0.9, 0.3, 0.05, 0.001].map(Math.log);
+    const tokens = logprobs.map((value) => [" token", value, [[" other", value]]]);
+    const code = "```python\\n# note\\ndef f(): return 'text' + 1\\n```";
+    const [question, answer] = state.document.messages;
+    const turn = (changes) => [question, { ...answer, ...changes }];
+    const other = { content: "Another.", model: "other", tokens: 7, seconds: 1 };
+    state.document.messages = [
+        ...turn({}).map((message) => ({ ...message, forgotten: true })),
+        ...turn({ tokenList: tokens, before: [other] }),
+        ...turn({ content: code, tokens: 123, seconds: 2, waited: 4, end: "length" }),
+        ...turn({ model: "one", after: [other], beside: true }),
+        question,
+    ];
+    view.show();
+}"""
+
+
+def open_everything(page: "Page", question: str = "question") -> None:
+    """Show a conversation with all that a conversation can have."""
+    open_conversation(page, "everything", question, RICH_MARKDOWN)
+    page.evaluate(SHOW_EVERYTHING)
+
+
 def send(page: "Page", text: str) -> None:
     """Send a message."""
     page.fill("#message", text)
@@ -117,6 +157,24 @@ def stub_answer(page: "Page", answer: str) -> None:
     page.route(
         CHAT_ROUTE, lambda route: route.fulfill(content_type="text/event-stream", body=events)
     )
+
+
+def sent_bodies(page: "Page") -> list[dict]:
+    """A list that grows by the body of every request that the page sends from now on."""
+    bodies = []
+
+    def on_request(request) -> None:
+        if request.method == "POST":
+            bodies.append(request.post_data_json)
+
+    page.on("request", on_request)
+    return bodies
+
+
+def clear_expected(errors: list[str], expected: str) -> None:
+    """The browser reports failed requests on its console."""
+    assert [error for error in errors if expected not in error] == []
+    errors.clear()
 
 
 def stub_server(page: "Page") -> None:

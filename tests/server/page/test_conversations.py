@@ -189,7 +189,8 @@ def test_delete_and_its_undo(page):
     assert messages(page) == ["one", "two", "three", "four"]
 
     page.hover("#list li")
-    page.click("#list [aria-label^=Delete]")
+    page.click("#list [aria-label^=Options]")
+    page.click("#options >> text=Delete")
     assert "No conversations yet" in page.inner_text("#list")
     assert not page.locator(".message").count()
     page.click("#toast >> text=Undo")

@@ -6,6 +6,7 @@ from tests.server.page.browser import (
     CHAT_ROUTE,
     NOTE,
     ask,
+    clear_expected,
     messages,
     send,
     server_sends,
@@ -14,25 +15,8 @@ from tests.server.page.browser import (
     wait_until_connected,
     wait_until_finished,
 )
-from tests.server.serving import CONTEXT
 
 MODELS_ROUTE = "**/v1/models"
-
-
-def clear_expected(errors: list[str], expected: str) -> None:
-    """The browser reports failed requests on its console."""
-    assert [error for error in errors if expected not in error] == []
-    errors.clear()
-
-
-def test_a_conversation_that_is_too_long(page, errors):
-    ask(page, "word " * 400)
-    assert f"context of {CONTEXT}" in page.inner_text("#failure b")
-    assert "delete messages" in page.inner_text("#failure")
-    page.click("#failure >> text=New conversation")
-    page.wait_for_selector(".empty")
-    assert not page.locator(".notice").count() and page.locator("#list a").count() == 1
-    clear_expected(errors, "400")
 
 
 def test_a_busy_server(page, errors):

@@ -8,6 +8,7 @@ from tests.server.page.browser import (
     ANSWER,
     RICH_MARKDOWN,
     ask,
+    name_modules,
     open_conversation,
     stub_answer,
 )
@@ -118,6 +119,7 @@ def render_time(chromium, server):
     context = chromium.new_context()
     page = context.new_page()
     page.goto(server.url)
+    name_modules(page)
     yield lambda text: page.evaluate(RENDER_TIME, text)
     context.close()
 

@@ -1,17 +1,20 @@
 """Appearance and accessibility: themes, contrast, phones, keyboard, names and settings."""
 
+import json
+
 import pytest
 
 from tests.server.page.browser import (
-    RICH_MARKDOWN,
     ask,
     messages,
     open_conversation,
+    open_everything,
     open_page,
     reload,
     set_settings,
     stub_answer,
     wait_for,
+    wait_until_connected,
     wait_until_finished,
 )
 
@@ -53,7 +56,7 @@ SMALL_CONTROLS = """(minimum) =>
 CONTENT_AND_VIEW_WIDTH = """["scrollWidth", "clientWidth"].map(side => Math.max(
     document.documentElement[side], document.getElementById("scroller")[side]))"""
 UNNAMED_CONTROLS = """
-    [...document.querySelectorAll("button, input, textarea, a, [role=region], nav, dialog")]
+    [...document.querySelectorAll("button, input, textarea, select, a, [role=region], nav, dialog")]
         .filter(node => !(node.textContent.trim() || node.ariaLabel || node.labels?.length
             || node.getAttribute("aria-labelledby")))
         .map(node => node.outerHTML)"""
@@ -73,7 +76,7 @@ def test_light_and_dark(page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_has_enough_contrast(page, scheme):
     page.emulate_media(color_scheme=scheme)
-    open_conversation(page, "rich", "question", RICH_MARKDOWN)
+    open_everything(page)
     page.evaluate("document.querySelectorAll('.foot button').forEach(button => button.focus())")
     assert page.evaluate(LOW_CONTRAST, MIN_CONTRAST) == []
 
@@ -81,7 +84,7 @@ def test_all_text_has_enough_contrast(page, scheme):
 def test_a_phone(chromium, server):
     context = chromium.new_context(viewport=PHONE, is_mobile=True, has_touch=True)
     page = open_page(context, server)
-    open_conversation(page, "rich", "a_word_without_an_end" * 20, RICH_MARKDOWN)
+    open_everything(page, "a_word_without_an_end" * 20)
 
     def fits() -> bool:
         return page.evaluate(CONTENT_AND_VIEW_WIDTH) == [PHONE["width"]] * 2
@@ -96,6 +99,13 @@ def test_a_phone(chromium, server):
     page.wait_for_selector("#list a", state="visible")
     wait_for(page, "document.getElementById('panel').getBoundingClientRect().left === 0")
     assert fits() and page.evaluate("document.activeElement.id") == "close-panel"
+    page.tap("#list button")
+    page.wait_for_selector("#options", state="visible")
+    options = page.locator("#options").bounding_box()
+    assert options["x"] >= 0 and options["x"] + options["width"] <= PHONE["width"]
+    assert page.evaluate(SMALL_CONTROLS, MIN_TOUCH_HEIGHT) == []
+    page.touchscreen.tap(20, 600)
+    page.wait_for_selector("#options", state="hidden")
     page.tap("#list a")
     page.wait_for_selector("#list", state="hidden")
     page.tap("#open-settings")
@@ -159,7 +169,7 @@ def test_enter_that_completes_a_composed_word_does_not_send(page):
 
 
 def test_every_control_has_a_name(page):
-    open_conversation(page, "rich", "question", RICH_MARKDOWN)
+    open_everything(page)
     page.evaluate("document.getElementById('settings').showModal()")
     assert page.evaluate(UNNAMED_CONTROLS) == []
 
@@ -193,3 +203,45 @@ def test_settings_stay_within_their_ranges(page):
         "min_p": 0,
         "repetition_penalty": 1,
     }
+
+
+def test_the_page_works_under_a_path(page, server):
+    """As behind a proxy that shows this server under a path of another one."""
+    paths = []
+
+    def forward(route) -> None:
+        paths.append(route.request.url.removeprefix(server.url))
+        route.continue_(url=route.request.url.replace("/chat/", "/", 1))
+
+    page.route(f"{server.url}/**", forward)
+    set_settings(page, max_tokens=4)
+    page.goto(f"{server.url}/chat/")
+    wait_until_connected(page)
+    ask(page, "hello")
+    assert len(messages(page)) == 2 and "/chat/v1/chat/completions" in paths
+    page.click("#new")
+    assert page.evaluate("location.pathname") == "/chat/"
+    assert all(path.startswith("/chat/") for path in paths)
+
+
+def test_an_empty_page_offers_examples(page, server):
+    models = json.loads(server.request("/v1/models").body)
+    models["data"][0]["examples"] = ["What is a?", "What is b?", "What is c?", "One too many?"]
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    set_settings(page, max_tokens=4)
+    reload(page)
+    assert page.locator(".examples button").count() == 3
+    assert "parameters" in page.inner_text(".empty") and "wrong" in page.inner_text(".empty")
+    page.focus(".examples button >> nth=1")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".message.assistant")
+    wait_until_finished(page)
+    assert messages(page)[0] == "What is b?" and not page.locator(".empty").count()
+
+
+def test_no_blank_band_below_a_question(page):
+    open_conversation(page, "plain", "question", "answer")
+    page.mouse.move(640, 700)
+    question = page.locator(".message.user .text").bounding_box()
+    answer = page.locator(".message.assistant .markdown").bounding_box()
+    assert answer["y"] - (question["y"] + question["height"]) < 16

@@ -1,0 +1,37 @@
+// What an empty page says: which model this is, what it can do, and what one could ask it.
+import { element, plural } from "./dom.js";
+import { roundedNumber } from "./notes.js";
+import { canChat, state } from "./state.js";
+
+const MAX_EXAMPLES = 3;
+// Of fewer parameters, models know little of the world.
+const FEW_PARAMETERS = 3e9;
+
+export const factsOf = ({ chat, context }) =>
+  `${chat === false ? "Completion" : "Chat"}, context of ${plural(context, "token")}`;
+
+/** The parts of the introduction; `use` is called with the example that the user chooses. */
+export function introduction(title, use) {
+  const { model } = state;
+  const examples = (model?.examples ?? []).filter((text) => typeof text === "string");
+  const buttons = examples
+    .slice(0, MAX_EXAMPLES)
+    .map((text) => element("button", { type: "button", click: () => use(text) }, text));
+  const what = canChat() ? "Conversations" : "Texts";
+  return [
+    element("h2", {}, title),
+    model ? element("p", {}, sentenceAbout(model)) : "",
+    buttons.length ? element("div", { class: "examples" }, ...buttons) : "",
+    element("p", { class: "muted" }, `${what} are stored only in this browser.`),
+  ];
+}
+
+function sentenceAbout({ id, chat, parameters, context }) {
+  const size = parameters ? `${roundedNumber(parameters)} parameters and ` : "";
+  const what = chat === false ? "what it writes" : "its answers";
+  const caution =
+    parameters < FEW_PARAMETERS
+      ? `It is small, so ${what} will often be wrong.`
+      : `Not all of ${what} will be right.`;
+  return `${id} has ${size}a context of ${plural(context, "token")}. ${caution}`;
+}

@@ -1,0 +1,55 @@
+// The models of the server: which one answers, and which one answers beside it.
+import { $, element } from "./dom.js";
+import { factsOf } from "./introduction.js";
+import { CONTROLS } from "./sampling.js";
+import { request } from "./server.js";
+import { state } from "./state.js";
+import { read, write } from "./store.js";
+
+const CHOICE = "minigpt.model";
+const SECOND = "minigpt.second-model";
+
+/** Asks the server. Raises Failure. */
+export async function loadModels() {
+  const { data } = await (await request("v1/models")).json();
+  state.models = data;
+  chooseModel(read(CHOICE));
+}
+
+/** The model of this name answers from now on, or the first one if there is none. */
+export function chooseModel(id) {
+  state.model = state.models.find((model) => model.id === id) ?? state.models[0];
+  if (state.model.id === id) write(CHOICE, id);
+  chooseSecond(read(SECOND));
+  CONTROLS.find((control) => control.name === "max_tokens").max = state.model.context;
+}
+
+/** The model of this name answers beside the first one. "": none. */
+export function chooseSecond(id) {
+  state.second = secondModels().find((model) => model.id === id) ?? null;
+  if (id !== read(SECOND)) write(SECOND, id);
+}
+
+/** Those that can answer beside the first one. */
+const secondModels = () =>
+  state.model.chat === false
+    ? []
+    : state.models.filter((model) => model.chat !== false && model !== state.model);
+
+/** Shows the names, and the fields to choose where there are several. */
+export function showModels() {
+  const { models, model, second } = state;
+  const several = models.length > 1;
+  const option = ({ id }, chosen) => element("option", { value: id, selected: id === chosen }, id);
+  $("name").textContent = model?.id ?? "miniGPT";
+  $("name").classList.toggle("visually-hidden", several);
+  $("facts").textContent = model ? factsOf(model) : "Not connected";
+  $("models").hidden = !several;
+  if (!several) return;
+  $("model").replaceChildren(...models.map((each) => option(each, model.id)));
+  $("second").parentElement.hidden = !secondModels().length;
+  $("second").replaceChildren(
+    element("option", { value: "" }, "No second answer"),
+    ...secondModels().map((each) => option(each, second?.id)),
+  );
+}

@@ -1,0 +1,89 @@
+// Shows the document that the address names.
+import { cutAnswer, fillField, forgetAndRepeat, retry } from "./chat.js";
+import { generate, showText } from "./completion.js";
+import { showConversation } from "./conversation.js";
+import { draftOf, load, newDocument, save, savePending, titleOf } from "./documents.js";
+import { $, atEnd, element, plural, scrollToEnd } from "./dom.js";
+import { canForget } from "./forgetting.js";
+import { showList } from "./panel.js";
+import { hideTip } from "./probabilities.js";
+import { canChat, state, view } from "./state.js";
+
+export function show() {
+  const doc = state.document;
+  const chat = doc.kind === "chat";
+  document.title = `${doc.touched ? `${titleOf(doc)} · ` : ""}${state.model?.id ?? "miniGPT"}`;
+  $("log").hidden = $("ask").hidden = $("system-section").hidden = !chat;
+  $("new-system-section").hidden = !chat;
+  $("editor").hidden = $("write").hidden = $("below-text").hidden = chat;
+  hideTip();
+  if (chat) showConversation(doc);
+  else showText(doc);
+  showFailure();
+  showControls();
+}
+
+/** What went wrong, and the buttons that can help. */
+export function showFailure() {
+  const doc = state.document;
+  const failure = state.failure ?? (doc.kind === "chat" ? cutAnswer(doc) : null);
+  if (!failure) return $("failure").replaceChildren();
+  const button = (label, click, attributes = {}) =>
+    element("button", { type: "button", click, ...attributes }, label);
+  const buttons = [];
+  let { remedy } = failure;
+  if (!state.model) buttons.push(button("Try again", view.connect));
+  else if (failure.tooLong) {
+    const forget = () => forgetAndRepeat(doc, failure);
+    if (doc.kind === "chat" && canForget(doc, failure.earlier)) {
+      remedy = "The model can forget the oldest turns and answer. They stay on this page.";
+      buttons.push(button("Forget the oldest turns", forget, { class: "primary" }));
+    }
+    const label = doc.kind === "chat" ? "New conversation" : "New text";
+    buttons.push(element("a", { class: "button", href: "#" }, label));
+  } else if (failure.retry)
+    buttons.push(button("Try again", doc.kind === "chat" ? () => retry(doc) : generate));
+  const row = buttons.length ? element("div", { class: "row" }, ...buttons) : "";
+  const notice = element("div", { class: "notice" }, element("b", {}, failure.title), remedy, row);
+  $("failure").replaceChildren(notice);
+}
+
+export function showControls() {
+  const busy = Boolean(state.generation);
+  const doc = state.document;
+  const total = doc.kind === "chat" && doc.messages.at(-1)?.total;
+  $("send").hidden = $("generate").hidden = busy;
+  $("stop").hidden = $("stop-text").hidden = !busy;
+  $("send").disabled = $("generate").disabled = !state.model;
+  $("undo").disabled = busy || !doc.marks?.length;
+  $("generate").textContent = doc.marks?.length ? "Continue" : "Generate";
+  $("usage").textContent =
+    total && state.model
+      ? `${total} of ${plural(state.model.context, "token")} of context used`
+      : "";
+  $("latest").hidden = atEnd();
+}
+
+/** Shows the document that the address names, or a new one. A running generation is stopped. */
+export function route() {
+  const id = location.hash.slice(1);
+  if (id && id === state.document?.id) return;
+  stopAndSave();
+  const stored = load(id);
+  state.failure = null;
+  state.document = stored?.kind === (canChat() ? "chat" : "text") ? stored : newDocument();
+  if (!stored) history.replaceState(null, "", location.pathname);
+  show();
+  showList();
+  if (canChat()) fillField(draftOf(state.document));
+  scrollToEnd();
+  if (matchMedia("(hover: hover)").matches && !$("page").inert)
+    (canChat() ? $("message") : $("text")).focus();
+}
+
+/** Before another document, or none, is shown. */
+export function stopAndSave() {
+  state.generation?.controller.abort();
+  if (state.generation) save(state.document);
+  savePending();
+}

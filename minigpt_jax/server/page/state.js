@@ -1,0 +1,27 @@
+// What the page shows, in one object, and the functions that show it.
+
+export const state = {
+  // All models of the server, as /v1/models describes them.
+  models: [],
+  // The one that answers, and the one that answers beside it, if the user wants two answers.
+  model: null,
+  second: null,
+  // The conversation or text on the screen.
+  document: null,
+  // {controller, renderers, waiting}: see generation.js. null unless a model generates.
+  generation: null,
+  // The Failure of the last request.
+  failure: null,
+  // Of the next save.
+  saveTimer: null,
+  // Of the end of the toast.
+  toastTimer: null,
+};
+
+export const canChat = () => state.model?.chat !== false;
+
+/**
+ * Functions that show the state, which main.js sets: what changes the state calls them, and is
+ * itself called by what they show.
+ */
+export const view = { show: null, showList: null, showControls: null, connect: null };

@@ -1,0 +1,118 @@
+"""Versions of an answer, and two models that answer beside each other."""
+
+import json
+
+import pytest
+
+from tests.server.page.browser import (
+    ANSWER,
+    CHAT_ROUTE,
+    ask,
+    messages,
+    open_conversation,
+    reload,
+    sent_bodies,
+    set_settings,
+    wait_until_finished,
+)
+
+OTHER = "other-chat"
+
+
+def retry(page) -> None:
+    page.click("[aria-label=Retry]")
+    wait_until_finished(page)
+
+
+def test_retry_keeps_the_versions_and_the_chosen_one_is_sent_on(page):
+    set_settings(page, max_tokens=8)
+    ask(page, "first")
+    first = messages(page)[1]
+    retry(page)
+    second = messages(page)[1]
+    retry(page)
+    assert page.inner_text(".versions") == "3/3"
+    assert page.is_disabled("[aria-label='Next version']")
+    # By keyboard: the focus stays on the button, or goes to the other one at the end.
+    page.focus("[aria-label='Previous version']")
+    page.keyboard.press("Enter")
+    assert messages(page)[1] == second
+    page.keyboard.press("Enter")
+    assert messages(page)[1] == first and page.inner_text(".versions") == "1/3"
+    assert page.inner_text(ANSWER).strip() == first.strip()
+    focused = "document.activeElement.getAttribute('aria-label')"
+    assert page.evaluate(focused) == "Next version"
+    reload(page)
+    page.click("[aria-label='Next version']")
+    assert messages(page)[1] == second
+    bodies = sent_bodies(page)
+    ask(page, "next")
+    assert [m["content"] for m in bodies[0]["messages"]] == ["first", second, "next"]
+
+
+def test_a_version_that_failed_or_was_empty_is_not_kept(page):
+    open_conversation(page, "kept", "question", "answer")
+    page.route(CHAT_ROUTE, lambda route: None)
+    page.click("[aria-label=Retry]")
+    page.wait_for_selector("#stop")
+    page.keyboard.press("Escape")
+    wait_until_finished(page)
+    assert messages(page) == ["question", "answer"] and not page.locator(".versions").count()
+
+
+@pytest.fixture
+def two_models(page, server):
+    """The server's model under a second name, by which it answers too."""
+    models = json.loads(server.request("/v1/models").body)
+    [model] = models["data"]
+    models["data"].append(model | {"id": OTHER, "context": 128})
+
+    def answer(route) -> None:
+        body = route.request.post_data_json
+        route.continue_(post_data=json.dumps(body | {"model": model["id"]}))
+
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    page.route(CHAT_ROUTE, answer)
+    set_settings(page, max_tokens=8)
+    reload(page)
+    return page
+
+
+def test_another_model_can_be_chosen(two_models):
+    page = two_models
+    bodies = sent_bodies(page)
+    assert page.input_value("#model") == "small-chat" and page.input_value("#second") == ""
+    page.select_option("#model", OTHER)
+    assert "128 tokens" in page.inner_text("#facts")
+    ask(page, "hello")
+    assert bodies[0]["model"] == OTHER and OTHER in page.inner_text(".message.assistant .foot")
+    reload(page)
+    assert page.input_value("#model") == OTHER
+
+
+def test_two_models_answer_beside_each_other_and_one_is_chosen(two_models):
+    page = two_models
+    page.select_option("#second", OTHER)
+    bodies = sent_bodies(page)
+    ask(page, "hello")
+    assert [body["model"] for body in bodies] == ["small-chat", OTHER]
+    assert page.locator(".columns h3").all_inner_texts() == ["small-chat", OTHER]
+    left, right = page.locator(".columns section").all()
+    assert left.bounding_box()["y"] == right.bounding_box()["y"]
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert left.bounding_box()["x"] == right.bounding_box()["x"]
+    page.set_viewport_size({"width": 1280, "height": 800})
+    reload(page)
+    chosen = page.locator(f"{ANSWER} >> nth=1").inner_text()
+    page.locator(".columns button >> nth=1").focus()
+    page.keyboard.press("Enter")
+    assert not page.locator(".columns").count() and page.inner_text(".versions") == "2/2"
+    assert messages(page)[1].strip() == chosen.strip()
+    assert OTHER in page.inner_text(".message.assistant .foot")
+    # Whoever asks on without a choice goes on with the first answer.
+    ask(page, "again")
+    first = messages(page)[3]
+    page.select_option("#second", "")
+    ask(page, "once more")
+    assert not page.locator(".columns").count() and messages(page)[3] == first
+    assert bodies[-1]["messages"][3]["content"] == first
