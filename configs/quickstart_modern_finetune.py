@@ -3,7 +3,7 @@
     python -m data_tools.python_docs --chat-out data/python_chat
     python train.py --config configs/quickstart_modern_finetune.py
 
-`make demo` runs both. It takes minutes on two CPU cores. Expect answers that sound right and end
+`make demo` runs both. Two minutes on two CPU cores. Expect answers that sound right and end
 where they should; most of them are wrong.
 """
 
