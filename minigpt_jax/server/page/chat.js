@@ -83,12 +83,18 @@ function joined(message, old, kept) {
   return kept.length > 1 ? { ...result, beside: true } : result;
 }
 
+/** Asks what is in the text field. */
 export async function send() {
-  const doc = state.document;
   const content = $("message").value.trim();
   if (!content || state.generation || !state.model) return;
   fillField("");
-  keepDraft(doc, "");
+  keepDraft(state.document, "");
+  await ask(content);
+}
+
+export async function ask(content) {
+  const doc = state.document;
+  if (state.generation || !state.model) return;
   $("message").focus();
   // Whoever asks on without a choice goes on with the first of two answers.
   doc.messages.forEach((message) => delete message.beside);
@@ -162,7 +168,9 @@ function replaceMessages(doc, messages) {
 
 /** The Failure's fields for an answer that a full context ended, or undefined. */
 export function cutAnswer(doc) {
-  if (!state.model || state.generation || !isCut(doc.messages.at(-1), state.model.context)) return;
+  const last = doc.messages.at(-1);
+  const model = state.models.find(({ id }) => id === last?.model) ?? state.model;
+  if (state.generation || !isCut(last, model?.context)) return;
   const earlier = doc.messages.findLastIndex((message) => message.role === "user");
   return {
     title: "The context is full, which ended the answer.",

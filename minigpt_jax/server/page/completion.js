@@ -97,7 +97,7 @@ export async function generate() {
   const written = doc.text.slice(start);
   $("usage").textContent = [
     written && noteOf({ ...outcome, content: written }),
-    doc.unseen && "Shaded text was not seen",
+    doc.unseen && "The model did not see the shaded text",
   ]
     .filter(Boolean)
     .join(" · ");

@@ -1,5 +1,5 @@
 // Shows a conversation as elements, with a row of buttons for each message.
-import { chooseVersion, deleteMessage, rememberAll, retry, send } from "./chat.js";
+import { ask, chooseVersion, deleteMessage, rememberAll, retry } from "./chat.js";
 import { $, element, iconButton } from "./dom.js";
 import { save } from "./documents.js";
 import { edit } from "./editing.js";
@@ -25,10 +25,6 @@ export function showConversation(doc) {
 }
 
 function emptyNode() {
-  const ask = (question) => {
-    $("message").value = question;
-    send();
-  };
   return element("li", { class: "empty" }, ...introduction("Ask something", ask));
 }
 

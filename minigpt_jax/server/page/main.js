@@ -50,6 +50,7 @@ function onKey(event) {
     document.querySelector("dialog[open], #options:popover-open")
   )
     return;
+  if (hideTip()) return;
   if ($("page").inert) closePanel();
   else state.generation?.controller.abort();
 }
@@ -135,14 +136,14 @@ function listenToSettings() {
   });
   on("probabilities", "change", (event) => changeSettings({ probabilities: event.target.checked }));
   on("reset-all", "click", resetSampling);
-  on("model", "change", (event) => useModel(() => chooseModel(event.target.value)));
-  on("second", "change", (event) => useModel(() => chooseSecond(event.target.value)));
+  on("model", "change", (event) => useModel(event.target.value));
+  on("second", "change", (event) => chooseSecond(event.target.value));
 }
 
-function useModel(choose) {
+function useModel(id) {
   const couldChat = canChat();
   stopAndSave();
-  choose();
+  chooseModel(id);
   showModel();
   if (canChat() === couldChat) return show();
   history.replaceState(null, "", location.pathname);

@@ -60,9 +60,8 @@ export function tokensNode(tokens) {
   const keydown = (event) => {
     const index = spans.indexOf(event.target);
     const steps = { ArrowLeft: -1, ArrowRight: 1, Home: -index, End: spans.length - 1 - index };
-    if (event.key === "Escape" && isTipOpen()) hideTip();
-    else if (spans[index + steps[event.key]]) move(index, index + steps[event.key]);
-    else return;
+    if (!spans[index + steps[event.key]]) return;
+    move(index, index + steps[event.key]);
     event.preventDefault();
   };
   const move = (from, to) => {
@@ -105,6 +104,9 @@ function showTip(span, [token, logprob, alternatives]) {
   placeBelow($("tip"), span.getClientRects()[0] ?? span.getBoundingClientRect());
 }
 
+/** Returns whether there was one. */
 export function hideTip() {
-  if (isTipOpen()) $("tip").hidePopover();
+  const wasOpen = isTipOpen();
+  if (wasOpen) $("tip").hidePopover();
+  return wasOpen;
 }

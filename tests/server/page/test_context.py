@@ -119,7 +119,7 @@ def test_a_long_text_goes_on_with_its_last_part(text_page, errors):
     assert len(prompts) > 1 and prompts[0] == text and text.endswith(prompts[-1])
     assert page.input_value("#text").startswith(text)
     unseen = page.evaluate("document.querySelector('.unseen').textContent")
-    assert unseen + prompts[-1] == text and "not seen" in page.inner_text("#usage")
+    assert unseen + prompts[-1] == text and "not see the shaded" in page.inner_text("#usage")
     # The next part is not refused first: how many characters a token has is known now.
     sent = len(bodies)
     page.click("#generate")

@@ -232,11 +232,13 @@ def test_an_empty_page_offers_examples(page, server):
     reload(page)
     assert page.locator(".examples button").count() == 3
     assert "parameters" in page.inner_text(".empty") and "wrong" in page.inner_text(".empty")
+    page.fill("#message", "a draft")
     page.focus(".examples button >> nth=1")
     page.keyboard.press("Enter")
     page.wait_for_selector(".message.assistant")
     wait_until_finished(page)
     assert messages(page)[0] == "What is b?" and not page.locator(".empty").count()
+    assert page.input_value("#message") == "a draft"
 
 
 def test_no_blank_band_below_a_question(page):
