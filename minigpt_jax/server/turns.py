@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from minigpt_jax.server.request import ActiveRequest
 
-# One slot in so many is kept for requests without an answer in a slot: a new one then need not wait
-# for the end of a long answer. Servers with fewer slots keep none, since it would cost them more.
+# One slot in so many is kept for newcomers, who then need not wait for the end of a long answer.
+# Servers with fewer slots keep none, since it would cost them more.
 _SLOTS_PER_KEPT_SLOT = 8
 
 
@@ -99,8 +99,11 @@ class WaitingQueue:
         # What fits as a whole need not leave a slot free.
         if free > kept or len(self._waiting) <= free:
             return self._waiting
-        begun = {answer.http_request for answer in running}
-        return [answer for answer in self._waiting if answer.http_request not in begun]
+        # Neither one request nor many requests of one client may fill the kept slots.
+        begun = {answer.http_request: answer.client for answer in running}
+        of_client = Counter(begun.values())
+        others = (answer for answer in self._waiting if answer.http_request not in begun)
+        return [a for a in others if of_client[a.client] < self._num_slots - kept]
 
 
 def _in_turn(

@@ -90,10 +90,15 @@ def test_an_answer_for_which_a_slot_is_free_does_not_wait():
     assert list(queue.numbers_before([]).values()) == [0]
 
 
-def test_one_slot_in_eight_is_kept_for_requests_that_have_none():
+def test_one_slot_in_eight_is_kept_for_newcomers():
     running = answers("a1 " * 7)
     assert taken(queue_of("a1 a1", 8), running) == ""
     assert taken(queue_of("a1 a2 a3", 8), running) == "a2"
+    assert taken(queue_of("a1 b1 b2", 8), running) == "b1"
+    # Nor do many requests of one client get it.
+    singles = answers("a1 a2 a3 a4 a5 a6 a7")
+    assert taken(queue_of("a8 a9", 8), singles) == ""
+    assert taken(queue_of("a8 a9 b1", 8), singles) == "b1"
     assert taken(queue_of("a1 " * 100, 64), []) == " ".join(["a1"] * 56)
     # What fits as a whole gets all slots; so does everything where slots are few.
     assert taken(queue_of("a1 " * 8, 8), []) == " ".join(["a1"] * 8)
