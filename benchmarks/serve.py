@@ -1,4 +1,4 @@
-"""The value of slots: many clients that stream from a server with one slot and one with eight.
+"""A server with one slot and one with eight: speed, and behaviour under load.
 
     python -m benchmarks.serve --run runs/quickstart_finetune
     python -m benchmarks.serve --run runs/pretrain --temperature 1 --clients 16
@@ -9,20 +9,19 @@ and others say so; a server compiles for each doubling of the context, so a shor
 All servers run from the start and take turns; an idle one does nothing. The requests of a round are
 the same for all: prompts and lengths are mixed, and every client sends its next request when it has
 the last answer.
+
+Under load: requests that failed, growth of the server's memory over the rounds, texts that are
+others in a full house than alone, and how long an answer of three tokens takes (median, longest)
+beside one client's 64 answers of 240 tokens, in 4 requests or in 64. At the end a signal comes
+while 48 answers run or wait.
 """
 
 import argparse
 import asyncio
-import json
 import multiprocessing
-import os
 import random
-import re
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -32,18 +31,17 @@ import numpy as np
 
 from benchmarks.contenders import table
 from benchmarks.options import add_integers, model_config
+from benchmarks.serve_load import (
+    CROWD_ANSWERS,
+    NUM_SIGNALLED,
+    changed_texts,
+    complete_under_sigterm,
+    waits_beside_a_crowd,
+)
+from benchmarks.serving_client import ServerProcess, send_all, server
 from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runtime.files import expand_home
 from minigpt_jax.tokenizer import END_OF_TEXT
-
-
-class Answer(NamedTuple):
-    """The answer to one request."""
-
-    text: str
-    tokens: int
-    # Seconds until the first text.
-    first: float
 
 
 class Results(NamedTuple):
@@ -53,12 +51,16 @@ class Results(NamedTuple):
     rates: list[float]
     # Seconds until the first text of each request.
     waits: list[float]
+    # What failed.
+    errors: list[str]
+    # Cells of the second table.
+    load: list[str]
 
 
 def main() -> None:
     """Measure and print the table."""
     options = parse()
-    results = {slots: Results([], []) for slots in options.slots}
+    results = {slots: Results([], [], [], []) for slots in options.slots}
     title = options.run
     differing = 0
     with ExitStack() as stack:
@@ -67,11 +69,17 @@ def main() -> None:
             title = f"random weights, {config.parameters:,} parameters"
             options.run = f"{stack.enter_context(TemporaryDirectory())}/random"
             write_random_run(options.run, config)
-        ports = {slots: stack.enter_context(server(options, slots)) for slots in options.slots}
-        for number in range(options.rounds + 1):
-            # The first round is not counted: it compiles.
-            texts = run_round(options, number, ports, results if number else None)
+        # Every answer has room.
+        options.queue = max(options.clients, CROWD_ANSWERS, NUM_SIGNALLED)
+        servers = {slots: stack.enter_context(server(options, slots)) for slots in options.slots}
+        # Not counted: the first round after the start.
+        first_texts = run_round(options, 0, servers, None)
+        memory = {slots: process.memory() for slots, process in servers.items()}
+        for number in range(1, options.rounds + 1):
+            texts = run_round(options, number, servers, results)
             differing += sum(len(set(same)) > 1 for same in zip(*texts, strict=True))
+        for (slots, process), crowded in zip(servers.items(), first_texts, strict=True):
+            results[slots].load.extend(load_cells(options, process, memory[slots], crowded))
     report(options, title, results, differing)
 
 
@@ -93,21 +101,42 @@ def parse() -> argparse.Namespace:
 def run_round(
     options: argparse.Namespace,
     number: int,
-    ports: dict[int, int],
+    servers: dict[int, ServerProcess],
     results: dict[int, Results] | None,
 ) -> list[list[str]]:
     """The texts of each server in round `number`; adds to `results` if they count."""
     bodies = requests(options, number)
     texts = []
-    for slots, port in ports.items():
+    for slots, process in servers.items():
         began = time.perf_counter()
-        answers = asyncio.run(send_all(port, bodies, options.clients))
+        answers = asyncio.run(send_all(process.port, bodies, options.clients))
         seconds = time.perf_counter() - began
         texts.append([answer.text for answer in answers])
         if results:
             results[slots].rates.append(sum(answer.tokens for answer in answers) / seconds)
             results[slots].waits.extend(answer.first for answer in answers)
+            results[slots].errors.extend(answer.error for answer in answers if answer.error)
     return texts
+
+
+def load_cells(
+    options: argparse.Namespace,
+    process: ServerProcess,
+    memory: float | None,
+    crowded: list[str],
+) -> list[str]:
+    """The cells of the second table; `memory`, `crowded`: MiB and texts of the first round."""
+    now = process.memory()
+    growth = "unknown" if now is None or memory is None else f"{now - memory:+.1f} MiB"
+    bodies = requests(options, 0)
+    prompt = bodies[0]["prompt"]
+    return [
+        growth,
+        changed_texts(process.port, bodies, crowded),
+        *waits_beside_a_crowd(process.port, prompt),
+        # Last, because it ends the server.
+        complete_under_sigterm(process, prompt),
+    ]
 
 
 def report(
@@ -116,7 +145,7 @@ def report(
     """Print the table."""
     base = median(results[options.slots[0]].rates)
     rows = []
-    for slots, (rates, waits) in results.items():
+    for slots, (rates, waits, _, _) in results.items():
         p50, p95 = np.quantile(waits, (0.5, 0.95))
         row = [
             str(slots),
@@ -132,11 +161,13 @@ def report(
         f"{title}, {options.quantize or 'not quantized'}: {options.clients} clients, "
         f"{count} requests per round, {options.rounds} rounds"
     )
-    print(f"{differing} of {count * (options.rounds + 1)} texts differ between the servers")
+    print(f"{differing} of {count * options.rounds} texts differ between the servers")
     print(table(["slots", "tokens/s", "rounds", "times", "first text p50", "p95"], rows))
-
-
-# ---- the clients
+    head = ["slots", "errors", "memory", "changed", "beside 4 x 16", "beside 64 x 1", "SIGTERM"]
+    print("\nUnder load:")
+    print(table(head, [[str(s), str(len(r.errors)), *r.load] for s, r in results.items()]))
+    for error in sorted({error for result in results.values() for error in result.errors}):
+        print(f"error: {error}")
 
 
 def requests(options: argparse.Namespace, number: int) -> list[dict]:
@@ -151,52 +182,9 @@ def requests(options: argparse.Namespace, number: int) -> list[dict]:
             "temperature": options.temperature,
             "top_p": options.top_p,
             "seed": seed,
-            "stream": True,
-            "stream_options": {"include_usage": True},
         }
         bodies.append(body)
     return bodies
-
-
-async def send_all(port: int, bodies: Sequence[dict], clients: int) -> list[Answer]:
-    """All answers, in the order of `bodies`; `clients` requests are open at a time."""
-
-    async def client(number: int) -> list[Answer]:
-        return [await send(port, body) for body in bodies[number::clients]]
-
-    own = await asyncio.gather(*(client(number) for number in range(clients)))
-    return [own[i % clients][i // clients] for i in range(len(bodies))]
-
-
-async def send(port: int, body: dict) -> Answer:
-    """One answer, over a connection of its own."""
-    began = time.perf_counter()
-    first = None
-    text = ""
-    tokens = 0
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    content = json.dumps(body).encode()
-    head = (
-        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-    )
-    writer.write(head.encode() + content)
-    status = await reader.readline()
-    if b" 200 " not in status:
-        raise RuntimeError(f"expected status 200, found {status.decode().strip()}")
-    while (line := await reader.readline()) != b"data: [DONE]\n":
-        if not line:
-            raise RuntimeError("the server closed the connection")
-        if line.startswith(b"data: "):
-            chunk = json.loads(line.removeprefix(b"data: "))
-            first = first or time.perf_counter() - began
-            text += "".join(choice["text"] for choice in chunk["choices"])
-            tokens = (chunk["usage"] or {}).get("completion_tokens", tokens)
-    writer.close()
-    return Answer(text, tokens, first or time.perf_counter() - began)
-
-
-# ---- the servers
 
 
 def write_random_run(folder: str, config: GPTConfig) -> None:
@@ -220,32 +208,6 @@ def _write_random_run(folder: str, config: GPTConfig) -> None:
     jax.config.update("jax_platforms", "cpu")
     variables = jax.jit(GPT(config).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     write_run(Path(folder), config, nn.unbox(variables["params"]), "random numbers")
-
-
-@contextmanager
-def server(options: argparse.Namespace, slots: int) -> Iterator[int]:
-    """The port of a server that is ready."""
-    command = [sys.executable, "-m", "minigpt_jax.server", "--port", "0"]
-    command += ["--run", options.run, "--slots", str(slots), "--queue", str(options.clients)]
-    if options.quantize:
-        command += ["--quantize", options.quantize]
-    # All servers share the memory of a GPU.
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        yield ready_port(process.stderr)
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def ready_port(lines: Iterable[str]) -> int:
-    """The port that a server prints when it is ready."""
-    for line in lines:
-        if found := re.search(r"ready: http://\S+:(\d+)", line):
-            return int(found[1])
-    raise RuntimeError("the server did not start")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,18 @@ class TextStream:
         piece, self._pending = self._pending[:end], self._pending[end:]
         return piece
 
+    def push_until_stop(self, ids: Sequence[int]) -> tuple[str, int]:
+        """The text of `ids` up to a stop string, and how many of them were used for it.
+
+        One id at a time, so that the last one used is the one that completed the string.
+        """
+        text = ""
+        for used, id in enumerate(ids, start=1):
+            text += self.push([id])
+            if self.stopped:
+                return text, used
+        return text, len(ids)
+
     def _possible_stop_length(self) -> int:
         """Characters at the end of the pending text with which a stop string begins.
 

@@ -34,6 +34,16 @@ def is_address(name: str) -> bool:
     return True
 
 
+def client_address(peer: str, forwarded_for: str) -> str:
+    """The address of a client: of the other end of the connection, or the one that a proxy names.
+
+    `forwarded_for`: the header X-Forwarded-For, to which each proxy adds its own client. It counts
+    only if it comes from this machine, as a proxy's does: all clients of one have one `peer`.
+    """
+    last = forwarded_for.rpartition(",")[2].strip()
+    return last if last and is_loopback(peer) else peer
+
+
 def split_host(host: str) -> tuple[str, str]:
     """The name and the port ("" without one) in "NAME:PORT", as a Host header has it.
 

@@ -1,8 +1,7 @@
 """The HTTP routes: they read a body, send its requests to the engine and return the response."""
 
 import asyncio
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,13 +11,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from minigpt_jax import __version__
-from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.server import schema
+from minigpt_jax.server.addresses import client_address
 from minigpt_jax.server.api_error import ApiError, encode_json
-from minigpt_jax.server.engine import Engine
-from minigpt_jax.server.examples import example_questions
+from minigpt_jax.server.metrics import CONTENT_TYPE, metrics_text
+from minigpt_jax.server.models import ServedModel, find_model, health
 from minigpt_jax.server.page_files import PageFiles
-from minigpt_jax.server.parse import ParsedRequest, RequestParser
+from minigpt_jax.server.parse import ParsedRequest, RequestParser, parse_body
 from minigpt_jax.server.streaming import (
     EventStreamResponse,
     ResponseStream,
@@ -48,13 +47,9 @@ DISCARD_BYTES = 16 * MAX_BODY_BYTES
 class App:
     """The routes, and what they share."""
 
-    def __init__(self, engine: Engine, run: LoadedRun, model_name: str):
-        self._engine = engine
-        self._run = run
-        self._model_name = model_name
-        self._created = int(time.time())
-        self._examples = example_questions(run)
-        self._parser = RequestParser(run, model_name)
+    def __init__(self, models: Sequence[ServedModel]):
+        """`models`: the first one answers requests that name none."""
+        self._models = models
         self._page = PageFiles()
 
     def routes(self) -> Starlette:
@@ -62,6 +57,7 @@ class App:
         routes = [
             *self._page.routes(),
             Route("/health", self.health),
+            Route("/metrics", self.metrics),
             Route("/openapi.json", self.openapi),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
@@ -77,44 +73,55 @@ class App:
         return Starlette(routes=routes, exception_handlers=handlers)
 
     async def health(self, request: HttpRequest) -> Response:
-        """Whether the server works, and how fast."""
-        health = self._engine.health()
-        alive = health.pop("alive")
-        body = {
-            "status": "ok" if alive else "failed",
-            **health,
-            "tasks": len(asyncio.all_tasks()),
-        }
-        return _json(body, 200 if alive else 503)
+        """Whether the server takes requests (then the status is 200), and how fast it works."""
+        numbers = health(self._models, draining=request.scope["draining"])
+        del numbers["alive"]
+        status = 200 if numbers["status"] == "ok" else 503
+        return _json({**numbers, "tasks": len(asyncio.all_tasks())}, status)
+
+    async def metrics(self, request: HttpRequest) -> Response:
+        """Counts and times for Prometheus."""
+        numbers = {model.name: model.engine.numbers() for model in self._models}
+        return Response(metrics_text(numbers), headers={"Content-Type": CONTENT_TYPE})
 
     async def openapi(self, request: HttpRequest) -> Response:
         """The description of the API."""
         return _json(schema.openapi(__version__))
 
     async def models(self, request: HttpRequest) -> Response:
-        """A list of the one model."""
-        return _json({"object": "list", "data": [self._model_description()]})
+        """A list of the models."""
+        data = [model.description() for model in self._models]
+        return _json({"object": "list", "data": data})
 
     async def model(self, request: HttpRequest) -> Response:
-        """The one model."""
-        self._parser.check_model(request.path_params["name"])
-        return _json(self._model_description())
+        """One model."""
+        return _json(find_model(self._models, request.path_params["name"]).description())
 
     async def chat_completions(self, request: HttpRequest) -> Response:
         """The next message of a conversation."""
-        return await self._generate(request, self._parser.parse_chat)
+        return await self._generate(request, schema.CHAT, RequestParser.parse_chat)
 
     async def completions(self, request: HttpRequest) -> Response:
         """Continuations of one or more texts."""
-        return await self._generate(request, self._parser.parse_completion)
+        return await self._generate(request, schema.COMPLETION, RequestParser.parse_completion)
 
     async def _generate(
-        self, request: HttpRequest, parse: Callable[[bytes], ParsedRequest]
+        self,
+        request: HttpRequest,
+        fields: dict,
+        parse: Callable[[RequestParser, dict], ParsedRequest],
     ) -> Response:
-        body = await read_body(request)
+        """The response to a body with these `fields`, which the model's parser reads by `parse`."""
+        raw = await read_body(request)
+
+        def read() -> tuple[ServedModel, ParsedRequest, str]:
+            body = parse_body(raw, fields)
+            model = find_model(self._models, body.get("model"))
+            return model, parse(model.parser, body), client_of(request, body)
+
         # In a thread: the tokenizer may need long, and other clients must not wait for it.
-        parsed = await asyncio.to_thread(parse, body)
-        stream = ResponseStream(self._engine, parsed.requests)
+        model, parsed, client = await asyncio.to_thread(read)
+        stream = ResponseStream(model.engine, parsed.requests, client)
         if parsed.stream:
             return EventStreamResponse(parsed, stream)
         try:
@@ -122,19 +129,15 @@ class App:
         finally:
             stream.close()
 
-    def _model_description(self) -> dict:
-        config = self._run.config
-        return {
-            "id": self._model_name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "minigpt-jax",
-            "context": config.context,
-            "chat": self._run.can_chat,
-            "vocab_size": config.vocab_size,
-            "parameters": config.parameters,
-            "examples": self._examples,
-        }
+
+def client_of(request: HttpRequest, body: dict) -> str:
+    """What tells clients apart, which take turns: address, program and the user that it names.
+
+    Whoever invents users gets more turns, but no other client loses its own.
+    """
+    peer = request.client.host if request.client else ""
+    address = client_address(peer, request.headers.get("x-forwarded-for", ""))
+    return "\n".join((address, request.headers.get("user-agent", ""), str(body.get("user", ""))))
 
 
 async def read_body(request: HttpRequest) -> bytes:

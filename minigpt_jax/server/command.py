@@ -4,6 +4,7 @@ import argparse
 import os
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.runtime.files import expand_home
@@ -43,7 +44,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m minigpt_jax.server", description="A chat page and an OpenAI-compatible API."
     )
     add = parser.add_argument
-    add("--run", type=expand_home, help="folder of a run (default: the newest one)")
+    add(
+        "--run",
+        type=expand_home,
+        action="append",
+        help="folder of a run (default: the newest one); may be repeated: requests name the model",
+    )
     add(
         "--runs",
         type=expand_home,
@@ -81,6 +87,32 @@ def _parser() -> argparse.ArgumentParser:
         help="8-bit weights: faster where reading weights is the bottleneck, slightly less exact",
     )
     return parser
+
+
+def models_by_name(folders: Sequence[Path]) -> dict[str, Path]:
+    """The runs in `folders` by the names of their models.
+
+    The name is that of the folder; where two have the same, with as many of the folders above as
+    tell them apart. Raises InputError for a folder that comes twice.
+    """
+    # Absolute, because the path "." has no name; not resolved, because links have names too.
+    paths = [folder.absolute() for folder in folders]
+    real = [folder.resolve() for folder in folders]
+    for i, folder in enumerate(folders):
+        if real[i] in real[:i]:
+            raise InputError(f"--run {folder}: this run is there twice, expected it once")
+    names = (_shortest_name(path, paths) for path in paths)
+    return dict(zip(names, folders, strict=True))
+
+
+def _shortest_name(path: Path, paths: Sequence[Path]) -> str:
+    """The last parts of `path`, as few as no other of `paths` ends with."""
+    parts = path.parts
+    for count in range(1, len(parts)):
+        last = parts[-count:]
+        if sum(other.parts[-count:] == last for other in paths) == 1:
+            return "/".join(last)
+    return str(path)
 
 
 def _api_key(flag: str | None) -> str | None:

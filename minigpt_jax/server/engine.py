@@ -7,7 +7,6 @@ block of tokens at a time. Between two blocks finished requests leave and waitin
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -15,11 +14,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from minigpt_jax.decoding import BLOCK, TopLogprobs
+from minigpt_jax.decoding import TopLogprobs
 from minigpt_jax.generate import accept_tokens
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.server.device_batch import MIN_CACHE_LENGTH, BlockPlan, DeviceBatch
 from minigpt_jax.server.logprobs import echoed_prompt, with_logprobs
+from minigpt_jax.server.metrics import Numbers
+from minigpt_jax.server.pace import TARGET_BLOCK_SECONDS, Pace
 from minigpt_jax.server.request import (
     ActiveRequest,
     Delta,
@@ -30,14 +31,8 @@ from minigpt_jax.server.request import (
     check_prompt,
 )
 from minigpt_jax.server.stats import CompilationCounter, EngineStats
+from minigpt_jax.server.turns import WaitingQueue
 from minigpt_jax.text_stream import TextStream
-from minigpt_jax.tokenizer import END_OF_TEXT
-
-# How long a block should take: a new request waits up to this long even if a slot is free, and text
-# is sent this often.
-TARGET_BLOCK_SECONDS = 0.1
-# Weight of the newest block in the moving average of the seconds per token.
-_AVERAGE_WEIGHT = 0.2
 
 
 class InFlightBlock(NamedTuple):
@@ -71,33 +66,39 @@ class Engine:
         quantize: str | None = None,
         min_cache_length: int = MIN_CACHE_LENGTH,
         target_block_seconds: float = TARGET_BLOCK_SECONDS,
+        compilations: CompilationCounter | None = None,
     ):
-        """`queue_size`: requests that may wait. `quantize`: see `prepare_for_decoding`."""
+        """`queue_size`: requests that may wait. `quantize`: see `prepare_for_decoding`.
+
+        `compilations`: the counter of this process, if it has one.
+        """
         self.config = run.config
         self.tokenizer = run.tokenizer
         self.num_slots = num_slots
         self.queue_size = queue_size
-        self._target_block_seconds = target_block_seconds
-        self._seconds_per_token = 0.0
+        self._pace = Pace(target_block_seconds)
         self._slots: list[ActiveRequest | None] = [None] * num_slots
-        self._waiting: deque[ActiveRequest] = deque()
+        self._waiting = WaitingQueue(num_slots)
         # Guards the slots, the queue and the stats; notified when the thread may have work.
         self._changed = threading.Condition()
         self._closing = False
         self._stats = EngineStats()
-        self._compilations = CompilationCounter()
+        self._compilations = compilations or CompilationCounter()
         self._batch = DeviceBatch(
             run, num_slots, quantize=quantize, min_cache_length=min_cache_length
         )
         self._batch.warm_up()
-        self._compiled_at_start = self._compilations.count
+        self._compilations.mark_warm()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def submit(
-        self, requests: Sequence[Request], receive: Callable[[int, Delta], object]
+        self,
+        requests: Sequence[Request],
+        receive: Callable[[int, Delta], object],
+        client: str = "",
     ) -> list[ActiveRequest]:
-        """Queue all `requests` or none.
+        """Queue all `requests`, which are one HTTP request of `client`, or none.
 
         `receive(i, delta)` is called for the i-th request in the engine's thread and must return
         immediately. Raises InputError for a prompt that does not fit, QueueFull, and EngineClosed
@@ -105,17 +106,25 @@ class Engine:
         """
         for request in requests:
             check_prompt(request.prompt, self.config.context, request.max_tokens)
+        http_request = object()
         added = [
-            ActiveRequest(request, partial(receive, i), TextStream(self.tokenizer, request.stop))
+            ActiveRequest(
+                request,
+                partial(receive, i),
+                TextStream(self.tokenizer, request.stop),
+                client,
+                http_request,
+            )
             for i, request in enumerate(requests)
         ]
         with self._changed:
             if self._closing:
                 raise EngineClosed
-            free = self._slots.count(None)
-            if len(self._waiting) + len(added) > self.queue_size + free:
-                raise QueueFull
-            self._waiting.extend(added)
+            room = self.queue_size + self._slots.count(None) - len(self._waiting)
+            if len(added) > room:
+                self._stats.refused += len(added)
+                raise QueueFull(self._seconds_until_ended(len(added) - room))
+            self._waiting.add(added)
             self._stats.submitted += len(added)
             self._changed.notify()
         return added
@@ -123,10 +132,24 @@ class Engine:
     def cancel(self, cancelled: Sequence[ActiveRequest]) -> None:
         """Send nothing more for these; their slots are free before the next block."""
         with self._changed:
-            for active in cancelled:
+            unfinished = [active for active in cancelled if not active.finished]
+            self._stats.cancel(unfinished)
+            for active in unfinished:
                 active.finished = True
-            self._waiting = deque(active for active in self._waiting if not active.finished)
+            self._waiting.remove_finished()
             self._changed.notify()
+
+    def num_before(self, answers: Sequence[ActiveRequest]) -> int | None:
+        """How many others get a slot before the first of `answers`.
+
+        None if one of them has a slot, or gets one when the current block ends.
+        """
+        with self._changed:
+            numbers = self._waiting.numbers_before(self._running())
+            unfinished = [active for active in answers if not active.finished]
+        if not unfinished or any(active not in numbers for active in unfinished):
+            return None
+        return min(numbers[active] for active in unfinished)
 
     def close(self) -> None:
         """Finish all requests with the reason "closed" and end the thread."""
@@ -138,16 +161,32 @@ class Engine:
     def health(self) -> dict:
         """The numbers of /health."""
         with self._changed:
-            compilations = self._compilations.count
             return {
                 "alive": not self._closing,
                 "slots": self.num_slots,
                 "active": self.num_slots - self._slots.count(None),
                 "queued": len(self._waiting),
-                "compilations": compilations,
-                "compilations_since_warm_up": compilations - self._compiled_at_start,
+                "compilations": self._compilations.count,
+                "compilations_since_warm_up": self._compilations.since_warm_up,
                 **self._stats.summary(),
             }
+
+    def numbers(self) -> Numbers:
+        """The numbers of /metrics."""
+        with self._changed:
+            running, waiting = len(self._running()), len(self._waiting)
+            return self._stats.numbers(slots=self.num_slots, running=running, waiting=waiting)
+
+    def _running(self) -> list[ActiveRequest]:
+        return [active for active in self._slots if active is not None]
+
+    def _seconds_until_ended(self, count: int) -> float:
+        """About how long it takes until `count` of the answers in slots and queue have ended."""
+        seconds_each = self._stats.seconds_in_slot
+        if seconds_each is None:
+            longest = max((active.remaining for active in self._running()), default=0)
+            seconds_each = longest * self._pace.seconds_per_token
+        return count * seconds_each / self.num_slots
 
     # Everything below runs in the engine's own thread.
 
@@ -188,9 +227,14 @@ class Engine:
         prefilled = False
         for row in range(self.num_slots):
             with self._changed:
-                if self._slots[row] is not None or not self._waiting:
+                if self._slots[row] is not None:
                     continue
-                active = self._slots[row] = self._waiting.popleft()
+                active = self._waiting.take(self._running())
+                if active is None:
+                    break
+                self._slots[row] = active
+                active.admitted = time.monotonic()
+                self._stats.admit(active)
             if active.request.echo_from is not None:
                 self._send(active, echoed_prompt(active.request, self._batch, self.tokenizer))
             if active.finished:
@@ -212,7 +256,7 @@ class Engine:
         """
         others_wait = bool(self._waiting)
         remaining = [a.remaining for _, a in active]
-        count = self._block_length(min(remaining) if others_wait else max(remaining))
+        count = self._pace.block_length(min(remaining) if others_wait else max(remaining))
         started = time.monotonic()
         plan = BlockPlan(
             sampling={row: a.request.sampling for row, a in active},
@@ -224,14 +268,6 @@ class Engine:
         tokens, logprobs = self._batch.decode(plan)
         return InFlightBlock(active, tokens, logprobs, started, after_prefill)
 
-    def _block_length(self, needed: int) -> int:
-        """As many tokens as fit the target time, and no more than `needed`."""
-        if not self._seconds_per_token:
-            # Nothing has been measured yet.
-            return 1
-        affordable = int(self._target_block_seconds / self._seconds_per_token)
-        return max(1, min(BLOCK, needed, affordable))
-
     def _collect(self, block: InFlightBlock) -> list[BlockOutput]:
         """Wait for a block, and free the slots of requests that it finishes.
 
@@ -242,7 +278,7 @@ class Engine:
         # A row holds -1 after its end, and the row that ended last has a token of each iteration.
         iterations = (tokens >= 0).sum(1).max()
         if not block.after_prefill:
-            self._update_pace(seconds / iterations)
+            self._pace.update(seconds / iterations)
         outputs = []
         finished_rows = []
         for row, active in block.active:
@@ -258,10 +294,6 @@ class Engine:
             for row in finished_rows:
                 self._slots[row] = None
         return outputs
-
-    def _update_pace(self, seconds_per_token: float) -> None:
-        weight = _AVERAGE_WEIGHT if self._seconds_per_token else 1.0
-        self._seconds_per_token += weight * (seconds_per_token - self._seconds_per_token)
 
     def _accept(
         self, active: ActiveRequest, drawn: np.ndarray, logprobs: TopLogprobs | None
@@ -288,7 +320,7 @@ class Engine:
         for active, tokens, finish_reason in outputs:
             if active.finished:
                 continue
-            text, used = _decode_until_stop(active.text, tokens)
+            text, used = active.text.push_until_stop([token.id for token in tokens])
             if active.text.stopped:
                 finish_reason = "stop"
             if finish_reason:
@@ -311,22 +343,7 @@ class Engine:
     def _close_all(self) -> None:
         with self._changed:
             self._closing = True
-            unfinished = [a for a in (*self._slots, *self._waiting) if a is not None]
+            unfinished = [*self._running(), *self._waiting.clear()]
             self._slots = [None] * self.num_slots
-            self._waiting = deque()
         for active in unfinished:
             self._send(active, Delta("", [], "closed"))
-
-
-def _decode_until_stop(stream: TextStream, tokens: list[Token]) -> tuple[str, int]:
-    """The text of `tokens` up to a stop string, and how many tokens were used for it.
-
-    One token at a time, so that the last token of an answer is the one that completed the string.
-    """
-    text = ""
-    for used, token in enumerate(tokens, start=1):
-        # Role markers and stop tokens are not text.
-        text += stream.push([token.id] if token.id < END_OF_TEXT else [])
-        if stream.stopped:
-            return text, used
-    return text, len(tokens)

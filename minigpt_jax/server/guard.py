@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from minigpt_jax.server.addresses import is_address, is_wildcard, split_host
 from minigpt_jax.server.api_error import ApiError
 
+# For programs that watch servers, as with other servers of models: counts and names of runs.
+_WITHOUT_KEY = ("/health", "/metrics")
 # Characters of a header that an error message repeats.
 _MAX_SHOWN = 100
 _HEADERS = [
@@ -53,7 +55,8 @@ class Guard:
 
         # A slash at the end changes nothing. Starlette would redirect the client, and not know that
         # a proxy in front of it has another name and TLS.
-        scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        path = scope["path"].rstrip("/") or "/"
+        scope = {**scope, "path": path, "draining": self.draining}
         try:
             self._check(scope)
         except ApiError as error:
@@ -71,7 +74,7 @@ class Guard:
         _check_framing(scope)
         host = _single_header(scope, b"host")
         self._check_host(host)
-        if scope["path"] != "/health":
+        if scope["path"] not in _WITHOUT_KEY:
             self._check_key(_single_header(scope, b"authorization"), scope["path"])
         if scope["method"] == "POST":
             origin = _single_header(scope, b"origin")

@@ -46,7 +46,7 @@ class ParsedRequest:
 
 
 class RequestParser:
-    """Checks bodies against the schema and against what this model can do."""
+    """Checks bodies, which match the schema, against what this model can do."""
 
     def __init__(self, run: LoadedRun, model_name: str):
         self._run = run
@@ -54,20 +54,8 @@ class RequestParser:
         # No text of more characters fits into the context, so that it need not be tokenized.
         self._max_characters = run.config.context * int(run.tokenizer.byte_lengths().max())
 
-    def check_model(self, name: str) -> None:
-        """Raises ApiError (404) for another model than the one that is served."""
-        if name != self._model_name:
-            raise ApiError(
-                404,
-                f"unknown model: expected {self._model_name!r}, the only one of this server",
-                param="model",
-                code="model_not_found",
-            )
-
-    def parse_chat(self, raw: bytes) -> ParsedRequest:
+    def parse_chat(self, body: dict) -> ParsedRequest:
         """The request for the next message of a conversation. Raises ApiError."""
-        body = _parsed_body(raw, schema.CHAT)
-        self.check_model(body.get("model", self._model_name))
         if not self._run.can_chat:
             raise ApiError(
                 400,
@@ -84,10 +72,8 @@ class RequestParser:
         requests = self._requests(body, prompts, max_tokens, num_logprobs)
         return self._parsed(body, requests, [prompt], chat=True)
 
-    def parse_completion(self, raw: bytes) -> ParsedRequest:
+    def parse_completion(self, body: dict) -> ParsedRequest:
         """The request for continuations of one or more texts. Raises ApiError."""
-        body = _parsed_body(raw, schema.COMPLETION)
-        self.check_model(body.get("model", self._model_name))
         if body.get("best_of", 1) not in (1, body.get("n", 1)):
             raise ApiError(400, "best_of: not supported, unless equal to n", param="best_of")
         given = _as_list(body["prompt"])
@@ -210,7 +196,7 @@ class RequestParser:
         return ParsedRequest(requests, format, stream, sum(map(len, prompts)))
 
 
-def _parsed_body(raw: bytes, fields: dict) -> dict:
+def parse_body(raw: bytes, fields: dict) -> dict:
     """The body, checked against the schema `fields` and for typos. Raises ApiError."""
     body = parse_object(raw, fields)
     check_unknown(body, fields["properties"])

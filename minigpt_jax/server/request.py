@@ -16,7 +16,11 @@ MAX_PROMPT_LOGPROBS = 5
 
 
 class QueueFull(Exception):
-    """The queue has no room: try again later."""
+    """The queue has no room: try again in `seconds`."""
+
+    def __init__(self, seconds: float):
+        super().__init__(seconds)
+        self.seconds = seconds
 
 
 class EngineClosed(Exception):
@@ -78,7 +82,12 @@ class ActiveRequest:
     request: Request
     receive: Callable[[Delta], object]
     text: TextStream
+    # Whose it is: clients take turns, and so do the HTTP requests of a client.
+    client: str = ""
+    http_request: object = None
+    # Seconds of time.monotonic(), and when it got a slot.
     submitted: float = field(default_factory=time.monotonic)
+    admitted: float | None = None
     num_generated: int = 0
     first_token_sent: bool = False
     # Complete or cancelled: `receive` is not called any more.

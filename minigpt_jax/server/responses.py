@@ -20,6 +20,11 @@ def sse_event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
+def sse_comment(text: str) -> bytes:
+    """A comment between server-sent events, which clients ignore."""
+    return f": {text}\n\n".encode()
+
+
 @dataclass
 class Choice:
     """One complete answer, collected from its deltas."""

@@ -205,8 +205,9 @@ def openapi(version: str) -> dict:
     paths = {
         "/v1/chat/completions": _post(CHAT, "Answers a conversation; finetuned models only."),
         "/v1/completions": _post(COMPLETION, "Continues a text."),
-        "/v1/models": _get("The one model."),
-        "/health": _get("Whether the server works, and how fast."),
+        "/v1/models": _get("The models."),
+        "/health": _get("Whether the server takes requests, and how fast it works."),
+        "/metrics": _get("Counts and times for Prometheus.", "text/plain"),
     }
     return {
         "openapi": "3.1.0",
@@ -228,8 +229,8 @@ def _post(schema: dict, summary: str) -> dict:
     }
 
 
-def _get(summary: str) -> dict:
-    success = {"description": "An object.", "content": {"application/json": {}}}
+def _get(summary: str, content_type: str = "application/json") -> dict:
+    success = {"description": "What was asked for.", "content": {content_type: {}}}
     return {"get": {"summary": summary, "responses": _responses(success)}}
 
 

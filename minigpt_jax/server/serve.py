@@ -1,11 +1,11 @@
-"""Run a server: load a run, compile, answer requests, and finish running answers at the end."""
+"""Run a server: load runs, compile, answer requests, and finish running answers at the end."""
 
 import argparse
 import asyncio
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from minigpt_jax import load_run
@@ -15,38 +15,61 @@ from minigpt_jax.server.app import App
 from minigpt_jax.server.connection import make_server
 from minigpt_jax.server.engine import Engine
 from minigpt_jax.server.guard import Guard
+from minigpt_jax.server.models import ServedModel
+from minigpt_jax.server.stats import CompilationCounter
 
 _POLL_SECONDS = 0.02
 # While it serves. Signals are noticed that often.
 _IDLE_POLL_SECONDS = 0.1
 
 
-def serve_run(folder: Path, listener: socket.socket, options: argparse.Namespace) -> None:
-    """Serve the run in `folder` on `listener` until a signal comes. Raises InputError."""
-    run = load_run(folder)
-    enable_compilation_cache(folder.parent)
-    print(
-        f"{folder}: {run.config.parameters:,} parameters, context {run.config.context}; compiling",
-        file=sys.stderr,
-    )
-    engine = Engine(
-        run, num_slots=options.slots, queue_size=options.queue, quantize=options.quantize
-    )
-    # Absolute, because the path "." has no name.
+def serve_runs(
+    folders: Mapping[str, Path], listener: socket.socket, options: argparse.Namespace
+) -> None:
+    """Serve the runs in `folders`, by the names of their models, until a signal comes.
+
+    Raises InputError.
+    """
+    models = load_models(folders, options)
     guard = Guard(
-        App(engine, run, folder.absolute().name).routes(),
+        App(models).routes(),
         host=options.host,
         key=options.api_key,
         allowed_hosts=options.allowed_host,
     )
     # Not earlier: until here there is nothing to finish, and a signal ends the process.
     interrupt = Interrupt("finishing running answers")
-    asyncio.run(serve(guard, engine, listener, options.grace, lambda: interrupt.requested))
+    engines = [model.engine for model in models]
+    asyncio.run(serve(guard, engines, listener, options.grace, lambda: interrupt.requested))
+
+
+def load_models(folders: Mapping[str, Path], options: argparse.Namespace) -> list[ServedModel]:
+    """Load each run, then compile what each needs to answer. Raises InputError."""
+    # All are loaded before any is compiled, which takes longer than to find out that one is bad.
+    runs = {name: load_run(folder) for name, folder in folders.items()}
+    enable_compilation_cache(next(iter(folders.values())).parent)
+    compilations = CompilationCounter()
+    models = []
+    for name, run in runs.items():
+        print(
+            f"{folders[name]}: {run.config.parameters:,} parameters, "
+            f"context {run.config.context}; compiling",
+            file=sys.stderr,
+        )
+        engine = Engine(
+            run,
+            num_slots=options.slots,
+            queue_size=options.queue,
+            quantize=options.quantize,
+            compilations=compilations,
+        )
+        models.append(ServedModel(name, run, engine))
+    return models
 
 
 async def serve(
     guard: Guard,
-    engine: Engine,
+    engines: Sequence[Engine],
     listener: socket.socket,
     grace: float,
     stop_requested: Callable[[], bool],
@@ -69,8 +92,8 @@ async def serve(
     deadline = time.monotonic() + grace
     while guard.running and not serving.done() and time.monotonic() < deadline:
         await asyncio.sleep(_POLL_SECONDS)
-    # In a thread: close() waits for the engine, and this event loop must send answers meanwhile.
-    await asyncio.to_thread(engine.close)
+    # In threads: close() waits for the engine, and this event loop must send answers meanwhile.
+    await asyncio.gather(*(asyncio.to_thread(engine.close) for engine in engines))
     server.should_exit = True
     await serving
 

@@ -1,49 +1,110 @@
-"""What /health reports: counts since the start, recent speed, and compilations."""
+"""What an engine counts since its start, and its recent speed: for /health and /metrics."""
 
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
+from minigpt_jax.server.metrics import Histogram, Numbers
 from minigpt_jax.server.request import ActiveRequest, Delta
 
-_RECENT_REQUESTS = 1024
+_RECENT_ANSWERS = 1024
 _RECENT_BLOCKS = 512
 _COMPILATION_EVENT = "/jax/core/compile/backend_compile_duration"
+# The reason by which an answer is counted where it is not the one that its client gets.
+_ENDED = {"closed": "error"}
 
 
 class CompilationCounter:
-    """Counts compilations of this process, programs that come from the disk cache included."""
+    """Counts compilations of this process, programs that come from the disk cache included.
+
+    The engines of a process share one.
+    """
 
     def __init__(self):
         self.count = 0
+        self._count_when_warm = 0
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+    @property
+    def since_warm_up(self) -> int:
+        """Compilations since the last engine was ready."""
+        return self.count - self._count_when_warm
+
+    def mark_warm(self) -> None:
+        """An engine is ready."""
+        self._count_when_warm = self.count
 
     def _on_event(self, event: str, duration_secs: float, **_) -> None:
         self.count += event == _COMPILATION_EVENT
 
 
-@dataclass
 class EngineStats:
-    """Counts since the start, and times of the most recent requests and blocks."""
+    """Counts since the start, and times of the most recent answers and blocks, in seconds."""
 
-    submitted: int = 0
-    tokens: int = 0
-    # Seconds from submission to the first token.
-    first_token_seconds: deque[float] = field(
-        default_factory=lambda: deque(maxlen=_RECENT_REQUESTS)
-    )
-    # Tokens of a block, and the seconds that it took.
-    blocks: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_RECENT_BLOCKS))
+    def __init__(self):
+        self.submitted = 0
+        self.refused = 0
+        # Tokens of a block, and the seconds that it took.
+        self.blocks: deque[tuple[int, float]] = deque(maxlen=_RECENT_BLOCKS)
+        self._prompt_tokens = 0
+        self._tokens = 0
+        self._ended = Counter({"stop": 0, "length": 0, "abort": 0, "error": 0})
+        self._recent_first_token: deque[float] = deque(maxlen=_RECENT_ANSWERS)
+        # From the slot to the end, of complete answers.
+        self._recent_in_slot: deque[float] = deque(maxlen=_RECENT_ANSWERS)
+        self._first_token = Histogram()
+        self._queue_time = Histogram()
+        self._duration = Histogram()
+
+    @property
+    def seconds_in_slot(self) -> float | None:
+        """How long an answer occupies its slot, on average; None before the first one ended."""
+        return float(np.mean(self._recent_in_slot)) if self._recent_in_slot else None
+
+    def admit(self, active: ActiveRequest) -> None:
+        """Count an answer that gets a slot."""
+        self._queue_time.observe(time.monotonic() - active.submitted)
+        self._prompt_tokens += len(active.request.prompt)
 
     def add(self, active: ActiveRequest, delta: Delta) -> None:
         """Count `delta`, which is about to be sent for `active`."""
+        now = time.monotonic()
         if delta.num_generated and not active.first_token_sent:
             active.first_token_sent = True
-            self.first_token_seconds.append(time.monotonic() - active.submitted)
-        self.tokens += delta.num_generated
+            self._recent_first_token.append(now - active.submitted)
+            self._first_token.observe(now - active.submitted)
+        self._tokens += delta.num_generated
+        if delta.finish_reason:
+            if active.admitted is not None:
+                self._recent_in_slot.append(now - active.admitted)
+            self._end(active, delta.finish_reason)
+
+    def cancel(self, cancelled: Sequence[ActiveRequest]) -> None:
+        """Count answers that nobody wants any more."""
+        for active in cancelled:
+            self._end(active, "abort")
+
+    def _end(self, active: ActiveRequest, reason: str) -> None:
+        self._duration.observe(time.monotonic() - active.submitted)
+        self._ended[_ENDED.get(reason, reason)] += 1
+
+    def numbers(self, *, slots: int, running: int, waiting: int) -> Numbers:
+        """The numbers of /metrics."""
+        return Numbers(
+            slots=slots,
+            running=running,
+            waiting=waiting,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._tokens,
+            ended=dict(self._ended),
+            refused=self.refused,
+            first_token=self._first_token.copy(),
+            queue_time=self._queue_time.copy(),
+            duration=self._duration.copy(),
+        )
 
     def summary(self) -> dict:
         """The part of /health that these numbers make; times in seconds."""
@@ -52,12 +113,12 @@ class EngineStats:
         if seconds:
             tokens_per_second = round(sum(tokens for tokens, _ in self.blocks) / seconds, 1)
         first_token = {"p50": None, "p95": None}
-        if self.first_token_seconds:
-            p50, p95 = np.quantile(self.first_token_seconds, (0.5, 0.95)).round(4).tolist()
+        if self._recent_first_token:
+            p50, p95 = np.quantile(self._recent_first_token, (0.5, 0.95)).round(4).tolist()
             first_token = {"p50": p50, "p95": p95}
         return {
             "answers": self.submitted,
-            "tokens": self.tokens,
+            "tokens": self._tokens,
             "tokens_per_second": tokens_per_second,
             "time_to_first_token": first_token,
         }

@@ -1,6 +1,8 @@
 """From the engine's thread to HTTP: deltas as they arrive, complete or as server-sent events."""
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +15,7 @@ from minigpt_jax.server.engine import Engine
 from minigpt_jax.server.parse import ParsedRequest
 from minigpt_jax.server.request import Delta, EngineClosed, QueueFull, Request
 from minigpt_jax.server.responses import Choice, sse_event
+from minigpt_jax.server.waiting import POLL_SECONDS, WaitingComments
 
 T = TypeVar("T")
 
@@ -20,8 +23,8 @@ T = TypeVar("T")
 class ResponseStream:
     """The deltas of some requests that the engine works on. The caller must close it."""
 
-    def __init__(self, engine: Engine, requests: Sequence[Request]):
-        """Raises ApiError if the engine accepts no more requests."""
+    def __init__(self, engine: Engine, requests: Sequence[Request], client: str):
+        """`client`: whose it is. Raises ApiError if the engine accepts no more requests."""
         loop = asyncio.get_running_loop()
         self._engine = engine
         self.num_choices = len(requests)
@@ -39,25 +42,38 @@ class ResponseStream:
             loop.call_soon_threadsafe(self._deltas.put_nowait, (index, delta))
 
         try:
-            self._active = engine.submit(requests, receive)
-        except QueueFull:
+            self._active = engine.submit(requests, receive, client)
+        except QueueFull as full:
+            seconds = max(math.ceil(full.seconds), 1)
             raise ApiError(
                 429,
-                "too many requests are waiting: try again",
+                f"too many requests are waiting: try again in {seconds} s",
                 code="queue_full",
-                headers={"Retry-After": "2"},
+                headers={"Retry-After": str(seconds)},
             ) from None
         except EngineClosed:
             raise ApiError(503, "the engine has stopped", headers={"Retry-After": "10"}) from None
 
-    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
+    def num_before(self) -> int | None:
+        """How many others get a slot before; None if the request does not wait for one."""
+        return self._engine.num_before(self._active)
+
+    async def deltas(
+        self, poll_seconds: float | None = None
+    ) -> AsyncIterator[tuple[int, Delta] | None]:
         """(index of the choice, delta) until all choices are complete.
 
-        Raises ApiError (503) if the engine stops before that.
+        None each time that nothing has come for `poll_seconds`. Raises ApiError (503) if the engine
+        stops before the end.
         """
         unfinished = self.num_choices
         while unfinished:
-            index, delta = await self._deltas.get()
+            try:
+                async with asyncio.timeout(poll_seconds):
+                    index, delta = await self._deltas.get()
+            except TimeoutError:
+                yield None
+                continue
             if delta.finish_reason == "closed":
                 raise ApiError(503, "the server stopped before the answer was complete")
             unfinished -= delta.finish_reason is not None
@@ -71,8 +87,10 @@ class ResponseStream:
 async def collect(parsed: ParsedRequest, stream: ResponseStream) -> dict:
     """The complete response."""
     choices = [Choice() for _ in range(stream.num_choices)]
-    async for index, delta in stream.deltas():
-        choices[index].add(delta)
+    async for part in stream.deltas():
+        if part:
+            index, delta = part
+            choices[index].add(delta)
     return parsed.format.body(choices, parsed.prompt_tokens)
 
 
@@ -80,11 +98,21 @@ async def sse_events(parsed: ParsedRequest, stream: ResponseStream) -> AsyncIter
     """The response as server-sent events."""
     for event in parsed.format.first_events(stream.num_choices):
         yield event
+    now = time.monotonic()
+    comments = WaitingComments(now)
+    if comment := comments.next(now, stream.num_before()):
+        yield comment
     offsets = [0] * stream.num_choices
     completion_tokens = 0
     try:
-        async for index, delta in stream.deltas():
+        async for part in stream.deltas(POLL_SECONDS):
+            if part is None:
+                if comment := comments.next(time.monotonic(), stream.num_before()):
+                    yield comment
+                continue
+            index, delta = part
             yield b"".join(parsed.format.delta_events(index, delta, offsets[index]))
+            comments.text_sent(time.monotonic())
             offsets[index] += parsed.format.num_characters(delta.tokens)
             completion_tokens += delta.num_generated
     except ApiError as error:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from minigpt_jax.server.command import open_listener
 from minigpt_jax.server.connection import Deadlines, make_server
 from minigpt_jax.server.engine import Engine
 from minigpt_jax.server.guard import Guard
+from minigpt_jax.server.models import ServedModel
 from minigpt_jax.step import TrainState
 from minigpt_jax.tokenizer import END, load_tokenizer
 from tests.harness import ROOT
@@ -203,8 +204,10 @@ def server_process(
 class InProcessServer(Client):
     """A server in a thread of the test process, whose engine the test can reach."""
 
+    # Those of the first model.
     engine: Engine
     run: LoadedRun
+    guard: Guard
 
 
 @contextmanager
@@ -214,23 +217,33 @@ def in_process_server(
     *,
     key: str | None = None,
     allowed_hosts: Sequence[str] = (),
+    queue_size: int = 1,
+    others: Mapping[str, LoadedRun] | None = None,
 ) -> Iterator[InProcessServer]:
-    """A server with one slot and room for one waiting request."""
-    engine = Engine(run, num_slots=1, queue_size=1, min_cache_length=run.config.context)
-    app = App(engine, run, "tiny").routes()
-    guard = Guard(app, host="127.0.0.1", key=key, allowed_hosts=allowed_hosts)
+    """A server with one slot: the model "tiny", and `others` by their names."""
+    models = [
+        ServedModel(name, run, one_slot_engine(run, queue_size))
+        for name, run in {"tiny": run, **(others or {})}.items()
+    ]
+    guard = Guard(App(models).routes(), host="127.0.0.1", key=key, allowed_hosts=allowed_hosts)
     server = make_server(guard, deadlines)
     with open_listener("127.0.0.1", 0) as listener:
         serving = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
         serving.start()
         try:
             wait_until(lambda: server.started)
-            yield InProcessServer(listener.getsockname()[1], engine, run)
-            assert engine.health()["alive"]
+            yield InProcessServer(listener.getsockname()[1], models[0].engine, run, guard)
+            assert all(model.engine.health()["alive"] for model in models)
         finally:
-            engine.close()
+            for model in models:
+                model.engine.close()
             server.should_exit = True
             serving.join()
+
+
+def one_slot_engine(run: LoadedRun, queue_size: int = 1) -> Engine:
+    """An engine that compiles quickly."""
+    return Engine(run, num_slots=1, queue_size=queue_size, min_cache_length=run.config.context)
 
 
 def wait_until(condition: Callable[[], object], describe: Callable[[], object] = str) -> None:

@@ -88,7 +88,7 @@ def test_a_failure_of_the_device_closes_requests_and_sends_no_token_twice(run):
     received: list[int] = []
     reason = None
     while reason is None:
-        _, tokens, reason = deltas.get(timeout=TIMEOUT)
+        _, tokens, reason, _ = deltas.get(timeout=TIMEOUT)
         received += [token.id for token in tokens]
     assert reason == "closed"
     assert received and received == expected[: len(received)]

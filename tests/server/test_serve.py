@@ -8,9 +8,9 @@ from minigpt_jax.server import serve
 from minigpt_jax.server.app import App
 from minigpt_jax.server.command import open_listener
 from minigpt_jax.server.connection import DEADLINES, Server, ServerConfig
-from minigpt_jax.server.engine import Engine
 from minigpt_jax.server.guard import Guard
-from tests.server.serving import TIMEOUT, tiny_run
+from minigpt_jax.server.models import ServedModel
+from tests.server.serving import TIMEOUT, one_slot_engine, tiny_run
 
 
 class FailingServer(Server):
@@ -22,8 +22,9 @@ class FailingServer(Server):
 
 def test_an_error_of_the_http_server_ends_the_process(monkeypatch: pytest.MonkeyPatch):
     run = tiny_run()
-    engine = Engine(run, num_slots=1, queue_size=1, min_cache_length=run.config.context)
-    guard = Guard(App(engine, run, "tiny").routes(), host="127.0.0.1", key=None)
+    engine = one_slot_engine(run)
+    app = App([ServedModel("tiny", run, engine)]).routes()
+    guard = Guard(app, host="127.0.0.1", key=None)
     # A request that never ends: the error must not wait for the end of the grace period either.
     guard.running = 1
     monkeypatch.setattr(
@@ -31,7 +32,7 @@ def test_an_error_of_the_http_server_ends_the_process(monkeypatch: pytest.Monkey
     )
     with open_listener("127.0.0.1", 0) as listener:
         serving = serve.serve(
-            guard, engine, listener, grace=2 * TIMEOUT, stop_requested=lambda: False
+            guard, [engine], listener, grace=2 * TIMEOUT, stop_requested=lambda: False
         )
         with pytest.raises(RuntimeError, match="the event loop failed"):
             asyncio.run(asyncio.wait_for(serving, TIMEOUT))
