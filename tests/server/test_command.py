@@ -50,6 +50,7 @@ def run_command(
         (["--slots", "0"], "out of range"),
         (["--grace", "nan"], "out of range"),
         (["--runs", "nothing-here"], "no trained run"),
+        (["--run", "any", "--run", "./any"], "expected it once"),
         (["--run", "any", "--host", "203.0.113.7", "--api-key", "k"], "cannot listen"),
     ],
 )
@@ -76,6 +77,7 @@ def test_sigterm_lets_running_answers_finish(chat_run, tmp_path):
         wait_until(lambda: "finishing" in server.log.read_text())
         short = QUESTION | {"max_tokens": 1}
         wait_until(lambda: server.request("/v1/chat/completions", short).status == 503)
+        assert server.health()["status"] == "draining"
         status, error = server.error("/v1/chat/completions", QUESTION)
         assert status == 503 and error["type"] == "server_error"
         response = read_all(stream)

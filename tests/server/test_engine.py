@@ -255,6 +255,30 @@ def test_a_finished_answer_makes_room_before_others_get_another_block():
     engine.close()
 
 
+def test_another_request_gets_the_slots_that_become_free(engine):
+    wait_until_idle(engine)
+    order: list[str] = []
+    release = threading.Event()
+    all_begun = threading.Event()
+
+    def receiver(name: str):
+        def receive(i: int, delta: Delta) -> None:
+            # The engine waits here until all have been submitted.
+            release.wait(TIMEOUT)
+            order.append(f"{name}{i}")
+            if len(set(order)) == 8:
+                all_begun.set()
+
+        return receive
+
+    # One slot after the other becomes free.
+    engine.submit([request("A stone", 20 * n) for n in (1, 2, 3, 3, 1, 1)], receiver("a"))
+    engine.submit([request("The river", 60)] * 2, receiver("b"))
+    release.set()
+    assert all_begun.wait(TIMEOUT)
+    assert list(dict.fromkeys(order))[4:] == ["b0", "b1", "a4", "a5"]
+
+
 def test_cancelled_requests_free_their_slots_and_receive_nothing_more(engine):
     requests = [request(text, 40) for text in TEXTS]
     expected = generate(engine, requests)

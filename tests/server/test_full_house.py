@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from minigpt_jax.sampling import sampling_params
+from minigpt_jax.server import streaming
 from minigpt_jax.server.connection import DEADLINES
 from minigpt_jax.server.request import Delta, Request
 from tests.server.serving import (
@@ -104,14 +105,31 @@ def test_a_stream_that_waits_is_not_silent(house):
             received[second] += second.recv(4096)
 
 
-def test_openais_client_ignores_the_comments(house):
-    with openai.OpenAI(base_url=f"{house.url}/v1", api_key=KEY, max_retries=0) as client:
+def test_openais_client_ignores_the_comments(house, monkeypatch):
+    # The first comment does not wait for the first poll.
+    monkeypatch.setattr(streaming, "POLL_SECONDS", 10 * TIMEOUT)
+    with openai.OpenAI(
+        base_url=f"{house.url}/v1", api_key=KEY, max_retries=0, timeout=TIMEOUT
+    ) as client:
         complete = client.completions.create(model="tiny", **PROMPT).choices[0].text
         with occupied(house) as release:
             stream = client.completions.create(model="tiny", **PROMPT, stream=True)
-            # The head is here, and the comment after it, before any text.
+            # The head is here.
+            lines = stream.response.iter_lines()
+            assert next(lines) == ": waiting, 0 before you"
+            release.set()
+            assert any("data: [DONE]" in line for line in lines)
+        with occupied(house) as release:
+            stream = client.completions.create(model="tiny", **PROMPT, stream=True)
             release.set()
             assert "".join(chunk.choices[0].text for chunk in stream) == complete
+
+
+def test_a_stream_that_need_not_wait_has_no_comments(house):
+    body = PROMPT | {"stream": True}
+    reply = house.request("/v1/completions", body, authorization=BEARER)
+    assert reply.body.endswith(b"data: [DONE]\n\n") and not reply.body.startswith(b":")
+    assert b"\n:" not in reply.body
 
 
 def test_another_client_does_not_wait_for_all_answers_of_one(house):

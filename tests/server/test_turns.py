@@ -81,12 +81,13 @@ def test_who_has_had_its_turn_is_behind_those_who_have_not():
 
 def test_an_answer_for_which_a_slot_is_free_does_not_wait():
     queue = queue_of("a1 b1 c1", 3)
-    numbers = queue.numbers_before(answers("z1 z2"))
+    occupied = answers("z1 z2")
+    numbers = queue.numbers_before(occupied)
     assert {answer.client: number for answer, number in numbers.items()} == {"b": 0, "c": 1}
     # Asking takes nothing out of the queue, and what changes is seen.
     assert len(queue) == 3
     queue.add(answers("d1"))
-    assert len(queue.numbers_before(answers("z1 z2"))) == 3
+    assert len(queue.numbers_before(occupied)) == 3
     assert list(queue.numbers_before([]).values()) == [0]
 
 
