@@ -166,10 +166,17 @@ def test_a_refusal_says_what_to_do(name, value, message):
         ("message", "messages"),
     ],
 )
-def test_a_typo_is_refused_with_the_name_that_was_meant(server, name, meant):
-    status, error = server.error(CHAT, BODIES[CHAT] | {name: 1})
-    assert status == 400 and error["param"] == name
-    assert error["message"] == f"{name}: unknown field, did you mean {meant}?"
+def test_a_typo_is_refused_with_the_name_that_was_meant(name, meant):
+    with pytest.raises(ApiError) as error:
+        check_unknown([*BODIES[CHAT], name], schema.CHAT["properties"])
+    assert error.value.param == name and error.value.status == 400
+    assert error.value.message == f"{name}: unknown field, did you mean {meant}?"
+
+
+def test_a_typo_reaches_the_client_and_null_does_not(server):
+    status, error = server.error(CHAT, BODIES[CHAT] | {"max_token": 1})
+    assert status == 400 and error["message"].endswith("did you mean max_tokens?")
+    assert server.request(CHAT, BODIES[CHAT] | {"max_token": None}).status == 200
 
 
 def test_fields_of_clients_and_names_like_no_other_are_ignored():
