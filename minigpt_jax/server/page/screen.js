@@ -32,8 +32,7 @@ export function showFailure() {
     element("button", { type: "button", click, ...attributes }, label);
   const buttons = [];
   let { remedy } = failure;
-  if (!state.model) buttons.push(button("Try again", view.connect));
-  else if (failure.tooLong) {
+  if (failure.tooLong) {
     const forget = () => forgetAndRepeat(doc, failure);
     if (doc.kind === "chat" && canForget(doc, failure.earlier)) {
       remedy = "The model can forget the oldest turns and answer. They stay on this page.";
@@ -41,8 +40,10 @@ export function showFailure() {
     }
     const label = doc.kind === "chat" ? "New conversation" : "New text";
     buttons.push(element("a", { class: "button", href: "#" }, label));
-  } else if (failure.retry)
-    buttons.push(button("Try again", doc.kind === "chat" ? () => retry(doc) : generate));
+  } else if (failure.retry) {
+    const ask = doc.kind === "chat" ? () => retry(doc) : generate;
+    buttons.push(button("Try again", state.model ? ask : view.connect));
+  }
   const row = buttons.length ? element("div", { class: "row" }, ...buttons) : "";
   const notice = element("div", { class: "notice" }, element("b", {}, failure.title), remedy, row);
   $("failure").replaceChildren(notice);

@@ -88,6 +88,10 @@ def test_tokens_of_an_answer_show_their_alternatives(page):
     assert json.dumps(texts[1], ensure_ascii=False) in page.inner_text(f"{TIP} .chosen")
     page.keyboard.press("End")
     assert page.evaluate(FOCUSED_TOKEN) == len(texts) - 1
+    # Tab comes back to where the arrow keys have been.
+    page.keyboard.press("Tab")
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate(FOCUSED_TOKEN) == len(texts) - 1
     page.keyboard.press("Escape")
     page.wait_for_selector(TIP, state="hidden")
     reload(page)

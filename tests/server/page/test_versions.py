@@ -60,6 +60,19 @@ def test_a_version_that_failed_or_was_empty_is_not_kept(page):
     assert messages(page) == ["question", "answer"] and not page.locator(".versions").count()
 
 
+def test_what_is_stored_during_a_retry_has_the_earlier_version(page):
+    """The browser may be killed at any time."""
+    open_conversation(page, "kept", "question", "answer")
+    page.route(CHAT_ROUTE, lambda route: None)
+    page.click("[aria-label=Retry]")
+    page.wait_for_selector("#stop")
+    stored = page.evaluate("load('kept').messages")
+    assert stored[1]["content"] == "" and stored[1]["before"][0]["content"] == "answer"
+    page.keyboard.press("Escape")
+    wait_until_finished(page)
+    assert messages(page) == ["question", "answer"]
+
+
 @pytest.fixture
 def two_models(page, server):
     """The server's model under a second name, by which it answers too."""
