@@ -21,7 +21,7 @@ demo: install
 	$(BIN)/python train.py --config configs/quickstart_modern_finetune.py
 	$(BIN)/python -m minigpt_jax.evals answers --run runs/quickstart_modern_finetune \
 		--source data/python_chat/questions.json
-	@printf '\nThe model has a few million parameters and was trained for minutes on a CPU.\n'
+	@printf '\nThe model has 14 million parameters and was trained for minutes on a CPU.\n'
 	@printf 'It writes sentences that sound like documentation; most of them are wrong.\n\n'
 	@printf 'Chat in the terminal: $(BIN)/python sample.py\n'
 	@printf 'Chat in a browser:    $(BIN)/python -m minigpt_jax.server\n'

@@ -3,8 +3,8 @@
     python -m data_tools.python_docs --chat-out data/python_chat
     python train.py --config configs/quickstart_modern_finetune.py
 
-`make demo` runs both. Two minutes on two CPU cores. Expect answers that sound right and end
-where they should; most of them are wrong.
+`make demo` runs both. Two and a half minutes on two CPU cores. Expect answers that sound right
+and end where they should; most of them are wrong.
 """
 
 from ml_collections import ConfigDict
