@@ -81,8 +81,8 @@ class App:
 
     async def metrics(self, request: HttpRequest) -> Response:
         """Counts and times for Prometheus."""
-        numbers = {model.name: model.engine.numbers() for model in self._models}
-        return Response(metrics_text(numbers), headers={"Content-Type": CONTENT_TYPE})
+        models = {model.name: model.engine.metrics() for model in self._models}
+        return Response(metrics_text(models), headers={"Content-Type": CONTENT_TYPE})
 
     async def openapi(self, request: HttpRequest) -> Response:
         """The description of the API."""

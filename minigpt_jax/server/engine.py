@@ -19,7 +19,7 @@ from minigpt_jax.generate import accept_tokens
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.server.device_batch import MIN_CACHE_LENGTH, BlockPlan, DeviceBatch
 from minigpt_jax.server.logprobs import echoed_prompt, with_logprobs
-from minigpt_jax.server.metrics import Numbers
+from minigpt_jax.server.metrics import Metrics
 from minigpt_jax.server.pace import TARGET_BLOCK_SECONDS, Pace
 from minigpt_jax.server.request import (
     ActiveRequest,
@@ -122,7 +122,7 @@ class Engine:
                 raise EngineClosed
             room = self.queue_size + self._slots.count(None) - len(self._waiting)
             if len(added) > room:
-                self._stats.refused += len(added)
+                self._stats.metrics.refused.inc(len(added))
                 raise QueueFull(self._seconds_until_ended(len(added) - room))
             self._waiting.add(added)
             self._stats.submitted += len(added)
@@ -171,11 +171,14 @@ class Engine:
                 **self._stats.summary(),
             }
 
-    def numbers(self) -> Numbers:
+    def metrics(self) -> Metrics:
         """The numbers of /metrics."""
+        metrics = self._stats.metrics
         with self._changed:
-            running, waiting = len(self._running()), len(self._waiting)
-            return self._stats.numbers(slots=self.num_slots, running=running, waiting=waiting)
+            metrics.slots.set(self.num_slots)
+            metrics.running.set(len(self._running()))
+            metrics.waiting.set(len(self._waiting))
+        return metrics
 
     def _running(self) -> list[ActiveRequest]:
         return [active for active in self._slots if active is not None]

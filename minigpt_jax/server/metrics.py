@@ -4,139 +4,106 @@ Where vLLM measures the same, the name is vLLM's with another prefix. A request 
 as there: with `n`, an HTTP request makes several.
 """
 
-import math
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_PREFIX = "minigpt_"
-# Seconds: a tiny model's first token takes milliseconds, a long answer of a large one minutes.
-_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0, 600.0)
-
-
-@dataclass
-class Histogram:
-    """How many of the observed times were within each of _BOUNDS."""
-
-    total: float = 0.0
-    # One more than there are bounds, for times above the last one.
-    counts: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
-
-    def observe(self, seconds: float) -> None:
-        """Count a time."""
-        self.total += seconds
-        self.counts[bisect_left(_BOUNDS, seconds)] += 1
-
-    def copy(self) -> "Histogram":
-        """With counts of its own."""
-        return Histogram(self.total, list(self.counts))
-
-
-class Numbers(NamedTuple):
-    """What an engine has counted since its start, and how full it is."""
-
-    slots: int
-    running: int
-    waiting: int
-    prompt_tokens: int
-    generated_tokens: int
-    # Answers that ended, by the reason.
-    ended: Mapping[str, int]
-    refused: int
-    first_token: Histogram
-    queue_time: Histogram
-    duration: Histogram
-
-
-class Family(NamedTuple):
-    """One metric of all models."""
-
-    name: str
-    kind: str
-    help: str
-    value: Callable[[Numbers], int | Mapping[str, int] | Histogram]
-
-
-_FAMILIES = (
-    Family("num_requests_running", "gauge", "Answers that have a slot.", lambda n: n.running),
-    Family("num_requests_waiting", "gauge", "Answers that wait for a slot.", lambda n: n.waiting),
-    Family("num_slots", "gauge", "Answers that can have a slot.", lambda n: n.slots),
-    Family(
-        "prompt_tokens_total",
-        "counter",
-        "Tokens of the prompts that got a slot.",
-        lambda n: n.prompt_tokens,
-    ),
-    Family("generation_tokens_total", "counter", "Generated tokens.", lambda n: n.generated_tokens),
-    Family(
-        "request_success_total",
-        "counter",
-        "Answers that ended, by the reason: stop, length, abort (the client disconnected), "
-        "error (the engine stopped).",
-        lambda n: n.ended,
-    ),
-    Family(
-        "request_refused_total",
-        "counter",
-        "Answers for which the queue had no room (status 429).",
-        lambda n: n.refused,
-    ),
-    Family(
-        "time_to_first_token_seconds",
-        "histogram",
-        "From the request to the first token.",
-        lambda n: n.first_token,
-    ),
-    Family(
-        "request_queue_time_seconds",
-        "histogram",
-        "From the request to the slot.",
-        lambda n: n.queue_time,
-    ),
-    Family(
-        "e2e_request_latency_seconds",
-        "histogram",
-        "From the request to the end of the answer.",
-        lambda n: n.duration,
-    ),
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    generate_latest,
 )
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+
+# What `generate_latest` writes, and Prometheus 2 reads too.
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+# Seconds: a tiny model's first token takes milliseconds, a long answer of a large one minutes.
+_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
 
 
-def metrics_text(models: Mapping[str, Numbers]) -> str:
-    """The numbers of each model, by its name, in Prometheus' text format."""
-    return "".join(f"{line}\n" for line in _lines(models))
+class Metrics(Collector):
+    """The metrics of one engine."""
+
+    def __init__(self):
+        self._registry = CollectorRegistry()
+        self.running = Gauge(
+            "minigpt_num_requests_running", "Answers that have a slot.", registry=self._registry
+        )
+        self.waiting = Gauge(
+            "minigpt_num_requests_waiting",
+            "Answers that wait for a slot.",
+            registry=self._registry,
+        )
+        self.slots = Gauge(
+            "minigpt_num_slots", "Answers that can have a slot.", registry=self._registry
+        )
+        self.prompt_tokens = Counter(
+            "minigpt_prompt_tokens",
+            "Tokens of the prompts that got a slot.",
+            registry=self._registry,
+        )
+        self.generation_tokens = Counter(
+            "minigpt_generation_tokens", "Generated tokens.", registry=self._registry
+        )
+        self.ended = Counter(
+            "minigpt_request_success",
+            "Answers that ended, by the reason: stop, length, abort (the client disconnected), "
+            "error (the engine stopped).",
+            ["finished_reason"],
+            registry=self._registry,
+        )
+        self.refused = Counter(
+            "minigpt_request_refused",
+            "Answers for which the queue had no room (status 429).",
+            registry=self._registry,
+        )
+        self.first_token = Histogram(
+            "minigpt_time_to_first_token_seconds",
+            "From the request to the first token.",
+            buckets=_BOUNDS,
+            registry=self._registry,
+        )
+        self.queue_time = Histogram(
+            "minigpt_request_queue_time_seconds",
+            "From the request to the slot.",
+            buckets=_BOUNDS,
+            registry=self._registry,
+        )
+        self.duration = Histogram(
+            "minigpt_e2e_request_latency_seconds",
+            "From the request to the end of the answer.",
+            buckets=_BOUNDS,
+            registry=self._registry,
+        )
+        for reason in ("stop", "length", "abort", "error"):
+            # So that the series starts at 0 and not with the first such end.
+            self.ended.labels(reason)
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics as they are now."""
+        return self._registry.collect()
 
 
-def _lines(models: Mapping[str, Numbers]) -> Iterator[str]:
-    for family in _FAMILIES:
-        name = _PREFIX + family.name
-        yield f"# HELP {name} {family.help}"
-        yield f"# TYPE {name} {family.kind}"
-        for model, numbers in models.items():
-            label = f'model_name="{_escaped(model)}"'
-            value = family.value(numbers)
-            if isinstance(value, Histogram):
-                yield from _histogram_lines(name, label, value)
-            elif isinstance(value, Mapping):
-                for reason, count in value.items():
-                    yield f'{name}{{{label},finished_reason="{reason}"}} {count}'
-            else:
-                yield f"{name}{{{label}}} {value}"
+class _LabelledByModel(Collector):
+    """The metrics of several models; a sample has the label `model_name` in addition."""
+
+    def __init__(self, models: Mapping[str, Metrics]):
+        self._models = models
+
+    def collect(self) -> Iterable[Metric]:
+        merged: dict[str, Metric] = {}
+        for model, metrics in self._models.items():
+            for metric in metrics.collect():
+                same = Metric(metric.name, metric.documentation, metric.type)
+                merged.setdefault(metric.name, same).samples += [
+                    sample._replace(labels={"model_name": model, **sample.labels})
+                    for sample in metric.samples
+                ]
+        return merged.values()
 
 
-def _histogram_lines(name: str, label: str, histogram: Histogram) -> Iterator[str]:
-    """Each bucket counts the times of the smaller ones too."""
-    count = 0
-    for bound, added in zip((*_BOUNDS, math.inf), histogram.counts, strict=True):
-        count += added
-        shown = "+Inf" if bound == math.inf else f"{bound:g}"
-        yield f'{name}_bucket{{{label},le="{shown}"}} {count}'
-    yield f"{name}_sum{{{label}}} {histogram.total:.6f}"
-    yield f"{name}_count{{{label}}} {count}"
-
-
-def _escaped(value: str) -> str:
-    """A label's value between its quotes."""
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+def metrics_text(models: Mapping[str, Metrics]) -> bytes:
+    """The metrics of each model, by its name, in Prometheus' text format."""
+    return generate_latest(_LabelledByModel(models))

@@ -1,13 +1,13 @@
 """What an engine counts since its start, and its recent speed: for /health and /metrics."""
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from minigpt_jax.server.metrics import Histogram, Numbers
+from minigpt_jax.server.metrics import Metrics
 from minigpt_jax.server.request import ActiveRequest, Delta
 
 _RECENT_ANSWERS = 1024
@@ -45,19 +45,14 @@ class EngineStats:
     """Counts since the start, and times of the most recent answers and blocks, in seconds."""
 
     def __init__(self):
+        self.metrics = Metrics()
         self.submitted = 0
-        self.refused = 0
         # Tokens of a block, and the seconds that it took.
         self.blocks: deque[tuple[int, float]] = deque(maxlen=_RECENT_BLOCKS)
-        self._prompt_tokens = 0
         self._tokens = 0
-        self._ended = Counter({"stop": 0, "length": 0, "abort": 0, "error": 0})
         self._recent_first_token: deque[float] = deque(maxlen=_RECENT_ANSWERS)
         # From the slot to the end, of complete answers.
         self._recent_in_slot: deque[float] = deque(maxlen=_RECENT_ANSWERS)
-        self._first_token = Histogram()
-        self._queue_time = Histogram()
-        self._duration = Histogram()
 
     @property
     def seconds_in_slot(self) -> float | None:
@@ -66,8 +61,8 @@ class EngineStats:
 
     def admit(self, active: ActiveRequest) -> None:
         """Count an answer that gets a slot."""
-        self._queue_time.observe(time.monotonic() - active.submitted)
-        self._prompt_tokens += len(active.request.prompt)
+        self.metrics.queue_time.observe(time.monotonic() - active.submitted)
+        self.metrics.prompt_tokens.inc(len(active.request.prompt))
 
     def add(self, active: ActiveRequest, delta: Delta) -> None:
         """Count `delta`, which is about to be sent for `active`."""
@@ -75,8 +70,9 @@ class EngineStats:
         if delta.num_generated and not active.first_token_sent:
             active.first_token_sent = True
             self._recent_first_token.append(now - active.submitted)
-            self._first_token.observe(now - active.submitted)
+            self.metrics.first_token.observe(now - active.submitted)
         self._tokens += delta.num_generated
+        self.metrics.generation_tokens.inc(delta.num_generated)
         if delta.finish_reason:
             if active.admitted is not None:
                 self._recent_in_slot.append(now - active.admitted)
@@ -88,23 +84,8 @@ class EngineStats:
             self._end(active, "abort")
 
     def _end(self, active: ActiveRequest, reason: str) -> None:
-        self._duration.observe(time.monotonic() - active.submitted)
-        self._ended[_ENDED.get(reason, reason)] += 1
-
-    def numbers(self, *, slots: int, running: int, waiting: int) -> Numbers:
-        """The numbers of /metrics."""
-        return Numbers(
-            slots=slots,
-            running=running,
-            waiting=waiting,
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._tokens,
-            ended=dict(self._ended),
-            refused=self.refused,
-            first_token=self._first_token.copy(),
-            queue_time=self._queue_time.copy(),
-            duration=self._duration.copy(),
-        )
+        self.metrics.duration.observe(time.monotonic() - active.submitted)
+        self.metrics.ended.labels(_ENDED.get(reason, reason)).inc()
 
     def summary(self) -> dict:
         """The part of /health that these numbers make; times in seconds."""
