@@ -173,12 +173,9 @@ class Engine:
 
     def metrics(self) -> Metrics:
         """The numbers of /metrics."""
-        metrics = self._stats.metrics
         with self._changed:
-            metrics.slots.set(self.num_slots)
-            metrics.running.set(len(self._running()))
-            metrics.waiting.set(len(self._waiting))
-        return metrics
+            self._stats.metrics.set_load(self.num_slots, len(self._running()), len(self._waiting))
+        return self._stats.metrics
 
     def _running(self) -> list[ActiveRequest]:
         return [active for active in self._slots if active is not None]

@@ -81,6 +81,12 @@ class Metrics(Collector):
             # So that the series starts at 0 and not with the first such end.
             self.ended.labels(reason)
 
+    def set_load(self, slots: int, running: int, waiting: int) -> None:
+        """How full the engine is now."""
+        self.slots.set(slots)
+        self.running.set(running)
+        self.waiting.set(waiting)
+
     def collect(self) -> Iterable[Metric]:
         """The metrics as they are now."""
         return self._registry.collect()
