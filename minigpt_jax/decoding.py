@@ -125,7 +125,7 @@ class TopLogprobs(NamedTuple):
     """Log-probabilities by the model alone, before temperature and filters; N = `num_logprobs`."""
 
     # Of the drawn or given tokens.
-    drawn: Float[Array, "*tokens"]
+    chosen: Float[Array, "*tokens"]
     # The N most likely tokens, the most likely one first.
     ids: Int32[Array, "*tokens N"]
     # Their log-probabilities.
@@ -269,7 +269,7 @@ def prompt_logprobs(
         return cache, jax.tree.map(update, results, new)
 
     # The last token is not followed by any.
-    chunks = jnp.maximum(length - 1 + chunk - 1, 0) // chunk
+    chunks = (length - 1 + chunk - 1) // chunk
     _, results = jax.lax.fori_loop(0, chunks, score_chunk, (cache, results))
     return jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), results)
 

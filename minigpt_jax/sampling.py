@@ -44,9 +44,9 @@ class SamplingParams(NamedTuple):
     presence_penalty: Float[AnyArray, " B"]
     # The same, multiplied by how often each was drawn.
     frequency_penalty: Float[AnyArray, " B"]
-    # Added to the logits of the tokens `biased`; ids of the padded V and above: no token.
+    # Added to the logits of the tokens `bias_ids`; ids of the padded V and above: no token.
     bias: Float[AnyArray, "B N"]
-    biased: Int32[AnyArray, "B N"]
+    bias_ids: Int32[AnyArray, "B N"]
     seed: UInt32[AnyArray, " B"]
 
 
@@ -107,7 +107,7 @@ def sampling_params(
             )
     if top_p == 0:
         raise InputError("top-p 0 would leave no token: expected a number above 0, up to 1")
-    biased, bias = _bias_arrays(logit_bias or {}, config)
+    bias_ids, bias = _bias_arrays(logit_bias or {}, config)
     return SamplingParams(
         temperature=np.full(rows, temperature, np.float32),
         # The padded size, so that `filter_top_k_top_p` sees that nothing is filtered.
@@ -118,7 +118,7 @@ def sampling_params(
         presence_penalty=np.full(rows, presence_penalty, np.float32),
         frequency_penalty=np.full(rows, frequency_penalty, np.float32),
         bias=np.tile(bias, (rows, 1)),
-        biased=np.tile(biased, (rows, 1)),
+        bias_ids=np.tile(bias_ids, (rows, 1)),
         seed=np.arange(seed, seed + rows, dtype=np.uint32),
     )
 
@@ -196,7 +196,7 @@ def biased_and_penalized(
     A row whose settings are neutral is not changed, whatever those of the other rows are.
     """
     rows = jnp.arange(len(logits))[:, None]
-    logits = logits.at[rows, settings.biased].add(settings.bias, mode="drop")
+    logits = logits.at[rows, settings.bias_ids].add(settings.bias, mode="drop")
     penalty = settings.repetition_penalty[:, None]
     lowered = jnp.where(logits > 0, logits / penalty, logits * penalty)
     was_drawn = occurrences.drawn > 0

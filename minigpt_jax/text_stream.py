@@ -43,6 +43,14 @@ class TextStream:
         piece, self._pending = self._pending[:end], self._pending[end:]
         return piece
 
+    def push_prompt(self, ids: Sequence[int], final: bool = False) -> str:
+        """The text of ids before the first one that is pushed: it may contain stop strings.
+
+        A character whose bytes `ids` do not complete comes with the ids that do.
+        """
+        content = self._tokenizer.decode_bytes([id for id in ids if id < END_OF_TEXT])
+        return self._utf8.decode(content, final)
+
     def push_until_stop(self, ids: Sequence[int]) -> tuple[str, int]:
         """The text of `ids` up to a stop string, and how many of them were used for it.
 

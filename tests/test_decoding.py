@@ -99,7 +99,7 @@ def test_log_probabilities_are_those_of_the_logits_before_the_filters(config, pa
         ranked = np.argsort(-expected, kind="stable")[:NUM_LOGPROBS]
         assert list(logprobs.ids[row, 0]) == list(ranked)
         assert np.allclose(logprobs.values[row, 0], expected[ranked], atol=1e-5)
-        assert np.allclose(logprobs.drawn[row, 0], expected[tokens[row, 0]], atol=1e-5)
+        assert np.allclose(logprobs.chosen[row, 0], expected[tokens[row, 0]], atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 2, 20, 21, 41, 48])
@@ -111,7 +111,7 @@ def test_a_prompt_is_scored_in_parts_as_the_model_scores_it_whole(config, params
     scores = logits(hidden[0], output_head(params), config.vocab_size, config.logit_cap)
     expected = np.asarray(jax.nn.log_softmax(scores))
     for i in range(1, length):
-        assert np.allclose(found.drawn[i], expected[i - 1, ids[i]], atol=1e-5)
+        assert np.allclose(found.chosen[i], expected[i - 1, ids[i]], atol=1e-5)
         ranked = np.argsort(-expected[i - 1], kind="stable")[:NUM_LOGPROBS]
         assert list(found.ids[i]) == list(ranked)
         assert np.allclose(found.values[i], expected[i - 1, ranked], atol=1e-5)

@@ -2,8 +2,9 @@
 
 import ipaddress
 import re
+from collections.abc import Sequence
 
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::([0-9]+))?")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::([0-9]+))?")
 
 
 def is_loopback(host: str) -> bool:
@@ -12,9 +13,11 @@ def is_loopback(host: str) -> bool:
     Of names only "localhost" counts: what another name resolves to may change.
     """
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return host == "localhost"
+    # A socket that listens on :: sees an IPv4 client as ::ffff:127.0.0.1.
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def is_wildcard(host: str) -> bool:
@@ -34,13 +37,14 @@ def is_address(name: str) -> bool:
     return True
 
 
-def client_address(peer: str, forwarded_for: str) -> str:
+def client_address(peer: str, forwarded_for: Sequence[str]) -> str:
     """The address of a client: of the other end of the connection, or the one that a proxy names.
 
-    `forwarded_for`: the header X-Forwarded-For, to which each proxy adds its own client. It counts
-    only if it comes from this machine, as a proxy's does: all clients of one have one `peer`.
+    `forwarded_for`: the headers X-Forwarded-For, to the last of which a proxy adds its own client,
+    or after which it adds one. They count only if they come from this machine, as a proxy's do: all
+    clients of one have one `peer`.
     """
-    last = forwarded_for.rpartition(",")[2].strip()
+    last = forwarded_for[-1].rpartition(",")[2].strip() if forwarded_for else ""
     return last if last and is_loopback(peer) else peer
 
 
@@ -50,7 +54,10 @@ def split_host(host: str) -> tuple[str, str]:
     In lower case, without the brackets of an IPv6 address and the dot that may end a name. The name
     is "" for what is neither.
     """
-    if is_address(host):
-        return host.lower(), ""
     match = _HOST.fullmatch(host.lower())
     return (match[1].strip("[]").rstrip("."), match[2] or "") if match else ("", "")
+
+
+def split_argument(host: str) -> tuple[str, str]:
+    """The same for a name on a command line, where an IPv6 address needs no brackets."""
+    return (host.lower(), "") if is_address(host) else split_host(host)

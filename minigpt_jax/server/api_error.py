@@ -2,6 +2,8 @@
 
 import json
 
+# Characters of a message and of the name of a field, both of which may repeat what a client sent.
+_MAX_SHOWN = 500
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -36,12 +38,16 @@ class ApiError(Exception):
         """{"error": {...}} as JSON."""
         default = "server_error" if self.status >= 500 else "invalid_request_error"
         error = {
-            "message": self.message,
+            "message": _shortened(self.message),
             "type": _TYPES.get(self.status, default),
-            "param": self.param,
+            "param": self.param and _shortened(self.param),
             "code": self.code,
         }
         return encode_json({"error": error})
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 
 def encode_json(value: object) -> bytes:

@@ -75,7 +75,6 @@ class App:
     async def health(self, request: HttpRequest) -> Response:
         """Whether the server takes requests (then the status is 200), and how fast it works."""
         numbers = health(self._models, draining=request.scope["draining"])
-        del numbers["alive"]
         status = 200 if numbers["status"] == "ok" else 503
         return _json({**numbers, "tasks": len(asyncio.all_tasks())}, status)
 
@@ -136,7 +135,7 @@ def client_of(request: HttpRequest, body: dict) -> str:
     Whoever invents users gets more turns, but no other client loses its own.
     """
     peer = request.client.host if request.client else ""
-    address = client_address(peer, request.headers.get("x-forwarded-for", ""))
+    address = client_address(peer, request.headers.getlist("x-forwarded-for"))
     return "\n".join((address, request.headers.get("user-agent", ""), str(body.get("user", ""))))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.runtime.files import expand_home
-from minigpt_jax.server.addresses import is_loopback, split_host
+from minigpt_jax.server.addresses import is_loopback, split_argument
 
 _RANGES = {"port": (0, 65535), "slots": (1, 1024), "queue": (1, 10**6), "grace": (0, 10**6)}
 
@@ -25,11 +25,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             raise InputError(
                 f"--{name} {value} is out of range: expected a number from {low} to {high}"
             )
-    for name in options.allowed_host:
-        if not split_host(name)[0]:
-            raise InputError(
-                f"--allowed-host {name}: expected a name, or NAME:PORT, without http://"
-            )
+    options.allowed_host = [_allowed_host(name) for name in options.allowed_host]
     options.api_key = _api_key(options.api_key)
     if options.api_key is None and not is_loopback(options.host):
         raise InputError(
@@ -37,6 +33,18 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             "set MINIGPT_API_KEY, or listen on 127.0.0.1"
         )
     return options
+
+
+def _allowed_host(name: str) -> str:
+    """As browsers send it: names in other letters than ASCII have a second form (IDNA)."""
+    try:
+        sent = name.encode("idna").decode()
+    except UnicodeError:
+        sent = ""
+    host, port = split_argument(sent)
+    if not host or int(port or 0) > _RANGES["port"][1]:
+        raise InputError(f"--allowed-host {name}: expected a name, or NAME:PORT, without http://")
+    return sent
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,13 +103,16 @@ def models_by_name(folders: Sequence[Path]) -> dict[str, Path]:
     The name is that of the folder; where two have the same, with as many of the folders above as
     tell them apart. Raises InputError for a folder that comes twice.
     """
-    # Absolute, because the path "." has no name; not resolved, because links have names too.
-    paths = [folder.absolute() for folder in folders]
+    # Absolute, because "." and ".." are no names; not resolved, because links have names too.
+    paths = [Path(os.path.normpath(folder.absolute())) for folder in folders]
     real = [folder.resolve() for folder in folders]
     for i, folder in enumerate(folders):
         if real[i] in real[:i]:
             raise InputError(f"--run {folder}: this run is there twice, expected it once")
-    names = (_shortest_name(path, paths) for path in paths)
+    # A folder's name may be bytes that are no text.
+    names = (
+        _shortest_name(path, paths).encode("utf-8", "backslashreplace").decode() for path in paths
+    )
     return dict(zip(names, folders, strict=True))
 
 

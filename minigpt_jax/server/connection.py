@@ -85,9 +85,9 @@ class Protocol(H11Protocol):
     def handle_events(self) -> None:
         """Called when data arrive, and after a response if part of the next request is there."""
         super().handle_events()
-        next_request_began = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
         if self._discard_bytes is not None:
             return
+        next_request_began = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
         if self.conn.their_state is h11.SEND_BODY or next_request_began:
             self._start_receive_timer()
         else:

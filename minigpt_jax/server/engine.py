@@ -31,7 +31,7 @@ from minigpt_jax.server.request import (
     check_prompt,
 )
 from minigpt_jax.server.stats import CompilationCounter, EngineStats
-from minigpt_jax.server.turns import WaitingQueue
+from minigpt_jax.server.waiting_queue import WaitingQueue
 from minigpt_jax.text_stream import TextStream
 
 
@@ -139,13 +139,13 @@ class Engine:
             self._waiting.remove_finished()
             self._changed.notify()
 
-    def num_before(self, answers: Sequence[ActiveRequest]) -> int | None:
+    def queue_position(self, answers: Sequence[ActiveRequest]) -> int | None:
         """How many others get a slot before the first of `answers`.
 
         None if one of them has a slot, or gets one when the current block ends.
         """
         with self._changed:
-            numbers = self._waiting.numbers_before(self._running())
+            numbers = self._waiting.positions(self._running())
             unfinished = [active for active in answers if not active.finished]
         if not unfinished or any(active not in numbers for active in unfinished):
             return None
@@ -174,7 +174,8 @@ class Engine:
     def metrics(self) -> Metrics:
         """The numbers of /metrics."""
         with self._changed:
-            self._stats.metrics.set_load(self.num_slots, len(self._running()), len(self._waiting))
+            running = sum(not active.finished for active in self._running())
+            self._stats.metrics.set_load(self.num_slots, running, len(self._waiting))
         return self._stats.metrics
 
     def _running(self) -> list[ActiveRequest]:
@@ -236,7 +237,7 @@ class Engine:
                 active.admitted = time.monotonic()
                 self._stats.admit(active)
             if active.request.echo_from is not None:
-                self._send(active, echoed_prompt(active.request, self._batch, self.tokenizer))
+                self._send(active, echoed_prompt(active, self._batch))
             if active.finished:
                 # It was the prompt only, or was cancelled meanwhile.
                 with self._changed:

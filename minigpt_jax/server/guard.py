@@ -7,11 +7,12 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minigpt_jax.server.addresses import is_address, is_wildcard, split_host
+from minigpt_jax.server.addresses import is_address, is_wildcard, split_argument, split_host
 from minigpt_jax.server.api_error import ApiError
 
 # For programs that watch servers, as with other servers of models: counts and names of runs.
 _WITHOUT_KEY = ("/health", "/metrics")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
 # Characters of a header that an error message repeats.
 _MAX_SHOWN = 100
 _HEADERS = [
@@ -35,8 +36,8 @@ class Guard:
         """
         self._app = app
         self._key = key.encode() if key else None
-        self._allowed = {split_host(name) for name in allowed_hosts}
-        own = {split_host(name)[0] for name in ("localhost", "127.0.0.1", "::1", host)}
+        self._allowed = {split_argument(name) for name in allowed_hosts}
+        own = {split_argument(name)[0] for name in ("localhost", "127.0.0.1", "::1", host)}
         self._hosts = own | {name for name, _ in self._allowed}
         self._any_address = is_wildcard(host)
         # Set before the server stops: new POST requests then get the status 503.
@@ -106,10 +107,11 @@ class Guard:
         if site and site not in ("same-origin", "none"):
             raise ApiError(403, "requests from pages of other sites are refused", param="Origin")
         scheme, _, address = origin.lower().partition("://")
-        if not origin or (scheme in ("http", "https") and address == host.lower()):
+        if not origin or (scheme in _DEFAULT_PORTS and address == host.lower()):
             return
         name, port = split_host(address)
-        if scheme in ("http", "https") and {(name, ""), (name, port)} & self._allowed:
+        port = port or _DEFAULT_PORTS.get(scheme, "")
+        if scheme in _DEFAULT_PORTS and {(name, ""), (name, port)} & self._allowed:
             return
         raise ApiError(
             403,

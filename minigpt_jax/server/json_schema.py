@@ -91,7 +91,8 @@ def _violations(value: object, schema: dict, path: str) -> Iterator[Violation]:
 def _any_of_violations(value: object, choices: list[dict], path: str) -> Iterator[Violation]:
     """At most one violation: none if a choice allows `value`.
 
-    Of the choices of the right type, it is the violation that lies deepest inside `value`.
+    Of the choices of the right type, it is the violation of the one for such items, and then the
+    violation that lies deepest inside `value`.
     """
     right_type = []
     for choice in choices:
@@ -99,10 +100,20 @@ def _any_of_violations(value: object, choices: list[dict], path: str) -> Iterato
         if violation is None:
             return
         if _has_type(value, choice.get("type", "")):
-            right_type.append(violation)
-    expected = " or ".join(filter(None, map(_expected, choices)))
-    wrong_type = Violation(path, f"found {_shown(value)}, expected {expected}")
-    yield max(right_type, key=lambda violation: len(violation.path), default=wrong_type)
+            right_type.append((_begins_with_type(value, choice), len(violation.path), violation))
+    if right_type:
+        yield max(right_type, key=lambda candidate: candidate[:2])[2]
+        return
+    # In this order and once each.
+    expected = " or ".join(dict.fromkeys(filter(None, map(_expected, choices))))
+    yield Violation(path, f"found {_shown(value)}, expected {expected}")
+
+
+def _begins_with_type(value: object, schema: dict) -> bool:
+    """Whether `value` is an array whose first item has the type that `schema` wants."""
+    if not isinstance(value, list) or not value:
+        return False
+    return _has_type(value[0], schema["items"].get("type", ""))
 
 
 def _object_violations(value: dict, schema: dict, path: str) -> Iterator[Violation]:

@@ -8,7 +8,6 @@ from functools import cached_property
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.server.api_error import ApiError
 from minigpt_jax.server.engine import Engine
-from minigpt_jax.server.examples import example_questions
 from minigpt_jax.server.parse import RequestParser
 
 # The numbers of /health that add up over the models.
@@ -23,6 +22,8 @@ class ServedModel:
     name: str
     run: LoadedRun
     engine: Engine
+    # Questions that the model was trained to answer.
+    examples: Sequence[str] = ()
     # Seconds since 1970.
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -30,11 +31,6 @@ class ServedModel:
     def parser(self) -> RequestParser:
         """Reads requests for this model."""
         return RequestParser(self.run, self.name)
-
-    @cached_property
-    def examples(self) -> list[str]:
-        """Questions that the model was trained to answer."""
-        return example_questions(self.run)
 
     def description(self) -> dict:
         """The entry of /v1/models."""
@@ -48,7 +44,7 @@ class ServedModel:
             "chat": self.run.can_chat,
             "vocab_size": config.vocab_size,
             "parameters": config.parameters,
-            "examples": self.examples,
+            "examples": list(self.examples),
         }
 
 
@@ -80,7 +76,7 @@ def health(models: Sequence[ServedModel], *, draining: bool) -> dict:
     measured = [speed for speed in speeds if speed is not None]
     return {
         "status": "draining" if draining else _status(alive),
-        **first,
+        **{name: value for name, value in first.items() if name != "alive"},
         **{name: sum(numbers[name] for numbers in engines.values()) for name in _SUMS},
         "tokens_per_second": round(sum(measured), 1) if measured else None,
         "models": {

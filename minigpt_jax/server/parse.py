@@ -184,14 +184,15 @@ class RequestParser:
         self, body: dict, requests: list[Request], prompts: list[list[int]], *, chat: bool
     ) -> ParsedRequest:
         stream = body.get("stream", False)
-        if "stream_options" in body and not stream:
+        include_usage = bool(body.get("stream_options", {}).get("include_usage"))
+        if include_usage and not stream:
             raise ApiError(400, "stream_options: needs stream true", param="stream_options")
         format = ResponseFormat(
             self._model_name,
             self._run.tokenizer,
             chat=chat,
             logprobs=requests[0].num_logprobs is not None,
-            include_usage=bool(body.get("stream_options", {}).get("include_usage")),
+            include_usage=include_usage,
         )
         return ParsedRequest(requests, format, stream, sum(map(len, prompts)))
 

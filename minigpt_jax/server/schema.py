@@ -114,7 +114,9 @@ _COMMON = {
             "properties": {},
             "maxProperties": MAX_BIASED,
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
-        }
+        },
+        # What PHP makes of an empty object.
+        [],
     )
     | {"description": "What is added to the logits of these token ids."},
     **REFUSED,
@@ -174,7 +176,7 @@ COMPLETION = {
             False,
         ),
         "echo": _flag("The text and the log-probabilities begin with the prompt. Default false."),
-        "suffix": refused(""),
+        "max_completion_tokens": refused(-1, instead="here it is max_tokens"),
         "add_special_tokens": refused(True, instead="token ids get no separator"),
         "messages": refused([], instead="/v1/chat/completions takes messages"),
         "best_of": _integer(
@@ -197,7 +199,7 @@ _ERROR = {
         "error": {"type": "object", "required": list(_ERROR_FIELDS), "properties": _ERROR_FIELDS}
     },
 }
-_ERROR_STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 421, 429, 503)
+_ERROR_STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 421, 429, 431, 503)
 
 
 def openapi(version: str) -> dict:

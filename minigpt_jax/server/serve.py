@@ -14,6 +14,7 @@ from minigpt_jax.runtime.interrupt import Interrupt
 from minigpt_jax.server.app import App
 from minigpt_jax.server.connection import make_server
 from minigpt_jax.server.engine import Engine
+from minigpt_jax.server.examples import example_questions
 from minigpt_jax.server.guard import Guard
 from minigpt_jax.server.models import ServedModel
 from minigpt_jax.server.stats import CompilationCounter
@@ -63,7 +64,8 @@ def load_models(folders: Mapping[str, Path], options: argparse.Namespace) -> lis
             quantize=options.quantize,
             compilations=compilations,
         )
-        models.append(ServedModel(name, run, engine))
+        # Now and not for the first request, because it reads files.
+        models.append(ServedModel(name, run, engine, example_questions(run)))
     return models
 
 

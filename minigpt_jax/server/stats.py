@@ -74,7 +74,8 @@ class EngineStats:
         self._tokens += delta.num_generated
         self.metrics.generation_tokens.inc(delta.num_generated)
         if delta.finish_reason:
-            if active.admitted is not None:
+            # A prompt alone, without an answer, has its slot for a moment only.
+            if active.admitted is not None and active.request.max_tokens:
                 self._recent_in_slot.append(now - active.admitted)
             self._end(active, delta.finish_reason)
 

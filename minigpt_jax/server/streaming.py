@@ -15,7 +15,7 @@ from minigpt_jax.server.engine import Engine
 from minigpt_jax.server.parse import ParsedRequest
 from minigpt_jax.server.request import Delta, EngineClosed, QueueFull, Request
 from minigpt_jax.server.responses import Choice, sse_event
-from minigpt_jax.server.waiting import POLL_SECONDS, WaitingComments
+from minigpt_jax.server.waiting_comments import POLL_SECONDS, WaitingComments
 
 T = TypeVar("T")
 
@@ -54,9 +54,9 @@ class ResponseStream:
         except EngineClosed:
             raise ApiError(503, "the engine has stopped", headers={"Retry-After": "10"}) from None
 
-    def num_before(self) -> int | None:
+    def queue_position(self) -> int | None:
         """How many others get a slot before; None if the request does not wait for one."""
-        return self._engine.num_before(self._active)
+        return self._engine.queue_position(self._active)
 
     async def deltas(
         self, poll_seconds: float | None = None
@@ -88,9 +88,9 @@ async def collect(parsed: ParsedRequest, stream: ResponseStream) -> dict:
     """The complete response."""
     choices = [Choice() for _ in range(stream.num_choices)]
     async for part in stream.deltas():
-        if part:
-            index, delta = part
-            choices[index].add(delta)
+        assert part, "None comes only with poll_seconds"
+        index, delta = part
+        choices[index].add(delta)
     return parsed.format.body(choices, parsed.prompt_tokens)
 
 
@@ -100,14 +100,14 @@ async def sse_events(parsed: ParsedRequest, stream: ResponseStream) -> AsyncIter
         yield event
     now = time.monotonic()
     comments = WaitingComments(now)
-    if comment := comments.next(now, stream.num_before()):
+    if comment := comments.next(now, stream.queue_position()):
         yield comment
     offsets = [0] * stream.num_choices
     completion_tokens = 0
     try:
         async for part in stream.deltas(POLL_SECONDS):
             if part is None:
-                if comment := comments.next(time.monotonic(), stream.num_before()):
+                if comment := comments.next(time.monotonic(), stream.queue_position()):
                     yield comment
                 continue
             index, delta = part

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from minigpt_jax.errors import InputError
 from minigpt_jax.runtime.ctrl_c import SAME_REQUEST_SECONDS
+from minigpt_jax.server.command import parse_options
 from tests.server.serving import (
     QUESTION,
     ROOT,
@@ -59,6 +61,33 @@ def test_unsafe_or_impossible_flags_end_with_one_line(arguments, message, tmp_pa
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "http://a.example",
+        "a.example/",
+        "*.example",
+        "a,b",
+        "a b",
+        "me@a",
+        "",
+        ".",
+        "a:70000",
+        "[::1",
+    ],
+)
+def test_a_name_that_no_browser_sends_cannot_be_allowed(name):
+    with pytest.raises(InputError, match="expected a name, or NAME:PORT"):
+        parse_options(["--allowed-host", name])
+
+
+def test_allowed_names_are_as_browsers_send_them():
+    names = ["Chat.example:443", "münchen.example", "::1", "my_host"]
+    arguments = [part for name in names for part in ("--allowed-host", name)]
+    sent = ["Chat.example:443", "xn--mnchen-3ya.example", "::1", "my_host"]
+    assert parse_options(arguments).allowed_host == sent
 
 
 def test_a_port_that_is_in_use_ends_with_one_line(server, chat_run):

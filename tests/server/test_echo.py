@@ -1,6 +1,8 @@
 """`echo`: the prompt comes back with the log-probabilities that the model gives it."""
 
 import json
+import threading
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 from minigpt_jax.architectures import make_model, output_head
 from minigpt_jax.loaded_run import LoadedRun, load_run
 from minigpt_jax.loss import logits
+from minigpt_jax.server.request import Delta
 from minigpt_jax.tokenizer import END, END_OF_TEXT, load_tokenizer
-from tests.server.serving import CONTEXT, ServerProcess
+from tests.server.serving import CONTEXT, TIMEOUT, ServerProcess, tiny_run
+from tests.server.test_engine import generate, make_engine, request
 
 TEXT = "The river reads, é"
 SCORED = {"echo": True, "logprobs": 3, "max_tokens": 0, "temperature": 0}
@@ -142,14 +146,53 @@ def test_with_log_probabilities_every_drawn_token_has_an_entry(server):
     }
 
 
-def test_scored_prompts_wait_for_no_answer_and_stop_none(server):
-    before = server.health()
-    with server.stream(max_tokens=200):
-        prompts = [[5] * length for length in range(1, 17)]
-        choices = complete(server, prompt=prompts, **SCORED)["choices"]
+def test_scored_prompts_of_all_lengths_compile_nothing(server):
+    prompts = [[5] * length for length in range(1, 17)]
+    choices = complete(server, prompt=prompts, **SCORED)["choices"]
     assert [len(choice["logprobs"]["tokens"]) for choice in choices] == list(range(1, 17))
-    after = server.health()
-    assert after["compilations_since_warm_up"] == 0 == before["compilations_since_warm_up"]
+    assert server.health()["compilations_since_warm_up"] == 0
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+def test_a_character_of_which_the_prompt_has_only_a_part_is_not_lost(server, max_tokens):
+    """Its other bytes come with the answer, or are replaced."""
+    *whole, last = load_tokenizer().encode("a🜁")
+    bias = {"logit_bias": {str(last): 100}, "max_tokens": max_tokens, "temperature": 0}
+    choice = complete(server, prompt=whole, echo=True, **bias)["choices"][0]
+    assert choice["text"] == ("a🜁" if max_tokens else "a\ufffd")
+
+
+def test_a_scored_prompt_waits_for_no_answer_and_changes_none():
+    tiny = tiny_run()
+    # A block has one token, so the answer cannot be complete before the prompt comes.
+    engine = make_engine(
+        tiny, num_slots=2, min_cache_length=tiny.config.context, target_block_seconds=0.0
+    )
+    long = request("The river", 40)
+    (alone,) = generate(engine, [long])
+    prompt = request("A stone", 0, num_logprobs=1)
+    scored = replace(prompt, echo_from=0)
+    ended: list[str] = []
+    text = ""
+    all_ended = threading.Event()
+
+    def receive_scored(i: int, delta: Delta) -> None:
+        assert delta.finish_reason == "length" and len(delta.tokens) == len(prompt.prompt)
+        ended.append("prompt")
+
+    def receive_long(i: int, delta: Delta) -> None:
+        nonlocal text
+        if not text:
+            engine.submit([scored] * 3, receive_scored)
+        text += delta.text
+        if delta.finish_reason:
+            ended.append("answer")
+            all_ended.set()
+
+    engine.submit([long], receive_long)
+    assert all_ended.wait(TIMEOUT)
+    assert ended == ["prompt"] * 3 + ["answer"] and text == alone[0]
+    engine.close()
 
 
 def test_no_new_token_needs_echo(server):

@@ -273,6 +273,7 @@ def test_another_request_gets_the_slots_that_become_free(engine):
 
     # One slot after the other becomes free.
     engine.submit([request("A stone", 20 * n) for n in (1, 2, 3, 3, 1, 1)], receiver("a"))
+    wait_until(lambda: engine.health()["active"] == NUM_SLOTS)
     engine.submit([request("The river", 60)] * 2, receiver("b"))
     release.set()
     assert all_begun.wait(TIMEOUT)

@@ -1,5 +1,6 @@
 """What real clients send: neutral values are accepted, what this API lacks is refused by name."""
 
+import difflib
 import json
 
 import pytest
@@ -116,6 +117,13 @@ CHANGING = [
     ("response_format", {"type": "json_object"}),
     ("tools", [{"type": "function"}]),
     ("tool_choice", "required"),
+    ("bad_words_ids", [[5]]),
+    ("eos_token_id", 5),
+    ("suppress_tokens", [5]),
+    ("until", ["a"]),
+    ("num_return_sequences", 2),
+    ("cfg_scale", 1.5),
+    ("suffix", "a"),
 ]
 
 
@@ -143,6 +151,7 @@ def test_every_neutral_value_of_every_refused_field_is_accepted():
         ("max_new_tokens", 5, "5 is not supported: here it is max_tokens"),
         ("system", "Be brief", '"Be brief" is not supported: here it is a message with the role'),
         ("reasoning_effort", "low", '"low" is not supported, expected "none"'),
+        ("n_predict", 5, "5 is not supported: here it is max_tokens"),
         ("guided_json", {}, "an object is not supported: leave the field out"),
     ],
 )
@@ -164,11 +173,12 @@ def test_a_refusal_says_what_to_do(name, value, message):
         ("respone_format", "response_format"),
         ("logit_biases", "logit_bias"),
         ("message", "messages"),
+        ("stop_tokens_ids", "stop_token_ids"),
     ],
 )
 def test_a_typo_is_refused_with_the_name_that_was_meant(name, meant):
     with pytest.raises(ApiError) as error:
-        check_unknown([*BODIES[CHAT], name], schema.CHAT["properties"])
+        check_unknown(BODIES[CHAT] | {name: 1}, schema.CHAT["properties"])
     assert error.value.param == name and error.value.status == 400
     assert error.value.message == f"{name}: unknown field, did you mean {meant}?"
 
@@ -181,9 +191,31 @@ def test_a_typo_reaches_the_client_and_null_does_not(server):
 
 def test_fields_of_clients_and_names_like_no_other_are_ignored():
     known = schema.CHAT["properties"]
-    check_unknown(IGNORED, known)
+    check_unknown(dict.fromkeys(IGNORED, 1), known)
     assert not IGNORED & known.keys()
-    check_unknown(["model_id", "conversation", "timeout", "x" * 10**5, "litellm_call_id"], known)
+    names = ["model_id", "conversation", "timeout", "x" * 10**5, "litellm_call_id"]
+    check_unknown(dict.fromkeys(names, 1), known)
+    # What asks for nothing needs no name that is known.
+    for value in (False, "", [], {}):
+        check_unknown({"auto_max_new_tokens": value}, known)
+
+
+def test_a_body_of_many_unknown_names_costs_no_more_time_than_one_of_few(monkeypatch):
+    compare = difflib.get_close_matches
+    compared = []
+    monkeypatch.setattr(
+        difflib,
+        "get_close_matches",
+        lambda name, *rest, **more: compared.append(name) or compare(name, *rest, **more),
+    )
+    names = [f"{number}zzz" for number in range(75_000)] + ["temperature" + "_" * 900_000]
+    check_unknown(dict.fromkeys(names, 1), schema.CHAT["properties"])
+    assert 0 < len(compared) <= 50
+
+
+def test_the_other_name_of_max_tokens_is_for_chats():
+    with pytest.raises(ApiError, match="max_completion_tokens: 5 is not supported: here it is"):
+        parsed(COMPLETION, max_completion_tokens=5)
 
 
 def test_the_document_lists_what_is_refused_and_what_is_ignored():

@@ -36,7 +36,10 @@ MIB = 2**20
 def guarded() -> Iterator[InProcessServer]:
     """A base model behind a key, with one slot and room for one waiting request."""
     with in_process_server(
-        tiny_run(), DEADLINES, key=KEY, allowed_hosts=["Mine.Example", "localhost:8443"]
+        tiny_run(),
+        DEADLINES,
+        key=KEY,
+        allowed_hosts=["Mine.Example", "localhost:8443", "tls.example:443"],
     ) as server:
         yield server
 
@@ -110,6 +113,10 @@ def test_key_and_host_names_of_the_command_line_are_used(text_server):
         "localhost:80:80",
         "[::1",
         "mine.example@evil",
+        # IPv6 addresses have brackets there.
+        "::1",
+        "::ffff:127.0.0.1",
+        "fe80::1%mine.example",
     ],
 )
 def test_requests_for_other_hosts_are_refused(guarded, host):
@@ -149,6 +156,9 @@ def test_requests_from_other_sites_are_refused(server, headers):
     [
         ("https://mine.example", 200),
         ("http://MINE.example:8080", 200),
+        # What stands for a port that a browser leaves out.
+        ("https://tls.example", 200),
+        ("http://tls.example", 403),
         ("https://localhost:8443", 200),
         # Allowed with another port only: another program of this machine.
         ("http://localhost:8080", 403),
@@ -180,6 +190,11 @@ def test_errors_repeat_little_of_what_a_client_sent(guarded):
             "/v1/completions", PROMPT, authorization=BEARER, **{header: "x" * 9000}
         )
         assert reply.status in (403, 421) and len(reply.body) < 1000
+    long = "x" * 400_000
+    bodies = ({"max" + "-" * 400_000 + "token": 3}, {"logit_bias": {long: "a"}}, {"model": long})
+    for body in bodies:
+        reply = guarded.request("/v1/completions", PROMPT | body, authorization=BEARER)
+        assert reply.status in (200, 400, 404) and len(reply.body) < 2000
 
 
 def test_requests_from_the_own_page_are_allowed(server):

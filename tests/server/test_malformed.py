@@ -221,6 +221,10 @@ TEXT_OR_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type
         ),
         (["a", 3], TEXT_OR_TEXTS, "x[1]"),
         (3, {"anyOf": [{"enum": ["auto"]}, {"type": "null"}]}, "x"),
+        # Of several kinds of lists, the one for such items.
+        (["a"] * 17, schema.COMPLETION["properties"]["prompt"], "x"),
+        ([-1], schema.COMPLETION["properties"]["prompt"], "x[0]"),
+        ([[]], schema.COMPLETION["properties"]["prompt"], "x[0]"),
     ],
 )
 def test_errors_name_the_part_that_is_wrong(value, allowed, path):

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from minigpt_jax.server.request import ActiveRequest
 
-# One slot in so many is kept for newcomers, who then need not wait for the end of a long answer.
+# One slot in so many is kept from the client that has all the others, so that another client need
+# not wait for the end of a long answer.
 # Servers with fewer slots keep none, since it would cost them more.
 _SLOTS_PER_KEPT_SLOT = 8
 
@@ -23,8 +24,8 @@ class WaitingQueue:
         self._waiting: list[ActiveRequest] = []
         # The answers in slots after the last one was taken.
         self._running: list[ActiveRequest] = []
-        # What `numbers_before` returned last, and for which running answers: many streams ask.
-        self._numbers: tuple[Sequence[ActiveRequest], dict[ActiveRequest, int]] | None = None
+        # What `positions` returned last, and for which running answers: many streams ask.
+        self._positions: tuple[Sequence[ActiveRequest], dict[ActiveRequest, int]] | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -62,20 +63,20 @@ class WaitingQueue:
         self._replace([answer for answer in self._waiting if answer is not chosen])
         return chosen
 
-    def numbers_before(self, running: Sequence[ActiveRequest]) -> dict[ActiveRequest, int]:
+    def positions(self, running: Sequence[ActiveRequest]) -> dict[ActiveRequest, int]:
         """For each answer that must wait, how many enter before it if nothing new arrives.
 
         Answers for which a slot is free are not among them.
         """
-        if self._numbers is None or self._numbers[0] != running:
+        if self._positions is None or self._positions[0] != running:
             rest = WaitingQueue(self._num_slots)
             rest.add(self._waiting)
             entered = list(running)
             while entering := rest.take(entered):
                 entered.append(entering)
             order = _in_turn(rest.clear(), entered)
-            self._numbers = running, {answer: number for number, answer in enumerate(order)}
-        return self._numbers[1]
+            self._positions = running, {answer: number for number, answer in enumerate(order)}
+        return self._positions[1]
 
     def _end_turn(self, ended: ActiveRequest) -> None:
         """Its request is now behind the others of its client, and its client behind the others.
@@ -88,7 +89,7 @@ class WaitingQueue:
 
     def _replace(self, waiting: list[ActiveRequest]) -> None:
         self._waiting = waiting
-        self._numbers = None
+        self._positions = None
 
     def _candidates(self, running: Sequence[ActiveRequest]) -> list[ActiveRequest]:
         """The waiting answers that may have the next free slot."""
@@ -99,11 +100,8 @@ class WaitingQueue:
         # What fits as a whole need not leave a slot free.
         if free > kept or len(self._waiting) <= free:
             return self._waiting
-        # Neither one request nor many requests of one client may fill the kept slots.
-        begun = {answer.http_request: answer.client for answer in running}
-        of_client = Counter(begun.values())
-        others = (answer for answer in self._waiting if answer.http_request not in begun)
-        return [a for a in others if of_client[a.client] < self._num_slots - kept]
+        of_client = Counter(answer.client for answer in running)
+        return [a for a in self._waiting if of_client[a.client] < self._num_slots - kept]
 
 
 def _in_turn(

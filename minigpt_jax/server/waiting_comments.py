@@ -21,21 +21,21 @@ class WaitingComments:
         self._last_sent = now
         self._has_text = True
 
-    def next(self, now: float, num_before: int | None) -> bytes | None:
+    def next(self, now: float, queue_position: int | None) -> bytes | None:
         """The comment that is due, if any.
 
-        `num_before`: answers that get a slot before; None if the request does not wait for one.
+        `queue_position`: answers that get a slot before; None if the request does not wait for one.
         """
-        if now - self._last_sent < self._required_silence(num_before):
+        if now - self._last_sent < self._required_silence(queue_position):
             return None
         self._last_sent = now
-        self._last_number = num_before
-        if num_before is None:
+        self._last_number = queue_position
+        if queue_position is None:
             return sse_comment("working")
-        return sse_comment(f"waiting, {num_before} before you")
+        return sse_comment(f"waiting, {queue_position} before you")
 
-    def _required_silence(self, num_before: int | None) -> float:
+    def _required_silence(self, queue_position: int | None) -> float:
         """Seconds of silence after which a comment is due."""
-        if self._has_text or num_before in (None, self._last_number):
+        if self._has_text or queue_position in (None, self._last_number):
             return _MAX_SILENCE_SECONDS
         return 0.0 if self._last_number is None else POLL_SECONDS

@@ -1,5 +1,6 @@
 """Turns of clients and requests, what a stream says while it waits, names of clients and runs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,8 @@ from minigpt_jax.sampling import sampling_params
 from minigpt_jax.server.addresses import client_address
 from minigpt_jax.server.command import models_by_name
 from minigpt_jax.server.request import ActiveRequest, Request
-from minigpt_jax.server.turns import WaitingQueue
-from minigpt_jax.server.waiting import WaitingComments
+from minigpt_jax.server.waiting_comments import WaitingComments
+from minigpt_jax.server.waiting_queue import WaitingQueue
 from minigpt_jax.text_stream import TextStream
 from minigpt_jax.tokenizer import load_tokenizer
 from tests.server.serving import TINY
@@ -67,7 +68,7 @@ def test_the_numbers_that_clients_are_told_are_the_order(waiting, running, expec
     # A slot for each running answer, so that all others wait.
     queue = queue_of(waiting, len(answers(running)) or 1)
     occupied = answers(running or "z1")
-    numbers = queue.numbers_before(occupied)
+    numbers = queue.positions(occupied)
     assert names(sorted(numbers, key=numbers.__getitem__)) == expected
     assert sorted(numbers.values()) == list(range(len(numbers)))
 
@@ -82,21 +83,22 @@ def test_who_has_had_its_turn_is_behind_those_who_have_not():
 def test_an_answer_for_which_a_slot_is_free_does_not_wait():
     queue = queue_of("a1 b1 c1", 3)
     occupied = answers("z1 z2")
-    numbers = queue.numbers_before(occupied)
+    numbers = queue.positions(occupied)
     assert {answer.client: number for answer, number in numbers.items()} == {"b": 0, "c": 1}
     # Asking takes nothing out of the queue, and what changes is seen.
     assert len(queue) == 3
     queue.add(answers("d1"))
-    assert len(queue.numbers_before(occupied)) == 3
-    assert list(queue.numbers_before([]).values()) == [0]
+    assert len(queue.positions(occupied)) == 3
+    assert list(queue.positions([]).values()) == [0]
 
 
-def test_one_slot_in_eight_is_kept_for_newcomers():
+def test_one_slot_in_eight_is_kept_for_other_clients():
     running = answers("a1 " * 7)
     assert taken(queue_of("a1 a1", 8), running) == ""
-    assert taken(queue_of("a1 a2 a3", 8), running) == "a2"
+    # Nor does another request of the same client get it.
+    assert taken(queue_of("a1 a2 a3", 8), running) == ""
     assert taken(queue_of("a1 b1 b2", 8), running) == "b1"
-    # Nor do many requests of one client get it.
+    # Nor do many requests of one.
     singles = answers("a1 a2 a3 a4 a5 a6 a7")
     assert taken(queue_of("a8 a9", 8), singles) == ""
     assert taken(queue_of("a8 a9 b1", 8), singles) == "b1"
@@ -154,13 +156,16 @@ def test_after_the_first_text_a_stream_speaks_only_against_silence():
 @pytest.mark.parametrize(
     ("peer", "header", "expected"),
     [
-        ("203.0.113.5", "", "203.0.113.5"),
-        ("127.0.0.1", "", "127.0.0.1"),
-        # A proxy on this machine adds its client to what that client sent.
-        ("127.0.0.1", "198.51.100.1, 203.0.113.5", "203.0.113.5"),
-        ("::1", "203.0.113.5", "203.0.113.5"),
+        ("203.0.113.5", [], "203.0.113.5"),
+        ("127.0.0.1", [], "127.0.0.1"),
+        # A proxy on this machine adds its client to what that client sent, or after it.
+        ("127.0.0.1", ["198.51.100.1, 203.0.113.5"], "203.0.113.5"),
+        ("127.0.0.1", ["198.51.100.1", "203.0.113.5"], "203.0.113.5"),
+        ("::1", ["203.0.113.5"], "203.0.113.5"),
+        ("::ffff:127.0.0.1", ["203.0.113.5"], "203.0.113.5"),
         # Any other machine may write what it likes.
-        ("203.0.113.5", "198.51.100.1", "203.0.113.5"),
+        ("203.0.113.5", ["198.51.100.1"], "203.0.113.5"),
+        ("::ffff:203.0.113.5", ["198.51.100.1"], "::ffff:203.0.113.5"),
     ],
 )
 def test_a_client_is_told_by_its_address_also_behind_a_proxy(peer, header, expected):
@@ -176,6 +181,12 @@ def test_models_are_named_as_their_folders_are(tmp_path, monkeypatch):
     # One is the end of the other.
     assert list(models_by_name([Path("a/run"), Path("b/a/run")]))[1] == "b/a/run"
     assert len(models_by_name([Path("a/run"), Path("b/a/run")])) == 2
+
+
+def test_every_model_has_a_name_that_can_be_written(tmp_path):
+    folders = [tmp_path / "a" / "..", Path(os.fsdecode(b"caf\xe9")), Path(os.fsdecode(b"caf\xe8"))]
+    names = list(models_by_name(folders))
+    assert names == [tmp_path.name, r"caf\udce9", r"caf\udce8"]
 
 
 def test_a_run_that_is_named_twice_is_refused(tmp_path):
