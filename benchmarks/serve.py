@@ -12,8 +12,8 @@ the last answer.
 
 Under load: requests that failed, growth of the server's memory over the rounds, texts that are
 others in a full house than alone, and how long an answer of three tokens takes (median, longest)
-beside one client's 64 answers of 240 tokens, in 4 requests or in 64. At the end a signal comes
-while 48 answers run or wait.
+beside one client's 64 answers of 240 tokens (more, if there are more slots), 16 in a request or
+one. At the end a signal comes while 48 answers run or wait.
 """
 
 import argparse
@@ -32,10 +32,10 @@ import numpy as np
 from benchmarks.contenders import table
 from benchmarks.options import add_integers, model_config
 from benchmarks.serve_load import (
-    CROWD_ANSWERS,
     NUM_SIGNALLED,
     changed_texts,
     complete_under_sigterm,
+    crowd_answers,
     waits_beside_a_crowd,
 )
 from benchmarks.serving_client import ServerProcess, send_all, server
@@ -70,7 +70,7 @@ def main() -> None:
             options.run = f"{stack.enter_context(TemporaryDirectory())}/random"
             write_random_run(options.run, config)
         # Every answer has room.
-        options.queue = max(options.clients, CROWD_ANSWERS, NUM_SIGNALLED)
+        options.queue = max(options.clients, crowd_answers(max(options.slots)), NUM_SIGNALLED)
         servers = {slots: stack.enter_context(server(options, slots)) for slots in options.slots}
         # Not counted: the first round after the start.
         first_texts = run_round(options, 0, servers, None)
@@ -79,7 +79,8 @@ def main() -> None:
             texts = run_round(options, number, servers, results)
             differing += sum(len(set(same)) > 1 for same in zip(*texts, strict=True))
         for (slots, process), crowded in zip(servers.items(), first_texts, strict=True):
-            results[slots].load.extend(load_cells(options, process, memory[slots], crowded))
+            cells = load_cells(options, process, slots, memory[slots], crowded)
+            results[slots].load.extend(cells)
     report(options, title, results, differing)
 
 
@@ -122,6 +123,7 @@ def run_round(
 def load_cells(
     options: argparse.Namespace,
     process: ServerProcess,
+    slots: int,
     memory: float | None,
     crowded: list[str],
 ) -> list[str]:
@@ -133,7 +135,7 @@ def load_cells(
     return [
         growth,
         changed_texts(process.port, bodies, crowded),
-        *waits_beside_a_crowd(process.port, prompt),
+        *waits_beside_a_crowd(process.port, prompt, slots),
         # Last, because it ends the server.
         complete_under_sigterm(process, prompt),
     ]
@@ -163,7 +165,7 @@ def report(
     )
     print(f"{differing} of {count * options.rounds} texts differ between the servers")
     print(table(["slots", "tokens/s", "rounds", "times", "first text p50", "p95"], rows))
-    head = ["slots", "errors", "memory", "changed", "beside 4 x 16", "beside 64 x 1", "SIGTERM"]
+    head = ["slots", "errors", "memory", "changed", "beside n = 16", "beside n = 1", "SIGTERM"]
     print("\nUnder load:")
     print(table(head, [[str(s), str(len(r.errors)), *r.load] for s, r in results.items()]))
     for error in sorted({error for result in results.values() for error in result.errors}):
