@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from minigpt_jax.tokenizer import CHAT_VOCAB, TEXT_VOCAB
-from tests.server.serving import KEY, ServerProcess, make_run, server_process
+from tests.server.nginx import NGINX, nginx_process
+from tests.server.serving import KEY, Client, ServerProcess, make_run, server_process
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +23,15 @@ def server(chat_run, tmp_path_factory) -> Iterator[ServerProcess]:
         yield server
         assert server.process.poll() is None
         assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture(scope="package")
+def nginx(server, tmp_path_factory) -> Iterator[Client]:
+    """nginx in front of `server`, which has the name chat.example."""
+    if NGINX is None:
+        pytest.skip("no nginx on this machine")
+    with nginx_process(server, tmp_path_factory.mktemp("nginx")) as client:
+        yield client
 
 
 @pytest.fixture(scope="package")

@@ -22,12 +22,14 @@ import optax
 from minigpt_jax.checkpoint import Checkpoints
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model_config import GPTConfig
+from minigpt_jax.sampling import sampling_params
 from minigpt_jax.server.app import App
 from minigpt_jax.server.command import open_listener
 from minigpt_jax.server.connection import Deadlines, make_server
 from minigpt_jax.server.engine import Engine
 from minigpt_jax.server.guard import Guard
 from minigpt_jax.server.models import ServedModel
+from minigpt_jax.server.request import Delta, Request
 from minigpt_jax.step import TrainState
 from minigpt_jax.tokenizer import END, load_tokenizer
 from tests.harness import ROOT
@@ -244,6 +246,36 @@ def in_process_server(
 def one_slot_engine(run: LoadedRun, queue_size: int = 1) -> Engine:
     """An engine that compiles quickly."""
     return Engine(run, num_slots=1, queue_size=queue_size, min_cache_length=run.config.context)
+
+
+def long_request(config: GPTConfig) -> Request:
+    """One that does not end soon."""
+    return Request([1, 2, 3], sampling_params(1, config, temperature=0.0), max_tokens=50)
+
+
+@contextmanager
+def occupied(server: InProcessServer, waiting: int = 0) -> Iterator[threading.Event]:
+    """While the slot is occupied, by a client of its own, and as many of its answers wait.
+
+    The event ends that too.
+    """
+    release = threading.Event()
+    began = threading.Event()
+
+    def receive(i: int, delta: Delta) -> None:
+        began.set()
+        # In the engine's thread, which therefore does nothing else.
+        release.wait(TIMEOUT)
+
+    requests = [long_request(server.run.config)] * (1 + waiting)
+    accepted = server.engine.submit(requests, receive, "crowd")
+    assert began.wait(TIMEOUT)
+    try:
+        yield release
+    finally:
+        release.set()
+        server.engine.cancel(accepted)
+        wait_until(lambda: server.health()["active"] == server.health()["queued"] == 0)
 
 
 def wait_until(condition: Callable[[], object], describe: Callable[[], object] = str) -> None:

@@ -3,33 +3,32 @@
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from minigpt_jax.sampling import sampling_params
 from minigpt_jax.server import streaming
 from minigpt_jax.server.connection import DEADLINES
-from minigpt_jax.server.request import Delta, Request
+from minigpt_jax.server.request import Delta
 from minigpt_jax.server.stats import EngineStats
 from tests.server.serving import (
     TIMEOUT,
     TINY,
     InProcessServer,
     in_process_server,
+    long_request,
+    occupied,
     raw_request,
     tiny_run,
-    wait_until,
 )
 
 # More than the test of a full queue needs: each waiting answer is one.
 QUEUE_SIZE = 8
 OTHER = 'other "one"'
 PROMPT = {"prompt": [1, 2, 3], "max_tokens": 3, "temperature": 0}
-LONG = Request([1, 2, 3], sampling_params(1, TINY, temperature=0.0), max_tokens=50)
+LONG = long_request(TINY)
 # As clients send it that allow ASCII only.
 KEY = "a-long-key"
 BEARER = f"Bearer {KEY}"
@@ -49,30 +48,6 @@ def house() -> Iterator[InProcessServer]:
         others={OTHER: replace(run, params=flipped)},
     ) as server:
         yield server
-
-
-@contextmanager
-def occupied(server: InProcessServer, waiting: int = 0) -> Iterator[threading.Event]:
-    """While the slot is occupied, by a client of its own, and as many of its answers wait.
-
-    The event ends that too.
-    """
-    release = threading.Event()
-    began = threading.Event()
-
-    def receive(i: int, delta: Delta) -> None:
-        began.set()
-        # In the engine's thread, which therefore does nothing else.
-        release.wait(TIMEOUT)
-
-    accepted = server.engine.submit([LONG] * (1 + waiting), receive, "crowd")
-    assert began.wait(TIMEOUT)
-    try:
-        yield release
-    finally:
-        release.set()
-        server.engine.cancel(accepted)
-        wait_until(lambda: server.health()["active"] == server.health()["queued"] == 0)
 
 
 def ask(server: InProcessServer, **changes) -> dict:

@@ -21,6 +21,8 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # The name of the server behind nginx.
+    "--host-resolver-rules=MAP chat.example 127.0.0.1",
 ]
 
 
