@@ -206,6 +206,23 @@ def test_delete_and_its_undo(page):
     assert page.evaluate(stored) == []
 
 
+def test_to_undo_a_deletion_elsewhere_leaves_the_answer_alone(page):
+    open_conversation(page, "other", "of another", "answer")
+    page.click("#new")
+    page.wait_for_selector(".empty")
+    stub_server(page)
+    send(page, "hello")
+    page.wait_for_selector(".waiting")
+    page.click("[aria-label='Options of of another']")
+    page.click("#options >> text=Delete")
+    page.click("#toast >> text=Undo")
+    page.wait_for_selector("#list >> text=of another")
+    server_sends(page, "text", "text")
+    page.keyboard.press("Escape")
+    wait_until_finished(page)
+    assert messages(page) == ["hello", "text"]
+
+
 def test_copy(page, context):
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     copied = "document.getElementById('announcement').textContent === 'Copied'"
