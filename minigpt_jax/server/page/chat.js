@@ -49,8 +49,9 @@ async function answer(doc, { replaced = [], earlier, repeat, onRefused = () => {
   doc.touched = Date.now();
   const streams = targets.map((target, i) => ({
     target,
+    model: models[i],
     path: "v1/chat/completions",
-    body: { model: models[i].id, messages, ...probabilityFields(true) },
+    body: { messages, ...probabilityFields(true) },
     addText: (part) => {
       target.content += part;
     },

@@ -1,6 +1,6 @@
 // Shows the document that the address names.
 import { cutAnswer, fillField, forgetAndRepeat, retry } from "./chat.js";
-import { generate, showText } from "./completion.js";
+import { generate, showText, waitingOf } from "./completion.js";
 import { showConversation } from "./conversation.js";
 import { draftOf, load, newDocument, save, savePending, titleOf } from "./documents.js";
 import { $, atEnd, element, plural, scrollToEnd } from "./dom.js";
@@ -40,7 +40,7 @@ export function showFailure() {
     }
     const label = doc.kind === "chat" ? "New conversation" : "New text";
     buttons.push(element("a", { class: "button", href: "#" }, label));
-  } else if (failure.retry) {
+  } else if (!failure.refused) {
     const ask = doc.kind === "chat" ? () => retry(doc) : generate;
     buttons.push(button("Try again", state.model ? ask : view.connect));
   }
@@ -61,7 +61,9 @@ export function showControls() {
   $("usage").textContent =
     total && state.model
       ? `${total} of ${plural(state.model.context, "token")} of context used`
-      : "";
+      : doc.kind === "chat"
+        ? ""
+        : waitingOf(doc);
   $("latest").hidden = atEnd();
 }
 

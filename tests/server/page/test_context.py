@@ -4,6 +4,7 @@ from tests.server.page.browser import (
     ANSWER,
     ask,
     clear_expected,
+    contents,
     messages,
     open_conversation,
     reload,
@@ -18,10 +19,6 @@ from tests.server.serving import CONTEXT
 LONG = "word " * 80
 FORGET = "#failure >> text=Forget the oldest turns"
 LINE = "The model no longer sees what is above"
-
-
-def contents(body: dict) -> list[str]:
-    return [message["content"].strip() for message in body["messages"]]
 
 
 def test_the_oldest_turns_are_forgotten_and_the_question_repeated(page, errors):
