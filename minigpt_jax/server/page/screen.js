@@ -1,5 +1,5 @@
 // Shows the document that the address names.
-import { cutAnswer, fillField, forgetAndRepeat, retry } from "./chat.js";
+import { cutAnswer, fillField, forgetAndAsk, questionOf, retry } from "./chat.js";
 import { generate, showText, waitingOf } from "./completion.js";
 import { showConversation } from "./conversation.js";
 import { draftOf, load, newDocument, save, savePending, titleOf } from "./documents.js";
@@ -7,7 +7,7 @@ import { $, atEnd, element, plural, scrollToEnd } from "./dom.js";
 import { canForget } from "./forgetting.js";
 import { showList } from "./panel.js";
 import { hideTip } from "./probabilities.js";
-import { canChat, state, view } from "./state.js";
+import { canChat, modelOf, state, view } from "./state.js";
 
 export function show() {
   const doc = state.document;
@@ -33,8 +33,8 @@ export function showFailure() {
   const buttons = [];
   let { remedy } = failure;
   if (failure.tooLong) {
-    const forget = () => forgetAndRepeat(doc, failure);
-    if (doc.kind === "chat" && canForget(doc, failure.earlier)) {
+    const forget = () => forgetAndAsk(doc, failure);
+    if (doc.kind === "chat" && canForget(doc, questionOf(doc, failure).index)) {
       remedy = "The model can forget the oldest turns and answer. They stay on this page.";
       buttons.push(button("Forget the oldest turns", forget, { class: "primary" }));
     }
@@ -52,19 +52,21 @@ export function showFailure() {
 export function showControls() {
   const busy = Boolean(state.generation);
   const doc = state.document;
-  const total = doc.kind === "chat" && doc.messages.at(-1)?.total;
   $("send").hidden = $("generate").hidden = busy;
   $("stop").hidden = $("stop-text").hidden = !busy;
   $("send").disabled = $("generate").disabled = !state.model;
   $("undo").disabled = busy || !doc.marks?.length;
   $("generate").textContent = doc.marks?.length ? "Continue" : "Generate";
-  $("usage").textContent =
-    total && state.model
-      ? `${total} of ${plural(state.model.context, "token")} of context used`
-      : doc.kind === "chat"
-        ? ""
-        : waitingOf(doc);
+  $("usage").textContent = doc.kind === "chat" ? usageOf(doc.messages.at(-1)) : waitingOf(doc);
   $("latest").hidden = atEnd();
+}
+
+/** How much of the context the last answer filled. */
+function usageOf(last) {
+  const model = modelOf(last);
+  return last?.total && model
+    ? `${last.total} of ${plural(model.context, "token")} of context used`
+    : "";
 }
 
 /** Shows the document that the address names, or a new one. A running generation is stopped. */
@@ -74,6 +76,7 @@ export function route() {
   stopAndSave();
   const stored = load(id);
   state.failure = null;
+  state.edits.clear();
   state.document = stored?.kind === (canChat() ? "chat" : "text") ? stored : newDocument();
   if (!stored) history.replaceState(null, "", location.pathname);
   show();

@@ -6,6 +6,7 @@ import { canChat, state } from "./state.js";
 export class Failure extends Error {
   /**
    * `refused`: the same request would fail again. `tooLong`: because the text is too long.
+   * chat.js adds `returnedTo`.
    */
   constructor(title, remedy, { refused = false, tooLong = false } = {}) {
     super(title);

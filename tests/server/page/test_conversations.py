@@ -136,7 +136,7 @@ def test_retry_and_edit_send_the_messages_that_they_show(page):
     assert messages(page)[0] == "changed" and len(messages(page)) == 2
     assert page.inner_text("#list") == "changed"
 
-    page.click("#toast >> text=Undo")
+    page.click("#log >> text=Undo")
     assert messages(page)[:3] == [first, answer, second] and len(messages(page)) == 4
     assert page.inner_text("#list") == "first"
 

@@ -96,6 +96,21 @@ def test_a_refused_message_returns_to_the_field(page, errors, status):
     clear_expected(errors, str(status))
 
 
+def test_what_is_typed_before_a_refusal_is_kept(page, errors):
+    requests = []
+    page.route(CHAT_ROUTE, lambda route: requests.append(route))
+    with page.expect_request(CHAT_ROUTE):
+        send(page, "refused")
+    page.fill("#message", "typed meanwhile")
+    fulfill_error(requests.pop(), 400, "not like this")
+    wait_until_finished(page)
+    assert page.input_value("#message") == "refused\n\ntyped meanwhile"
+    assert page.is_visible(".empty")
+    reload(page)
+    assert page.input_value("#message") == "refused\n\ntyped meanwhile"
+    clear_expected(errors, "400")
+
+
 def test_a_server_that_stops_keeps_the_question(page, errors):
     page.route(CHAT_ROUTE, lambda route: fulfill_error(route, 503, "the server is stopping"))
     ask(page, "hello")
