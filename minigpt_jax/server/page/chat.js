@@ -5,7 +5,7 @@ import { announce, toast } from "./feedback.js";
 import { canForget, forget, isCut, remember } from "./forgetting.js";
 import { streamTexts } from "./generation.js";
 import { probabilityFields } from "./sampling.js";
-import { state, view } from "./state.js";
+import { modelOf, state, view } from "./state.js";
 import { currentOf, versionsOf, withVersions } from "./versions.js";
 
 /**
@@ -25,18 +25,23 @@ export function turnsOf(doc) {
 
 const isEmpty = ({ content, end }) => !content && ["lost", "stopped"].includes(end);
 
+const lastQuestion = ({ messages }) => messages.findLastIndex(({ role }) => role === "user");
+
 /**
- * Adds an answer to the conversation, or two if a second model answers too. Its earlier versions
- * are those of the answers `replaced`. If the server refuses the text, the conversation is as
- * before and `onRefused` gives the user the text back.
+ * Answers the last question, or lets two models answer. An answer at the end of the conversation is
+ * an earlier version of the new one.
  *
- * A failure that forgetting can mend has `earlier`, the number of messages before the question, and
- * `repeat`, which asks again.
+ * If the server refuses the question, `giveBack` removes it from the conversation and returns where
+ * the user finds it, which becomes `returnedTo` of the Failure: "field", or the message in whose
+ * form it is.
  */
-async function answer(doc, { replaced = [], earlier, repeat, onRefused = () => {} }) {
-  const messages = turnsOf(doc);
+async function answer(doc, giveBack = () => undefined) {
+  const asked = lastQuestion(doc);
+  const messages = turnsOf({ ...doc, messages: doc.messages.slice(0, asked + 1) });
+  const previous = doc.messages.slice(asked + 1).slice(-1);
+  const before = doc.messages.slice(0, doc.messages.length - previous.length);
+  const old = previous.flatMap(versionsOf);
   const models = [state.model, state.second].filter(Boolean);
-  const old = replaced.flatMap(versionsOf);
   const targets = models.map(({ id }) => ({
     content: "",
     end: "writing",
@@ -45,12 +50,13 @@ async function answer(doc, { replaced = [], earlier, repeat, onRefused = () => {
   const message = Object.assign(targets[0], { role: "assistant" });
   if (old.length) message.before = old;
   if (targets.length > 1) Object.assign(message, { after: [targets[1]], beside: true });
-  doc.messages.push(message);
+  doc.messages = [...before, message];
   doc.touched = Date.now();
   const streams = targets.map((target, i) => ({
     target,
+    model: models[i],
     path: "v1/chat/completions",
-    body: { model: models[i].id, messages, ...probabilityFields(true) },
+    body: { messages, ...probabilityFields(true) },
     addText: (part) => {
       target.content += part;
     },
@@ -63,17 +69,17 @@ async function answer(doc, { replaced = [], earlier, repeat, onRefused = () => {
   const outcomes = await generation;
   outcomes.forEach(({ failure, ...outcome }, i) => Object.assign(targets[i], outcome));
   const follow = atEnd();
-  const refused = state.failure?.refused && targets.every(isEmpty);
-  if (state.failure) Object.assign(state.failure, { earlier, repeat });
   const kept = targets.filter((target) => !isEmpty(target));
-  doc.messages.splice(-1, 1, ...(kept.length ? [joined(message, old, kept)] : replaced));
-  if (refused) onRefused();
+  doc.messages = [...before, ...(kept.length ? [joined(message, old, kept)] : previous)];
+  if (outcomes.every(({ failure }) => failure?.refused)) {
+    const returnedTo = giveBack();
+    outcomes.forEach(({ failure }) => Object.assign(failure, { returnedTo }));
+  }
   if (doc.messages.length) save(doc);
   if (doc !== state.document) return view.showControls();
   view.show();
   view.showList();
   if (follow) scrollToEnd();
-  view.showControls();
   announce({ lost: "", stopped: "Stopped" }[message.end] ?? `Answer: ${message.content}`);
 }
 
@@ -95,17 +101,22 @@ export async function send() {
 export async function ask(content) {
   const doc = state.document;
   if (state.generation || !state.model) return;
+  const { replaced } = doc;
   $("message").focus();
-  // Whoever asks on without a choice goes on with the first of two answers.
+  // Whoever asks on without a choice goes on with the first of two answers, and with the edit.
   doc.messages.forEach((message) => delete message.beside);
+  delete doc.replaced;
   doc.messages.push({ role: "user", content });
-  const onRefused = () => {
+  await answer(doc, () => {
+    // Before the draft of a conversation is removed with it.
+    const typed = draftOf(doc);
     doc.messages.pop();
+    doc.replaced = replaced;
     if (!doc.messages.length) unsave(doc);
-    keepDraft(doc, [content, draftOf(doc)].filter(Boolean).join("\n\n"));
+    keepDraft(doc, [content, typed].filter(Boolean).join("\n\n"));
     if (doc === state.document) fillField(draftOf(doc));
-  };
-  await answer(doc, { earlier: doc.messages.length - 1, repeat: send, onRefused });
+    return "field";
+  });
 }
 
 export function fillField(text) {
@@ -114,30 +125,36 @@ export function fillField(text) {
 }
 
 export async function retry(doc) {
-  if (state.generation) return;
-  const asked = doc.messages.findLastIndex((message) => message.role === "user");
-  const replaced = doc.messages.splice(asked + 1);
+  if (state.generation || !state.model) return;
   $("message").focus();
-  await answer(doc, { replaced, earlier: asked, repeat: () => retry(doc) });
+  await answer(doc);
 }
 
-/** Asks message `index` anew as `content`, without what followed. Whether the server took it. */
-export async function askAnew(doc, index, content) {
-  const before = doc.messages;
-  let refused = false;
-  doc.messages = [...before.slice(0, index), { role: "user", content }];
+/** Asks a question as it was changed in its form, without what followed. */
+export async function sendEdit(doc, message) {
+  const field = state.edits.get(message);
+  const content = field.value.trim();
+  if (!content || state.generation || !state.model) return;
+  const { messages, replaced } = doc;
+  const index = messages.indexOf(message);
+  doc.messages = [...messages.slice(0, index), { role: "user", content }];
+  doc.replaced = index + 1 < messages.length ? messages : undefined;
+  state.edits.delete(message);
   $("message").focus();
-  await answer(doc, {
-    earlier: index,
-    repeat: () => askAnew(doc, index, content),
-    onRefused: () => {
-      doc.messages = before;
-      refused = true;
-    },
+  await answer(doc, () => {
+    Object.assign(doc, { messages, replaced });
+    if (doc === state.document) state.edits.set(message, field);
+    return message;
   });
-  if (!refused && index + 1 < before.length && !state.generation)
-    toast("The message and those after it were replaced.", () => replaceMessages(doc, before));
-  return !refused;
+}
+
+/** Brings back what the last edit replaced. */
+export function undoEdit(doc) {
+  if (state.generation) return;
+  const { replaced } = doc;
+  delete doc.replaced;
+  replaceMessages(doc, replaced);
+  $("message").focus();
 }
 
 export function deleteMessage(doc, index) {
@@ -169,29 +186,34 @@ function replaceMessages(doc, messages) {
 /** The Failure's fields for an answer that a full context ended, or undefined. */
 export function cutAnswer(doc) {
   const last = doc.messages.at(-1);
-  const model = state.models.find(({ id }) => id === last?.model) ?? state.model;
-  if (state.generation || !isCut(last, model?.context)) return;
-  const earlier = doc.messages.findLastIndex((message) => message.role === "user");
+  if (state.generation || !isCut(last, modelOf(last)?.context)) return;
   return {
     title: "The context is full, which ended the answer.",
     remedy: "Start a new conversation.",
     tooLong: true,
-    earlier,
-    repeat: () => retry(doc),
   };
 }
 
+/** The question that a failure is about: its place among the messages, and what asks it again. */
+export function questionOf(doc, { returnedTo }) {
+  if (!returnedTo) return { index: lastQuestion(doc), askAgain: () => retry(doc) };
+  if (returnedTo === "field") return { index: doc.messages.length, askAgain: send };
+  const index = doc.messages.indexOf(returnedTo);
+  return { index, askAgain: () => sendEdit(doc, returnedTo) };
+}
+
 /** Forgets the oldest turns and asks again, until the rest fits. */
-export async function forgetAndRepeat(doc, { earlier, repeat }) {
+export async function forgetAndAsk(doc, failure) {
   if (state.generation) return;
+  const { index, askAgain } = questionOf(doc, failure);
   state.failure = null;
-  forget(doc, earlier);
+  forget(doc, index);
   save(doc);
   view.show();
-  await repeat();
-  const { failure } = state;
-  if (failure?.tooLong && doc === state.document && canForget(doc, failure.earlier))
-    await forgetAndRepeat(doc, failure);
+  await askAgain();
+  const next = state.failure;
+  if (next?.tooLong && doc === state.document && canForget(doc, questionOf(doc, next).index))
+    await forgetAndAsk(doc, next);
 }
 
 export function rememberAll(doc) {

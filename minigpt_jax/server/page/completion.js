@@ -11,9 +11,13 @@ import { probabilityFields, samplingSettings } from "./sampling.js";
 import { state, view } from "./state.js";
 
 const DEFAULT_MAX_TOKENS = 64;
-// Until a completion has told how many it is.
+// Of a text that is too long, until a completion has told how many it is.
 const CHARACTERS_PER_TOKEN = 3;
-// Of the estimated room, because the estimate may be too high.
+// More than any text has: longer texts are not worth a request.
+const MOST_CHARACTERS_PER_TOKEN = 32;
+// Of the context, which a completion must fill to tell how many characters a token has.
+const ENOUGH = 0.25;
+// Of an estimated number, because it may be too high.
 const SAFETY = 0.9;
 // Of a text that is refused, this share is tried next.
 const SHORTER = 0.75;
@@ -37,7 +41,25 @@ export function showText(doc) {
       ? [element("h3", {}, "Tokens of the last part"), tokensNode(doc.tokenList)]
       : []),
   );
+  if (state.generation?.targets.has(doc)) appendWhatArrives(doc);
 }
+
+/** From now on, what a model writes is added to the text that is shown. */
+function appendWhatArrives(doc) {
+  let shown = doc.text.length;
+  const arrived = document.createTextNode("");
+  $("copy-of-text").lastChild.before(element("mark", {}, arrived));
+  state.generation.renderers.set(doc, () => {
+    $("usage").textContent = waitingOf(doc);
+    const part = doc.text.slice(shown);
+    if (!part) return;
+    arrived.appendData(part);
+    $("text").setRangeText(part, shown, shown, "preserve");
+    shown += part.length;
+  });
+}
+
+export const waitingOf = (doc) => waitingNote(state.generation?.waiting.get(doc));
 
 function begin(text) {
   $("text").value = text;
@@ -45,9 +67,13 @@ function begin(text) {
   generate();
 }
 
+const isSecondHalf = (text, index) => /[\udc00-\udfff]/.test(text.charAt(index));
+
 /** Where the last `characters` of a text begin: at a word, if there is one. */
 function startOfLast(text, characters) {
-  const start = Math.max(0, text.length - Math.floor(characters));
+  const cut = Math.max(0, text.length - Math.floor(characters));
+  // Some characters are two code units, which stay together.
+  const start = isSecondHalf(text, cut) ? cut + 1 : cut;
   const word = start ? text.slice(start).search(/\s\S/) : 0;
   return word > 0 && word < characters / 2 ? start + word + 1 : start;
 }
@@ -56,7 +82,8 @@ function startOfLast(text, characters) {
 function startOfVisible({ text, charactersPerToken }, maxTokens) {
   const { context } = state.model;
   const room = context - Math.min(maxTokens, Math.floor(context / 2));
-  const fits = room * (charactersPerToken ?? Infinity) * SAFETY;
+  const perToken = charactersPerToken ? SAFETY * charactersPerToken : MOST_CHARACTERS_PER_TOKEN;
+  const fits = room * perToken;
   return text.length <= fits ? 0 : startOfLast(text, fits);
 }
 
@@ -70,24 +97,25 @@ export async function generate() {
     // A text field removes them, and the positions of marks would be wrong.
     doc.text += part.replaceAll("\r", "");
     mark[1] = doc.text.length;
+    if (start < mark[1] && !doc.marks.includes(mark)) doc.marks.push(mark);
   };
   const { max_tokens = DEFAULT_MAX_TOKENS } = samplingSettings();
   doc.unseen = startOfVisible(doc, max_tokens);
   doc.touched = Date.now();
   delete doc.tokenList;
   field.readOnly = true;
-  let outcome = await stream(doc, addText, mark);
+  let outcome = await stream(doc, addText);
   // Too long: the last part of the text goes on, which is shown.
   while (outcome.failure?.tooLong && doc.text.length - doc.unseen > state.model.context / 4) {
-    const first = doc.unseen ? Infinity : state.model.context * CHARACTERS_PER_TOKEN;
-    const next = Math.min(first, (doc.text.length - doc.unseen) * SHORTER);
+    const most = state.model.context * (doc.charactersPerToken || CHARACTERS_PER_TOKEN);
+    const next = Math.min(most, (doc.text.length - doc.unseen) * SHORTER);
     doc.unseen = startOfLast(doc.text, next);
-    outcome = await stream(doc, addText, mark);
+    outcome = await stream(doc, addText);
   }
-  const { end, tokens, total, tokenList } = outcome;
+  const { end, total, tokenList } = outcome;
   field.readOnly = false;
-  doc.marks = doc.marks.filter(([from, to]) => from < to);
-  if (tokens) doc.charactersPerToken = (start - doc.unseen) / Math.max(1, total - tokens - 1);
+  if (total > ENOUGH * state.model.context)
+    doc.charactersPerToken = (doc.text.length - doc.unseen) / total;
   if (tokenList) doc.tokenList = tokenList;
   if (outcome.failure) doc.unseen = 0;
   save(doc);
@@ -105,35 +133,23 @@ export async function generate() {
   announce({ lost: "", stopped: "Stopped" }[end] ?? `Generated: ${written}`);
 }
 
-async function stream(doc, addText, mark) {
-  let shown = doc.text.length;
-  const firstText = document.createTextNode("");
-  const prompt = doc.text.slice(doc.unseen);
+async function stream(doc, addText) {
   const generation = streamTexts(doc, [
     {
       target: doc,
+      model: state.model,
       path: "v1/completions",
       body: {
-        model: state.model.id,
-        prompt,
+        prompt: doc.text.slice(doc.unseen),
         max_tokens: DEFAULT_MAX_TOKENS,
         ...probabilityFields(false),
       },
       addText,
     },
   ]);
-  state.generation.renderers.set(doc, () => {
-    $("usage").textContent = waitingNote(state.generation.waiting.get(doc));
-    if (shown === doc.text.length) return;
-    firstText.appendData(doc.text.slice(shown));
-    $("text").setRangeText(doc.text.slice(shown), shown, shown, "preserve");
-    shown = doc.text.length;
-  });
   save(doc);
   view.show();
   view.showList();
-  $("copy-of-text").lastChild.before(element("mark", {}, firstText));
-  if (!doc.marks.includes(mark)) doc.marks.push(mark);
   const [outcome] = await generation;
   return outcome;
 }

@@ -1,8 +1,8 @@
 // Shows a conversation as elements, with a row of buttons for each message.
-import { ask, chooseVersion, deleteMessage, rememberAll, retry } from "./chat.js";
+import { ask, chooseVersion, deleteMessage, rememberAll, retry, undoEdit } from "./chat.js";
 import { $, element, iconButton } from "./dom.js";
 import { save } from "./documents.js";
-import { edit } from "./editing.js";
+import { edit, formOf } from "./editing.js";
 import { copy } from "./feedback.js";
 import { introduction } from "./introduction.js";
 import { incrementalRenderer } from "./markdown.js";
@@ -12,6 +12,7 @@ import { state, view } from "./state.js";
 import { indexOf, versionsOf } from "./versions.js";
 
 export function showConversation(doc) {
+  const focused = document.activeElement;
   const entries = doc.messages.map((message, index) => messageNode(doc, message, index));
   const forgotten = doc.messages.findLastIndex((message) => message.forgotten);
   if (forgotten >= 0) entries.splice(forgotten + 1, 0, forgottenNode(doc));
@@ -20,7 +21,10 @@ export function showConversation(doc) {
     entries.unshift(element("li", { class: "system muted" }, text));
   }
   if (!doc.messages.length) entries.push(emptyNode());
+  if (doc.replaced && !state.generation) entries.push(replacedNode(doc));
   $("log").replaceChildren(...entries);
+  // The field of an edit loses the focus on its way into a new form.
+  if (focused.isConnected) focused.focus({ preventScroll: true });
   $("system").value = doc.system;
 }
 
@@ -38,6 +42,16 @@ function forgottenNode(doc) {
   );
 }
 
+function replacedNode(doc) {
+  const undo = () => undoEdit(doc);
+  return element(
+    "li",
+    { class: "forgotten-line" },
+    element("span", {}, "The edited message replaced what followed it"),
+    element("button", { type: "button", class: "quiet", click: undo }, "Undo"),
+  );
+}
+
 function messageNode(doc, message, index) {
   const isUser = message.role === "user";
   const author = isUser ? "You" : (message.model ?? state.model?.id ?? "Model");
@@ -45,6 +59,7 @@ function messageNode(doc, message, index) {
     class: `message ${message.role}${message.forgotten ? " forgotten" : ""}`,
   };
   const heading = element("h2", { class: "visually-hidden" }, author);
+  if (state.edits.has(message)) return element("li", attributes, formOf(doc, message));
   if (isUser) {
     const text = element("div", { class: "text" }, message.content);
     return element("li", attributes, heading, text, footOf(doc, message, index));
@@ -109,7 +124,7 @@ function footOf(doc, message, index) {
   const parts = isUser ? [] : [...versionButtons(doc, message, index), noteNode(message)];
   if (message.tokenList) parts.push(tokensButton(doc, message));
   parts.push(iconButton("copy", "Copy", (event) => copy(message.content, event.currentTarget)));
-  if (isUser) parts.push(iconButton("edit", "Edit", () => edit(doc, index)));
+  if (isUser) parts.push(iconButton("edit", "Edit", () => edit(doc, message)));
   if (isLast && doc.messages.some(({ role }) => role === "user"))
     parts.push(iconButton("retry", isUser ? "Get an answer" : "Retry", () => retry(doc)));
   parts.push(iconButton("trash", "Delete", () => deleteMessage(doc, index)));

@@ -36,13 +36,14 @@ const isMessage = (m) =>
   ["user", "assistant"].includes(m?.role) &&
   isVersion(m) &&
   [m.before ?? [], m.after ?? []].every((versions) => isListOf(versions, isVersion));
+const isMessages = (value) => isListOf(value, isMessage);
 const isMark = (mark) => isListOf(mark, Number.isInteger) && mark.length === 3;
 
 /** Whether `value` is a conversation or a text of any version of this page. */
 export const isDocument = (value) =>
   isText(value?.title ?? "") &&
   (value?.kind === "chat"
-    ? isText(value.system) && isListOf(value.messages, isMessage)
+    ? isText(value.system) && [value.messages, value.replaced ?? []].every(isMessages)
     : isText(value?.text) && isListOf(value.marks, isMark));
 
 export function load(id) {

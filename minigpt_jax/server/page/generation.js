@@ -9,8 +9,8 @@ import { state } from "./state.js";
 import { save } from "./documents.js";
 
 /**
- * Each stream is {target, path, body, addText}: the answer or text that grows, what is asked, and
- * a function that stores a part of the text.
+ * Each stream is {target, model, path, body, addText}: the answer or text that grows, who is asked
+ * and what, and a function that stores a part of the text.
  *
  * While they run, `state.generation` has the `controller` that stops them and the set `targets`.
  * What shows a target puts a function into the map `renderers`. The map `waiting` has the number of
@@ -45,21 +45,26 @@ export async function streamTexts(doc, streams) {
     streams.map((stream) => streamText(stream, generation, progress)),
   );
   state.generation = null;
-  state.failure = outcomes.find(({ failure }) => failure)?.failure ?? null;
+  // Whoever stops, or opens another document, no longer waits for what failed before.
+  if (doc === state.document && !controller.signal.aborted)
+    state.failure = outcomes.find(({ failure }) => failure)?.failure ?? null;
   return outcomes;
 }
 
-async function streamText({ target, path, body, addText }, { controller, waiting }, progress) {
+async function streamText(stream, { controller, waiting }, progress) {
+  const { target, model, path, body, addText } = stream;
   const outcome = { end: "lost" };
   const clock = new Clock();
   const settings = { ...samplingSettings(), stream: true, stream_options: { include_usage: true } };
+  const content = { model: model.id, ...body, ...settings };
   try {
-    const response = await request(path, {
+    const options = {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       signal: controller.signal,
-      body: JSON.stringify({ ...body, ...settings }),
-    });
+      body: JSON.stringify(content),
+    };
+    const response = await request(path, options, model);
     for await (const event of sseEvents(response)) {
       if (event.waiting !== undefined) {
         clock.wait();

@@ -49,12 +49,6 @@ function openOptions({ id }, button) {
   $("options").showPopover();
   placeBelow($("options"), button.getBoundingClientRect());
   $("options").firstChild.focus();
-  $("options").addEventListener(
-    "toggle",
-    // Where the keyboard was, unless an item has moved it.
-    () => document.activeElement === document.body && button.focus(),
-    { once: true },
-  );
 }
 
 export function onOptionsKey(event) {
@@ -87,12 +81,13 @@ async function rename({ id }) {
 
 function deleteDocument({ id }) {
   const restore = discard(id);
-  if (id === state.document.id) location.hash = "";
+  const wasShown = id === state.document.id;
+  if (wasShown) location.hash = "";
   showList();
   $("new").focus();
   toast("Deleted.", () => {
     restore();
-    location.hash = id;
+    if (wasShown) location.hash = id;
     showList();
   });
 }

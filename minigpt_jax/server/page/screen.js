@@ -1,13 +1,13 @@
 // Shows the document that the address names.
-import { cutAnswer, fillField, forgetAndRepeat, retry } from "./chat.js";
-import { generate, showText } from "./completion.js";
+import { cutAnswer, fillField, forgetAndAsk, questionOf, retry } from "./chat.js";
+import { generate, showText, waitingOf } from "./completion.js";
 import { showConversation } from "./conversation.js";
 import { draftOf, load, newDocument, save, savePending, titleOf } from "./documents.js";
 import { $, atEnd, element, plural, scrollToEnd } from "./dom.js";
 import { canForget } from "./forgetting.js";
 import { showList } from "./panel.js";
 import { hideTip } from "./probabilities.js";
-import { canChat, state, view } from "./state.js";
+import { canChat, modelOf, state, view } from "./state.js";
 
 export function show() {
   const doc = state.document;
@@ -33,14 +33,14 @@ export function showFailure() {
   const buttons = [];
   let { remedy } = failure;
   if (failure.tooLong) {
-    const forget = () => forgetAndRepeat(doc, failure);
-    if (doc.kind === "chat" && canForget(doc, failure.earlier)) {
+    const forget = () => forgetAndAsk(doc, failure);
+    if (doc.kind === "chat" && canForget(doc, questionOf(doc, failure).index)) {
       remedy = "The model can forget the oldest turns and answer. They stay on this page.";
       buttons.push(button("Forget the oldest turns", forget, { class: "primary" }));
     }
     const label = doc.kind === "chat" ? "New conversation" : "New text";
     buttons.push(element("a", { class: "button", href: "#" }, label));
-  } else if (failure.retry) {
+  } else if (!failure.refused) {
     const ask = doc.kind === "chat" ? () => retry(doc) : generate;
     buttons.push(button("Try again", state.model ? ask : view.connect));
   }
@@ -52,17 +52,21 @@ export function showFailure() {
 export function showControls() {
   const busy = Boolean(state.generation);
   const doc = state.document;
-  const total = doc.kind === "chat" && doc.messages.at(-1)?.total;
   $("send").hidden = $("generate").hidden = busy;
   $("stop").hidden = $("stop-text").hidden = !busy;
   $("send").disabled = $("generate").disabled = !state.model;
   $("undo").disabled = busy || !doc.marks?.length;
   $("generate").textContent = doc.marks?.length ? "Continue" : "Generate";
-  $("usage").textContent =
-    total && state.model
-      ? `${total} of ${plural(state.model.context, "token")} of context used`
-      : "";
+  $("usage").textContent = doc.kind === "chat" ? usageOf(doc.messages.at(-1)) : waitingOf(doc);
   $("latest").hidden = atEnd();
+}
+
+/** How much of the context the last answer filled. */
+function usageOf(last) {
+  const model = modelOf(last);
+  return last?.total && model
+    ? `${last.total} of ${plural(model.context, "token")} of context used`
+    : "";
 }
 
 /** Shows the document that the address names, or a new one. A running generation is stopped. */
@@ -72,6 +76,7 @@ export function route() {
   stopAndSave();
   const stored = load(id);
   state.failure = null;
+  state.edits.clear();
   state.document = stored?.kind === (canChat() ? "chat" : "text") ? stored : newDocument();
   if (!stored) history.replaceState(null, "", location.pathname);
   show();

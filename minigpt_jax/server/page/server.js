@@ -5,12 +5,12 @@ import { canChat, state } from "./state.js";
 
 export class Failure extends Error {
   /**
-   * `retry` tells whether the same request may succeed later. `refused`: the server did not accept
-   * the text. `tooLong`: it does not fit into the context.
+   * `refused`: the same request would fail again. `tooLong`: because the text is too long.
+   * chat.js adds `returnedTo`.
    */
-  constructor(title, remedy, { retry = true, refused = false, tooLong = false } = {}) {
+  constructor(title, remedy, { refused = false, tooLong = false } = {}) {
     super(title);
-    Object.assign(this, { title, remedy, retry, refused, tooLong });
+    Object.assign(this, { title, remedy, refused, tooLong });
   }
 }
 
@@ -19,7 +19,8 @@ export const toFailure = (error) =>
     ? error
     : new Failure("The server sent an invalid response.", error.message);
 
-export async function request(path, options) {
+/** `model`: the one that is asked. */
+export async function request(path, options, model = null) {
   let response;
   try {
     response = await fetch(path, options);
@@ -31,10 +32,10 @@ export async function request(path, options) {
     );
   }
   if (response.ok) return response;
-  throw await failureOf(response);
+  throw await failureOf(response, model);
 }
 
-async function failureOf(response) {
+async function failureOf(response, model) {
   const { status } = response;
   const { message, code } = (await response.json().catch(() => null))?.error ?? {};
   const wait = Number(response.headers.get("Retry-After"));
@@ -47,15 +48,17 @@ async function failureOf(response) {
     404: "The server may have a different model now: reload the page.",
     413: `Shorten the ${what}.`,
   };
-  const tooLong = code === "context_length_exceeded";
-  const context = plural(state.model?.context ?? 0, "token");
-  return new Failure(
-    tooLong
-      ? `The ${canChat() ? "conversation" : "text"} does not fit into the context of ${context}.`
-      : message || `The server answered ${status}.`,
-    tooLong ? `Shorten the ${what}.` : (remedies[status] ?? later),
-    { retry: !(status in remedies), refused: [400, 413].includes(status), tooLong },
-  );
+  const isOverContext = model && code === "context_length_exceeded";
+  const title = isOverContext ? overContext(model) : message || `The server answered ${status}.`;
+  const remedy = isOverContext ? remedies[413] : (remedies[status] ?? later);
+  const tooLong = isOverContext || status === 413;
+  return new Failure(title, remedy, { refused: status in remedies, tooLong });
+}
+
+function overContext({ id, context }) {
+  const what = canChat() ? "conversation" : "text";
+  const whose = state.models.length > 1 ? ` that ${id} has` : "";
+  return `The ${what} does not fit into the context of ${plural(context, "token")}${whose}.`;
 }
 
 const WAITING = /^: *waiting, (\d+) before you$/;

@@ -12,11 +12,17 @@ export const state = {
   generation: null,
   // The Failure of the last request.
   failure: null,
+  // The text fields of the questions that the user changes, by their messages.
+  edits: new Map(),
   // Of the next save.
   saveTimer: null,
   // Of the end of the toast.
   toastTimer: null,
 };
+
+/** The model that wrote an answer, or the chosen one if the server no longer has it. */
+export const modelOf = (message) =>
+  state.models.find(({ id }) => id === message?.model) ?? state.model;
 
 export const canChat = () => state.model?.chat !== false;
 

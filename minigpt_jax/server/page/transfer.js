@@ -10,7 +10,8 @@ const noun = () => (canChat() ? "conversation" : "text");
 
 /** One or more documents in the format that can be imported. */
 function exported(docs) {
-  const contents = docs.map(({ id, revision, ...content }) => content);
+  // Without what an edit replaced, which the user no longer sees.
+  const contents = docs.map(({ id, revision, replaced, ...content }) => content);
   return `${JSON.stringify({ format: FORMAT, version: 1, documents: contents }, null, 1)}\n`;
 }
 

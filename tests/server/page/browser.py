@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from tests.server.serving import TIMEOUT, Client, wait_until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import BrowserContext, Page
+    from playwright.sync_api import BrowserContext, Page, Route
 
 TIMEOUT_MS = TIMEOUT * 1000
 # The text of an answer.
@@ -147,16 +147,31 @@ def messages(page: "Page") -> list[str]:
     return page.evaluate("state.document.messages.map(message => message.content)")
 
 
-def stub_answer(page: "Page", answer: str) -> None:
-    """From now on every chat request gets this answer, as a stream in one part."""
+def fulfill_answer(route: "Route", text: str, **usage: int) -> None:
+    """Answer one request with `text`, as a stream in one part; `usage`: numbers of tokens."""
     chunks = [
-        {"choices": [{"delta": {"content": answer}}]},
+        {"choices": [{"delta": {"content": text}, "text": text}]},
         {"choices": [{"delta": {}, "finish_reason": "stop"}]},
+        *([{"choices": [], "usage": usage}] if usage else []),
     ]
     events = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
-    page.route(
-        CHAT_ROUTE, lambda route: route.fulfill(content_type="text/event-stream", body=events)
-    )
+    route.fulfill(content_type="text/event-stream", body=events)
+
+
+def fulfill_error(route: "Route", status: int, message: str, code: str | None = None) -> None:
+    """Answer one request with an error in the format of the server."""
+    error = {"message": message, "type": "", "param": None, "code": code}
+    route.fulfill(status=status, json={"error": error})
+
+
+def refuse_as_too_long(route: "Route") -> None:
+    """Say that a request does not fit into the context."""
+    fulfill_error(route, 400, "too many tokens", "context_length_exceeded")
+
+
+def stub_answer(page: "Page", answer: str) -> None:
+    """From now on every chat request gets this answer, as a stream in one part."""
+    page.route(CHAT_ROUTE, lambda route: fulfill_answer(route, answer))
 
 
 def sent_bodies(page: "Page") -> list[dict]:
@@ -169,6 +184,11 @@ def sent_bodies(page: "Page") -> list[dict]:
 
     page.on("request", on_request)
     return bodies
+
+
+def contents(body: dict) -> list[str]:
+    """The texts of the messages of a request."""
+    return [message["content"].strip() for message in body["messages"]]
 
 
 def clear_expected(errors: list[str], expected: str) -> None:

@@ -2,10 +2,21 @@
 
 import pytest
 
-from tests.server.page.browser import reload, set_settings, stub_server, wait_for
-from tests.server.serving import wait_until
+from tests.server.page.browser import (
+    clear_expected,
+    fulfill_answer,
+    fulfill_error,
+    refuse_as_too_long,
+    reload,
+    sent_bodies,
+    set_settings,
+    stub_server,
+    wait_for,
+)
+from tests.server.serving import CONTEXT, wait_until
 
 ATTEMPTS = 10
+COMPLETION_ROUTE = "**/v1/completions"
 FIRST_MARK = "document.querySelector('mark')?.textContent"
 ALL_MARKS = "[...document.querySelectorAll('mark')].map(mark => mark.textContent)"
 # The field lies over a copy of its text, which has the marks and one more line.
@@ -113,3 +124,88 @@ def test_opening_another_text_stops_generation(text_page):
     page.click("#list a")
     wait_for(page, "document.getElementById('text').value.startsWith('Once upon')")
     assert page.evaluate(FIRST_MARK).startswith(" upon")
+
+
+def generate(page) -> None:
+    page.click("#generate")
+    wait_until_generated(page)
+
+
+@pytest.mark.parametrize("beginning", ["", "A"])
+def test_a_short_beginning_does_not_hide_later_text(text_page, beginning):
+    """How many characters a token has is estimated from all text that was counted."""
+    page = text_page
+    usage = {"completion_tokens": 64, "total_tokens": 65 + len(beginning)}
+    page.route(COMPLETION_ROUTE, lambda route: fulfill_answer(route, "word " * 40, **usage))
+    bodies = sent_bodies(page)
+    page.fill("#text", beginning)
+    generate(page)
+    written = page.input_value("#text")
+    generate(page)
+    assert bodies[1]["prompt"] == written == beginning + "word " * 40
+    assert not page.locator(".unseen").count()
+
+
+def test_an_estimate_from_few_tokens_does_not_hide_later_text(text_page):
+    page = text_page
+    usage = {"completion_tokens": 1, "total_tokens": 3}
+    page.route(COMPLETION_ROUTE, lambda route: fulfill_answer(route, "b", **usage))
+    bodies = sent_bodies(page)
+    page.fill("#text", "a")
+    generate(page)
+    pasted = "word " * 100
+    page.fill("#text", pasted)
+    generate(page)
+    assert bodies[1]["prompt"] == pasted
+
+
+def test_a_text_that_is_too_large_for_a_request_goes_on(text_page, errors):
+    page = text_page
+
+    def answer(route) -> None:
+        if len(route.request.post_data_json["prompt"]) > 1000:
+            fulfill_error(route, 413, "body too large")
+        else:
+            fulfill_answer(route, "and on")
+
+    page.route(COMPLETION_ROUTE, answer)
+    bodies = sent_bodies(page)
+    text = "word " * 4000
+    page.fill("#text", text)
+    generate(page)
+    assert page.input_value("#text") == text + "and on"
+    assert not page.locator(".notice").count()
+    # No text has so many characters in one token: most of it is not even tried.
+    assert len(bodies[0]["prompt"]) <= 32 * CONTEXT
+    clear_expected(errors, "413")
+
+
+def test_a_character_is_not_cut(text_page, errors):
+    page = text_page
+    page.route(COMPLETION_ROUTE, refuse_as_too_long)
+    bodies = sent_bodies(page)
+    # Two code units each, at even places or at odd ones.
+    for first in ("", "a"):
+        page.fill("#text", first + "\N{DUCK}" * 300)
+        generate(page)
+    prompts = [body["prompt"] for body in bodies]
+    assert len(prompts) > 4 and all(prompt.encode() for prompt in prompts)
+    clear_expected(errors, "400")
+
+
+def test_a_text_that_is_shown_again_while_it_grows_is_complete(text_page):
+    page = text_page
+    stub_server(page)
+    page.fill("#text", "Once")
+    page.click("#generate")
+    page.wait_for_selector("#stop-text")
+    page.evaluate("sendText(' upon')")
+    wait_for(page, "document.getElementById('text').value === 'Once upon'")
+    # As a new title does.
+    page.evaluate("view.show()")
+    page.evaluate("sendText(' a time')")
+    wait_for(page, "document.getElementById('text').value === 'Once upon a time'")
+    assert page.evaluate(COPY_EQUALS_TEXT)
+    page.keyboard.press("Escape")
+    wait_until_generated(page)
+    assert page.evaluate(FIRST_MARK) == " upon a time" and page.evaluate(COPY_EQUALS_TEXT)

@@ -4,6 +4,7 @@ from tests.server.page.browser import (
     ANSWER,
     ask,
     clear_expected,
+    contents,
     messages,
     open_conversation,
     reload,
@@ -18,10 +19,6 @@ from tests.server.serving import CONTEXT
 LONG = "word " * 80
 FORGET = "#failure >> text=Forget the oldest turns"
 LINE = "The model no longer sees what is above"
-
-
-def contents(body: dict) -> list[str]:
-    return [message["content"].strip() for message in body["messages"]]
 
 
 def test_the_oldest_turns_are_forgotten_and_the_question_repeated(page, errors):
@@ -100,7 +97,7 @@ def test_an_edited_message_that_is_refused_stays_in_its_form(page, errors):
     page.fill(".message textarea", "word " * 400)
     page.press(".message textarea", "Enter")
     page.wait_for_selector("#failure >> text=does not fit")
-    assert page.input_value(".message textarea") == ("word " * 400).strip()
+    assert page.input_value(".message textarea") == "word " * 400
     assert messages(page) == ["one", "two", "three", "four"]
     clear_expected(errors, "400")
 

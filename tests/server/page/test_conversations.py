@@ -136,7 +136,7 @@ def test_retry_and_edit_send_the_messages_that_they_show(page):
     assert messages(page)[0] == "changed" and len(messages(page)) == 2
     assert page.inner_text("#list") == "changed"
 
-    page.click("#toast >> text=Undo")
+    page.click("#log >> text=Undo")
     assert messages(page)[:3] == [first, answer, second] and len(messages(page)) == 4
     assert page.inner_text("#list") == "first"
 
@@ -204,6 +204,23 @@ def test_delete_and_its_undo(page):
     page.wait_for_selector("#list >> text=No conversations yet")
     stored = "Object.keys(localStorage).filter(key => key.startsWith('minigpt.document'))"
     assert page.evaluate(stored) == []
+
+
+def test_to_undo_a_deletion_elsewhere_leaves_the_answer_alone(page):
+    open_conversation(page, "other", "of another", "answer")
+    page.click("#new")
+    page.wait_for_selector(".empty")
+    stub_server(page)
+    send(page, "hello")
+    page.wait_for_selector(".waiting")
+    page.click("[aria-label='Options of of another']")
+    page.click("#options >> text=Delete")
+    page.click("#toast >> text=Undo")
+    page.wait_for_selector("#list >> text=of another")
+    server_sends(page, "text", "text")
+    page.keyboard.press("Escape")
+    wait_until_finished(page)
+    assert messages(page) == ["hello", "text"]
 
 
 def test_copy(page, context):

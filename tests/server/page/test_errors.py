@@ -2,12 +2,17 @@
 
 import json
 
+import pytest
+
 from tests.server.page.browser import (
     CHAT_ROUTE,
     NOTE,
     ask,
     clear_expected,
+    fulfill_error,
     messages,
+    open_conversation,
+    reload,
     send,
     server_sends,
     set_settings,
@@ -75,3 +80,56 @@ def test_a_server_that_cannot_be_reached(page, errors):
     wait_until_connected(page)
     assert page.is_enabled("#send") and not page.locator(".notice").count()
     clear_expected(errors, "ERR_FAILED")
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 413])
+def test_a_refused_message_returns_to_the_field(page, errors, status):
+    """Asking the same again would not help, so no button offers it."""
+    page.route(CHAT_ROUTE, lambda route: fulfill_error(route, status, "not like this"))
+    open_conversation(page, "kept", "one", "two")
+    ask(page, "three")
+    assert "not like this" in page.inner_text("#failure")
+    assert messages(page) == ["one", "two"] and page.input_value("#message") == "three"
+    assert not page.locator("#failure >> text=Try again").count()
+    reload(page)
+    assert messages(page) == ["one", "two"] and page.input_value("#message") == "three"
+    clear_expected(errors, str(status))
+
+
+def test_what_is_typed_before_a_refusal_is_kept(page, errors):
+    requests = []
+    page.route(CHAT_ROUTE, lambda route: requests.append(route))
+    with page.expect_request(CHAT_ROUTE):
+        send(page, "refused")
+    page.fill("#message", "typed meanwhile")
+    fulfill_error(requests.pop(), 400, "not like this")
+    wait_until_finished(page)
+    assert page.input_value("#message") == "refused\n\ntyped meanwhile"
+    assert page.is_visible(".empty")
+    reload(page)
+    assert page.input_value("#message") == "refused\n\ntyped meanwhile"
+    clear_expected(errors, "400")
+
+
+def test_a_server_that_stops_keeps_the_question(page, errors):
+    page.route(CHAT_ROUTE, lambda route: fulfill_error(route, 503, "the server is stopping"))
+    ask(page, "hello")
+    assert "the server is stopping" in page.inner_text("#failure")
+    assert messages(page) == ["hello"] and page.input_value("#message") == ""
+    assert page.is_visible("#failure >> text=Try again")
+    clear_expected(errors, "503")
+
+
+def test_an_error_in_a_stream_keeps_the_text_so_far(page):
+    stub_server(page)
+    send(page, "hello")
+    page.wait_for_selector(".waiting")
+    server_sends(page, "half of an", "half of an")
+    page.evaluate(
+        "line => connection.enqueue(new TextEncoder().encode(line))",
+        'data: {"error": {"message": "the engine failed"}}\n\n',
+    )
+    wait_until_finished(page)
+    assert messages(page) == ["hello", "half of an"]
+    assert "the engine failed" in page.inner_text("#failure")
+    assert page.is_visible("#failure >> text=Try again")

@@ -105,6 +105,7 @@ def test_damaged_entries_in_the_storage_are_ignored(page):
         "[]",
         '{"kind": "chat"}',
         '{"kind": "chat", "system": "", "messages": [{"role": "x"}]}',
+        '{"kind": "chat", "system": "", "messages": [], "replaced": [{"role": "x"}]}',
     ]
     store = """text => ['document.bad', 'settings', 'theme'].forEach(
         name => localStorage.setItem('minigpt.' + name, text))"""

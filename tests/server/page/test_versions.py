@@ -8,11 +8,18 @@ from tests.server.page.browser import (
     ANSWER,
     CHAT_ROUTE,
     ask,
+    clear_expected,
+    contents,
+    fulfill_answer,
+    fulfill_error,
     messages,
     open_conversation,
+    refuse_as_too_long,
     reload,
+    send,
     sent_bodies,
     set_settings,
+    stub_answer,
     wait_until_finished,
 )
 
@@ -129,3 +136,76 @@ def test_two_models_answer_beside_each_other_and_one_is_chosen(two_models):
     ask(page, "once more")
     assert not page.locator(".columns").count() and messages(page)[3] == first
     assert bodies[-1]["messages"][3]["content"] == first
+
+
+def test_a_retry_replaces_only_the_last_answer(page):
+    open_conversation(page, "kept", "question", "answer", "deleted", "another")
+    page.click("[aria-label=Delete] >> nth=2")
+    stub_answer(page, "new")
+    bodies = sent_bodies(page)
+    retry(page)
+    assert messages(page) == ["question", "answer", "new"]
+    assert page.locator(".versions").all_inner_texts() == ["2/2"]
+    assert contents(bodies[0]) == ["question"]
+
+
+def test_what_one_of_two_models_cannot_take_is_forgotten(two_models, errors):
+    page = two_models
+
+    def answer(route) -> None:
+        body = route.request.post_data_json
+        if body["model"] == OTHER and len(body["messages"]) > 1:
+            refuse_as_too_long(route)
+        else:
+            fulfill_answer(route, f"by {body['model']}")
+
+    page.route(CHAT_ROUTE, answer)
+    open_conversation(page, "kept", "one", "two")
+    page.select_option("#second", OTHER)
+    bodies = sent_bodies(page)
+    ask(page, "three")
+    assert messages(page) == ["one", "two", "three", "by small-chat"]
+    # The context of the model that refused.
+    assert f"128 tokens that {OTHER} has" in page.inner_text("#failure b")
+    # What is typed for later is not what is asked again.
+    page.fill("#message", "typed for later")
+    page.click("#failure >> text=Forget the oldest turns")
+    page.wait_for_selector(".columns")
+    wait_until_finished(page)
+    assert [contents(body) for body in bodies[2:]] == [["three"]] * 2
+    assert page.locator(".columns .markdown").all_inner_texts() == ["by small-chat", f"by {OTHER}"]
+    assert page.input_value("#message") == "typed for later"
+    assert not page.locator(".notice").count()
+    clear_expected(errors, "400")
+
+
+def test_a_failure_is_not_shown_in_another_conversation(two_models, errors):
+    page = two_models
+
+    def answer(route) -> None:
+        if route.request.post_data_json["model"] == OTHER:
+            fulfill_error(route, 503, "the server is stopping")
+
+    page.route(CHAT_ROUTE, answer)
+    page.select_option("#second", OTHER)
+    with page.expect_response(CHAT_ROUTE) as response:
+        send(page, "question")
+    response.value.finished()
+    page.click("#new")
+    wait_until_finished(page)
+    page.evaluate("view.show()")
+    assert not page.locator(".notice").count() and messages(page) == []
+    clear_expected(errors, "503")
+
+
+def test_the_used_context_is_that_of_the_model_that_answered(two_models):
+    page = two_models
+    open_conversation(page, "kept", "question", "answer")
+    page.evaluate(
+        """model => {
+            Object.assign(state.document.messages[1], { model, total: 120 });
+            view.show();
+        }""",
+        OTHER,
+    )
+    assert page.inner_text("#usage") == "120 of 128 tokens of context used"
