@@ -1,8 +1,6 @@
 """`echo`: the prompt comes back with the log-probabilities that the model gives it."""
 
 import json
-import threading
-from dataclasses import replace
 
 import jax
 import numpy as np
@@ -12,10 +10,8 @@ import pytest
 from minigpt_jax.architectures import make_model, output_head
 from minigpt_jax.loaded_run import LoadedRun, load_run
 from minigpt_jax.loss import logits
-from minigpt_jax.server.request import Delta
 from minigpt_jax.tokenizer import END, END_OF_TEXT, load_tokenizer
-from tests.server.serving import CONTEXT, TIMEOUT, ServerProcess, tiny_run
-from tests.server.test_engine import generate, make_engine, request
+from tests.server.serving import CONTEXT, ServerProcess
 
 TEXT = "The river reads, é"
 SCORED = {"echo": True, "logprobs": 3, "max_tokens": 0, "temperature": 0}
@@ -160,39 +156,6 @@ def test_a_character_of_which_the_prompt_has_only_a_part_is_not_lost(server, max
     bias = {"logit_bias": {str(last): 100}, "max_tokens": max_tokens, "temperature": 0}
     choice = complete(server, prompt=whole, echo=True, **bias)["choices"][0]
     assert choice["text"] == ("a🜁" if max_tokens else "a\ufffd")
-
-
-def test_a_scored_prompt_waits_for_no_answer_and_changes_none():
-    tiny = tiny_run()
-    # A block has one token, so the answer cannot be complete before the prompt comes.
-    engine = make_engine(
-        tiny, num_slots=2, min_cache_length=tiny.config.context, target_block_seconds=0.0
-    )
-    long = request("The river", 40)
-    (alone,) = generate(engine, [long])
-    prompt = request("A stone", 0, num_logprobs=1)
-    scored = replace(prompt, echo_from=0)
-    ended: list[str] = []
-    text = ""
-    all_ended = threading.Event()
-
-    def receive_scored(i: int, delta: Delta) -> None:
-        assert delta.finish_reason == "length" and len(delta.tokens) == len(prompt.prompt)
-        ended.append("prompt")
-
-    def receive_long(i: int, delta: Delta) -> None:
-        nonlocal text
-        if not text:
-            engine.submit([scored] * 3, receive_scored)
-        text += delta.text
-        if delta.finish_reason:
-            ended.append("answer")
-            all_ended.set()
-
-    engine.submit([long], receive_long)
-    assert all_ended.wait(TIMEOUT)
-    assert ended == ["prompt"] * 3 + ["answer"] and text == alone[0]
-    engine.close()
 
 
 def test_no_new_token_needs_echo(server):

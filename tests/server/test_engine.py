@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.generate import BLOCK, Generator
+from minigpt_jax.generate import Generator
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.sampling import sampling_params
 from minigpt_jax.server.device_batch import cache_lengths
 from minigpt_jax.server.engine import Engine
+from minigpt_jax.server.pace import Pace
 from minigpt_jax.server.request import Delta, QueueFull, Request
-from minigpt_jax.tokenizer import CHAT_VOCAB, END, USER, load_tokenizer
+from minigpt_jax.tokenizer import CHAT_VOCAB, USER, load_tokenizer
 from tests.models import weights
 from tests.server.serving import TIMEOUT, TINY, tiny_run, wait_until
 
@@ -226,33 +227,33 @@ def test_nothing_compiles_after_the_start(engine):
     assert before > 5
 
 
-def test_a_finished_answer_makes_room_before_others_get_another_block():
-    config = GPTConfig(vocab_size=CHAT_VOCAB, context=64, layers=1, heads=1, embed=8)
-    # Blocks are as long as they can be, however slow this machine is.
-    engine = make_engine(
-        biased(config, END),
-        num_slots=2,
-        min_cache_length=config.context,
-        target_block_seconds=TIMEOUT,
-    )
-    # Draws any token; greedy requests draw END immediately.
-    long = request("A", 60, temperature=100.0, seed=1)
-    # After the second block the engine knows how long a token takes.
-    generate(engine, [request("A", 2, temperature=100.0)])
-    received = []
-    all_short_finished = threading.Event()
+def test_a_scored_prompt_waits_for_no_answer_and_changes_none(engine, monkeypatch):
+    # A block has one token, so the answer cannot be complete before the prompts come.
+    monkeypatch.setattr(Pace, "block_length", lambda self, needed: 1)
+    long = request("The river", 40)
+    (alone,) = generate(engine, [long])
+    prompt = request("A stone", 0, num_logprobs=1)
+    scored = replace(prompt, echo_from=0)
+    ended: list[str] = []
+    text = ""
+    all_ended = threading.Event()
 
-    def receive(i: int, delta: Delta) -> None:
-        received.append((i, len(delta.tokens)))
-        if i == 5 and delta.finish_reason:
-            all_short_finished.set()
+    def receive_scored(i: int, delta: Delta) -> None:
+        assert delta.finish_reason == "length" and len(delta.tokens) == len(prompt.prompt)
+        ended.append("prompt")
 
-    engine.submit([long, *[request("A", 20)] * 5], receive)
-    assert all_short_finished.wait(TIMEOUT)
-    # The end token is not part of an answer.
-    assert [tokens for i, tokens in received if i > 0] == [0] * 5
-    assert sum(tokens for i, tokens in received if i == 0) < 2 * BLOCK
-    engine.close()
+    def receive_long(i: int, delta: Delta) -> None:
+        nonlocal text
+        if not text:
+            engine.submit([scored] * 3, receive_scored)
+        text += delta.text
+        if delta.finish_reason:
+            ended.append("answer")
+            all_ended.set()
+
+    engine.submit([long], receive_long)
+    assert all_ended.wait(TIMEOUT)
+    assert ended == ["prompt"] * 3 + ["answer"] and text == alone[0]
 
 
 def test_another_request_gets_the_slots_that_become_free(engine):

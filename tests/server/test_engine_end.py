@@ -1,14 +1,18 @@
-"""How the engine ends: by `close` or because the device fails; every request receives an end."""
+"""How the engine ends, by `close` or because the device fails, and how an answer ends in it."""
 
 import queue
+import threading
 
 import pytest
 
+from minigpt_jax.generate import BLOCK
 from minigpt_jax.loaded_run import LoadedRun
+from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.server.engine import Engine
 from minigpt_jax.server.request import Delta, EngineClosed
+from minigpt_jax.tokenizer import CHAT_VOCAB, END
 from tests.server.serving import TIMEOUT, tiny_run
-from tests.server.test_engine import UNLIMITED, generate, make_engine, request
+from tests.server.test_engine import UNLIMITED, biased, generate, make_engine, request
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +97,32 @@ def test_a_failure_of_the_device_closes_requests_and_sends_no_token_twice(run):
     assert reason == "closed"
     assert received and received == expected[: len(received)]
     assert not failing.health()["alive"]
+
+
+def test_a_finished_answer_makes_room_before_others_get_another_block():
+    config = GPTConfig(vocab_size=CHAT_VOCAB, context=64, layers=1, heads=1, embed=8)
+    # Blocks are as long as they can be, however slow this machine is.
+    engine = make_engine(
+        biased(config, END),
+        num_slots=2,
+        min_cache_length=config.context,
+        target_block_seconds=TIMEOUT,
+    )
+    # Draws any token; greedy requests draw END immediately.
+    long = request("A", 60, temperature=100.0, seed=1)
+    # After the second block the engine knows how long a token takes.
+    generate(engine, [request("A", 2, temperature=100.0)])
+    received = []
+    all_short_finished = threading.Event()
+
+    def receive(i: int, delta: Delta) -> None:
+        received.append((i, len(delta.tokens)))
+        if i == 5 and delta.finish_reason:
+            all_short_finished.set()
+
+    engine.submit([long, *[request("A", 20)] * 5], receive)
+    assert all_short_finished.wait(TIMEOUT)
+    # The end token is not part of an answer.
+    assert [tokens for i, tokens in received if i > 0] == [0] * 5
+    assert sum(tokens for i, tokens in received if i == 0) < 2 * BLOCK
+    engine.close()
