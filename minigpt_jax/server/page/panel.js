@@ -26,6 +26,7 @@ function entryOf(doc) {
   );
   const button = iconButton("more", `Options of ${titleOf(doc)}`, () => openOptions(doc, button));
   button.title = "Options";
+  button.setAttribute("aria-expanded", "false");
   return element("li", {}, link, button);
 }
 
@@ -46,6 +47,7 @@ function openOptions({ id }, button) {
     item("Delete", deleteDocument),
   );
   $("options").lastChild.classList.add("bad");
+  button.setAttribute("aria-expanded", "true");
   $("options").showPopover();
   placeBelow($("options"), button.getBoundingClientRect());
   $("options").firstChild.focus();
@@ -55,6 +57,11 @@ function openOptions({ id }, button) {
     () => document.activeElement === document.body && button.focus(),
     { once: true },
   );
+}
+
+export function onOptionsToggle({ newState }) {
+  const opener = $("list").querySelector("[aria-expanded=true]");
+  if (newState === "closed") opener?.setAttribute("aria-expanded", "false");
 }
 
 export function onOptionsKey(event) {

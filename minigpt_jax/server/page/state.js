@@ -3,6 +3,9 @@
 export const state = {
   // All models of the server, as /v1/models describes them.
   models: [],
+  // What they do: "chat", or "text" if they continue texts. Before the server has answered, what
+  // the last one did.
+  kind: "chat",
   // The one that answers, and the one that answers beside it, if the user wants two answers.
   model: null,
   second: null,
@@ -18,7 +21,10 @@ export const state = {
   toastTimer: null,
 };
 
-export const canChat = () => state.model?.chat !== false;
+export const canChat = () => state.kind === "chat";
+
+/** The model that wrote an answer, if the server still has it. */
+export const modelOf = ({ model }) => state.models.find(({ id }) => id === model) ?? state.model;
 
 /**
  * Functions that show the state, which main.js sets: what changes the state calls them, and is
