@@ -2,10 +2,10 @@
 // overwrite each other's. Keys do not name the path of the page, so servers that share an address
 // share them.
 import { toast } from "./feedback.js";
-import { storedSettings } from "./sampling.js";
 import { canChat, state, view } from "./state.js";
 import { allKeys, read, readOfTab, remove, write, writeOfTab } from "./store.js";
 import { isDocument } from "./stored_format.js";
+import { storedSettings } from "./stored_settings.js";
 
 export const PREFIX = "minigpt.document.";
 // What is in the text field of a conversation and not sent. Kept apart from the conversation,
@@ -85,11 +85,10 @@ export function unsave(doc) {
 }
 
 export function documents() {
-  const kind = canChat() ? "chat" : "text";
   return allKeys()
     .filter((key) => key.startsWith(PREFIX))
     .map((key) => load(key.slice(PREFIX.length)))
-    .filter((doc) => doc?.kind === kind)
+    .filter((doc) => doc?.kind === state.kind)
     .sort((a, b) => b.touched - a.touched);
 }
 

@@ -24,12 +24,13 @@ import {
   showList,
 } from "./panel.js";
 import { hideTip, onScroll } from "./probabilities.js";
-import { changeSettings, CONTROLS, SETTINGS } from "./sampling.js";
+import { CONTROLS } from "./sampling.js";
 import { route, show, showControls, stopAndSave } from "./screen.js";
 import { toFailure } from "./server.js";
 import { controlNode, resetSampling, showSettings, showTheme, THEME } from "./settings.js";
-import { canChat, state, view } from "./state.js";
+import { canChat, noun, state, view } from "./state.js";
 import { write } from "./store.js";
+import { changeSettings, SETTINGS } from "./stored_settings.js";
 import { exportAll, importFile } from "./transfer.js";
 
 const on = (id, type, handler) => $(id).addEventListener(type, handler);
@@ -185,10 +186,9 @@ function showModel(couldChat) {
 
 /** Shows what depends on the model and not on the document. */
 function showLabels() {
-  const noun = canChat() ? "conversation" : "text";
   showModels();
-  $("new").lastElementChild.textContent = `New ${noun}`;
-  $("scroller").setAttribute("aria-label", noun === "text" ? "Text" : "Conversation");
+  $("new").lastElementChild.textContent = `New ${noun()}`;
+  $("scroller").setAttribute("aria-label", canChat() ? "Conversation" : "Text");
   $("keys").textContent = canChat()
     ? "Enter sends, Shift+Enter starts a new line, Esc stops."
     : "Ctrl+Enter generates, Esc stops. Generated text is marked.";

@@ -3,12 +3,12 @@ import { $, element, iconButton, plural } from "./dom.js";
 import { discard, documents, load, save, titleOf } from "./documents.js";
 import { toast } from "./feedback.js";
 import { placeBelow } from "./popover.js";
-import { canChat, state, view } from "./state.js";
+import { canChat, noun, state, view } from "./state.js";
 import { exportOne, exportText } from "./transfer.js";
 
 export function showList() {
   const docs = documents();
-  const none = element("p", { class: "muted" }, `No ${canChat() ? "conversations" : "texts"} yet.`);
+  const none = element("p", { class: "muted" }, `No ${noun()}s yet.`);
   $("delete-all").hidden = $("export-all").hidden = !docs.length;
   $("list").replaceChildren(...(docs.length ? docs.map(entryOf) : [element("li", {}, none)]));
 }
@@ -106,7 +106,7 @@ function deleteDocument({ id }) {
 
 export async function deleteAll() {
   const docs = documents();
-  const what = plural(docs.length, canChat() ? "conversation" : "text");
+  const what = plural(docs.length, noun());
   $("confirm-title").textContent = `Delete ${what}?`;
   $("confirm-text").textContent = "This cannot be undone.";
   if ((await answerOf($("confirm"))) !== "yes") return;

@@ -81,7 +81,7 @@ export function route() {
   stopAndSave();
   const stored = load(id);
   state.failure = null;
-  state.document = stored?.kind === (canChat() ? "chat" : "text") ? stored : newDocument();
+  state.document = stored?.kind === state.kind ? stored : newDocument();
   if (!stored) history.replaceState(null, "", location.pathname);
   // First, so that the list is there whatever the document has.
   showList();

@@ -22,6 +22,8 @@ export const state = {
 };
 
 export const canChat = () => state.kind === "chat";
+/** What the user calls a document. */
+export const noun = () => (canChat() ? "conversation" : "text");
 
 /** The model that wrote an answer, if the server still has it. */
 export const modelOf = ({ model }) => state.models.find(({ id }) => id === model) ?? state.model;

@@ -2,15 +2,13 @@
 import { $, element, plural } from "./dom.js";
 import { add, documents, titleOf } from "./documents.js";
 import { toast } from "./feedback.js";
-import { canChat, state, view } from "./state.js";
+import { canChat, noun, state, view } from "./state.js";
 import { isDocument } from "./stored_format.js";
 
 const FORMAT = "minigpt-documents";
 const VERSION = 1;
 // More than any browser stores for a page.
 const MAX_BYTES = 50e6;
-
-const noun = () => (canChat() ? "conversation" : "text");
 
 /** One or more documents in the format that can be imported. */
 function exported(docs) {

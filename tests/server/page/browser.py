@@ -16,14 +16,7 @@ NOTE = ".message.assistant .foot"
 CHAT_ROUTE = "**/v1/chat/completions"
 # Modules of the page whose names the expressions of the tests use.
 MODULES = [
-    "chat",
-    "documents",
-    "dom",
-    "highlight",
-    "markdown",
-    "sampling",
-    "state",
-    "stored_format",
+    *("chat", "documents", "dom", "highlight", "markdown", "sampling", "state", "stored_format"),
 ]
 RICH_MARKDOWN = """# Head
 

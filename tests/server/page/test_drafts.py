@@ -70,8 +70,8 @@ def test_what_is_written_before_the_server_answers_is_kept(page):
     page.wait_for_selector("#list >> text=question")
     assert page.input_value("#message") == "begun" and page.is_disabled("#send")
     page.locator("#message").press_sequentially(", and more")
-    page.unroute(MODELS_ROUTE)
     routes[0].continue_()
+    page.unroute(MODELS_ROUTE)
     wait_until_connected(page)
     assert page.input_value("#message") == "begun, and more"
     reload(page)
