@@ -36,7 +36,7 @@ export function showText(doc) {
   const hasTokens = Boolean(doc.tokenList?.length);
   $("editor").classList.toggle("short", !doc.text || hasTokens);
   $("below-text").replaceChildren(
-    ...(doc.text ? [] : introduction("Begin a text", begin)),
+    ...(doc.text ? [] : introduction("The model continues your text", begin)),
     ...(hasTokens
       ? [element("h3", {}, "Tokens of the last part"), tokensNode(doc.tokenList)]
       : []),

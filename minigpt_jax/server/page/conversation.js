@@ -33,12 +33,15 @@ function emptyNode() {
 }
 
 function forgottenNode(doc) {
-  const restore = () => rememberAll(doc);
+  const restore = () => {
+    rememberAll(doc);
+    $("message").focus();
+  };
   return element(
     "li",
     { class: "forgotten-line" },
     element("span", {}, "The model no longer sees what is above"),
-    element("button", { type: "button", class: "quiet", click: restore }, "Bring back"),
+    element("button", { type: "button", click: restore }, "Send them again"),
   );
 }
 
@@ -64,7 +67,11 @@ function messageNode(doc, message, index) {
     const text = element("div", { class: "text" }, message.content);
     return element("li", attributes, heading, text, footOf(doc, message, index));
   }
-  if (message.beside) return element("li", attributes, heading, columnsOf(doc, message, index));
+  if (message.beside) {
+    const buttons = state.generation ? [] : messageButtons(doc, index);
+    const foot = element("div", { class: "foot" }, ...buttons);
+    return element("li", attributes, heading, columnsOf(doc, message, index), foot);
+  }
   const foot = isGrowing(message) ? element("div", { class: "foot" }) : footOf(doc, message, index);
   return element("li", attributes, heading, answerNode(message), foot);
 }
@@ -94,41 +101,59 @@ function answerNode(version) {
 
 /** Two answers beside each other, of which the user chooses one. */
 function columnsOf(doc, message, index) {
-  const first = indexOf(message);
   const columns = [message, message.after.at(-1)].map((version, i) => {
-    const choose = () => {
-      chooseVersion(doc, index, first + i);
-      $("message").focus();
-    };
-    const parts = isGrowing(version)
-      ? []
-      : [
-          element("p", { class: "muted" }, noteOf({ ...version, model: "" })),
-          element("button", { type: "button", click: choose }, "Go on with this answer"),
-        ];
-    if (state.generation) parts.splice(1);
     return element(
       "section",
       { "aria-label": `Answer of ${version.model}` },
       element("h3", {}, version.model),
       answerNode(version),
-      ...parts,
+      // The column's heading names the model.
+      element("p", { class: "muted" }, isGrowing(version) ? "" : noteOf(version, false)),
+      state.generation ? "" : columnButtons(doc, index, version, i),
     );
   });
   return element("div", { class: "columns" }, ...columns);
 }
 
+function columnButtons(doc, index, version, column) {
+  const choose = () => {
+    chooseVersion(doc, index, indexOf(doc.messages[index]) + column);
+    $("message").focus();
+  };
+  const label = `Go on with this answer of ${version.model}`;
+  const go = { type: "button", click: choose, "aria-label": label };
+  return element(
+    "div",
+    { class: "row" },
+    element("button", go, "Go on with this answer"),
+    copyButton(version),
+    version.tokenList ? tokensButton(doc, index, version, column) : "",
+  );
+}
+
 function footOf(doc, message, index) {
   const isUser = message.role === "user";
-  const isLast = index === doc.messages.length - 1;
   const parts = isUser ? [] : [...versionButtons(doc, message, index), noteNode(message)];
-  if (message.tokenList) parts.push(tokensButton(doc, message));
-  parts.push(iconButton("copy", "Copy", (event) => copy(message.content, event.currentTarget)));
-  if (isUser) parts.push(iconButton("edit", "Edit", () => edit(doc, message)));
-  if (isLast && doc.messages.some(({ role }) => role === "user"))
-    parts.push(iconButton("retry", isUser ? "Get an answer" : "Retry", () => retry(doc)));
-  parts.push(iconButton("trash", "Delete", () => deleteMessage(doc, index)));
-  return element("div", { class: "foot" }, ...parts);
+  if (message.tokenList) parts.push(tokensButton(doc, index, message));
+  parts.push(copyButton(message));
+  if (isUser && state.model) parts.push(iconButton("edit", "Edit", () => edit(doc, message)));
+  return element("div", { class: "foot" }, ...parts, ...messageButtons(doc, index));
+}
+
+const copyButton = ({ content }) =>
+  iconButton("copy", "Copy", (event) => copy(content, event.currentTarget));
+
+/** The buttons that concern a whole message, with all its versions. */
+function messageButtons(doc, index) {
+  const isUser = doc.messages[index].role === "user";
+  const isLast = index === doc.messages.length - 1;
+  const canAsk = state.model && doc.messages.some(({ role }) => role === "user");
+  return [
+    isLast && canAsk
+      ? iconButton("retry", isUser ? "Get an answer" : "Retry", () => retry(doc))
+      : "",
+    iconButton("trash", "Delete", () => deleteMessage(doc, index)),
+  ];
 }
 
 function noteNode(message) {
@@ -143,9 +168,7 @@ function versionButtons(doc, message, index) {
   const button = (name, label, to) => {
     const node = iconButton(name, label, () => {
       chooseVersion(doc, index, to);
-      // The buttons are new ones: the keyboard stays where it was.
-      const shown = $("log").querySelectorAll(".message")[index];
-      shown.querySelector(`[aria-label="${label}"]:enabled, .versions :enabled`).focus();
+      focusIn(index, `[aria-label="${label}"]:enabled`, ".versions :enabled");
     });
     node.disabled = to < 0 || to >= number;
     return node;
@@ -161,11 +184,21 @@ function versionButtons(doc, message, index) {
   ];
 }
 
-function tokensButton(doc, message) {
-  const label = message.plain ? "Show token probabilities" : "Show as text";
+const TOKENS_BUTTON = "[aria-label^=Show]";
+
+function tokensButton(doc, index, version, column = 0) {
+  const label = version.plain ? "Show token probabilities" : "Show as text";
   return iconButton("bars", label, () => {
-    message.plain = !message.plain;
+    version.plain = !version.plain;
     save(doc);
     view.show();
+    focusIn(index, `section:nth-child(${column + 1}) ${TOKENS_BUTTON}`, TOKENS_BUTTON);
   });
+}
+
+/** The buttons that are shown are new ones: the keyboard stays in message `index`. */
+function focusIn(index, ...selectors) {
+  const message = $("log").querySelectorAll(".message")[index];
+  const nodes = selectors.map((selector) => message.querySelector(selector));
+  nodes.find(Boolean)?.focus();
 }

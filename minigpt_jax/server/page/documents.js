@@ -2,14 +2,17 @@
 // overwrite each other's. Keys do not name the path of the page, so servers that share an address
 // share them.
 import { toast } from "./feedback.js";
-import { storedSettings } from "./sampling.js";
 import { canChat, state, view } from "./state.js";
-import { allKeys, read, remove, write } from "./store.js";
+import { allKeys, read, readOfTab, remove, write, writeOfTab } from "./store.js";
+import { isDocument } from "./stored_format.js";
+import { storedSettings } from "./stored_settings.js";
 
 export const PREFIX = "minigpt.document.";
 // What is in the text field of a conversation and not sent. Kept apart from the conversation,
 // whose revision it must not change.
 const DRAFT = "minigpt.draft.";
+// {draft, system} of the conversation that has not begun; each tab has its own.
+const NEW = "minigpt.new";
 
 const newId = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(9)), (byte) =>
@@ -19,32 +22,15 @@ const newId = () =>
 export function newDocument() {
   const common = { id: newId(), revision: "", touched: 0 };
   return canChat()
-    ? { ...common, kind: "chat", system: defaultSystem(), messages: [] }
+    ? { ...common, kind: "chat", system: newOfTab().system ?? defaultSystem(), messages: [] }
     : { ...common, kind: "text", text: "", marks: [] };
 }
 
-function defaultSystem() {
+/** The system prompt of new conversations. */
+export function defaultSystem() {
   const { system } = storedSettings();
   return typeof system === "string" ? system : "";
 }
-
-const isText = (value) => typeof value === "string";
-const isListOf = (value, isItem) => Array.isArray(value) && value.every(isItem);
-const isVersion = (version) => isText(version?.content);
-// The other versions of an answer stand before and after the one that is shown.
-const isMessage = (m) =>
-  ["user", "assistant"].includes(m?.role) &&
-  isVersion(m) &&
-  [m.before ?? [], m.after ?? []].every((versions) => isListOf(versions, isVersion));
-const isMessages = (value) => isListOf(value, isMessage);
-const isMark = (mark) => isListOf(mark, Number.isInteger) && mark.length === 3;
-
-/** Whether `value` is a conversation or a text of any version of this page. */
-export const isDocument = (value) =>
-  isText(value?.title ?? "") &&
-  (value?.kind === "chat"
-    ? isText(value.system) && [value.messages, value.replaced ?? []].every(isMessages)
-    : isText(value?.text) && isListOf(value.marks, isMark));
 
 export function load(id) {
   try {
@@ -64,14 +50,21 @@ export function save(doc) {
     doc.id = newId();
     toast("This was also changed in another tab: both versions are kept.");
   }
+  const isNew = !doc.revision;
   doc.revision = newId();
+  // It has begun, so the next new one is empty.
+  if (isNew && doc.kind === "chat") {
+    const { draft } = newOfTab();
+    writeOfTab(NEW, null);
+    if (draft) keepDraft(doc, draft);
+  }
   write(PREFIX + doc.id, JSON.stringify(doc));
   if (doc === state.document) history.replaceState(null, "", `#${doc.id}`);
 }
 
-/** Stores a document of another browser as a new one. */
+/** Stores a document of another browser as a new one. Returns whether there was room for it. */
 export function add(doc) {
-  write(PREFIX + newId(), JSON.stringify({ ...doc, revision: newId() }));
+  return write(PREFIX + newId(), JSON.stringify({ ...doc, revision: newId() }));
 }
 
 /** Removes a document. Returns a function that restores it. */
@@ -87,15 +80,15 @@ export function unsave(doc) {
   discard(doc.id);
   doc.revision = "";
   doc.touched = 0;
+  keepSystem(doc);
   if (doc === state.document) history.replaceState(null, "", location.pathname);
 }
 
 export function documents() {
-  const kind = canChat() ? "chat" : "text";
   return allKeys()
     .filter((key) => key.startsWith(PREFIX))
     .map((key) => load(key.slice(PREFIX.length)))
-    .filter((doc) => doc?.kind === kind)
+    .filter((doc) => doc?.kind === state.kind)
     .sort((a, b) => b.touched - a.touched);
 }
 
@@ -107,12 +100,33 @@ export function titleOf(doc) {
   return doc.title || firstText?.trim().slice(0, 80).split("\n")[0] || "Untitled";
 }
 
-const draftKey = (doc) => DRAFT + (doc.revision ? doc.id : "new");
-export const draftOf = (doc) => read(draftKey(doc)) ?? "";
+function newOfTab() {
+  try {
+    return JSON.parse(readOfTab(NEW)) ?? {};
+  } catch {
+    return {};
+  }
+}
+
+const changeNew = (changes) => writeOfTab(NEW, JSON.stringify({ ...newOfTab(), ...changes }));
+
+/** Keeps the system prompt of a conversation that has not begun, unless it is the default. */
+export function keepSystem({ system }) {
+  changeNew({ system: system === defaultSystem() ? undefined : system });
+}
+
+export const draftOf = (doc) =>
+  (doc.revision ? read(DRAFT + doc.id) : newOfTab().draft) || "";
 
 export function keepDraft(doc, text) {
-  if (text) write(draftKey(doc), text);
-  else remove(draftKey(doc));
+  if (!doc.revision) changeNew({ draft: text });
+  else if (text) write(DRAFT + doc.id, text);
+  else remove(DRAFT + doc.id);
+}
+
+/** Keeps what was being written in a conversation that another tab has deleted. */
+export function keepAsNew(text) {
+  changeNew({ draft: [newOfTab().draft, text].filter(Boolean).join("\n\n") });
 }
 
 export function saveSoon() {

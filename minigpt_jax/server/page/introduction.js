@@ -26,12 +26,18 @@ export function introduction(title, use) {
   ];
 }
 
+// What to expect of a small and of a large model.
+const CAUTIONS = {
+  chat: ["It is small, so its answers will often be wrong.", "Not all its answers will be right."],
+  text: [
+    "It is small, so its texts will often make no sense.",
+    "Not all that its texts say will be right.",
+  ],
+};
+
 function sentenceAbout({ id, chat, parameters, context }) {
   const size = parameters ? `${roundedNumber(parameters)} parameters and ` : "";
-  const what = chat === false ? "what it writes" : "its answers";
-  const caution =
-    parameters < FEW_PARAMETERS
-      ? `It is small, so ${what} will often be wrong.`
-      : `Not all of ${what} will be right.`;
+  const cautions = CAUTIONS[chat === false ? "text" : "chat"];
+  const caution = cautions[parameters < FEW_PARAMETERS ? 0 : 1];
   return `${id} has ${size}a context of ${plural(context, "token")}. ${caution}`;
 }

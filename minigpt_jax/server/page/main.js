@@ -1,18 +1,36 @@
 // The start of the page: it listens to the user and connects to the server.
 import { send } from "./chat.js";
 import { generate, onText, undo } from "./completion.js";
-import { keepDraft, load, PREFIX, newDocument, savePending, saveSoon } from "./documents.js";
+import {
+  defaultSystem,
+  keepAsNew,
+  keepDraft,
+  keepSystem,
+  load,
+  newDocument,
+  PREFIX,
+  savePending,
+  saveSoon,
+} from "./documents.js";
 import { $, atEnd, fitHeight, icon, isSendKey, scrollToEnd } from "./dom.js";
 import { copy } from "./feedback.js";
-import { chooseModel, chooseSecond, loadModels, showModels } from "./models.js";
-import { closePanel, deleteAll, onOptionsKey, openPanel, showList } from "./panel.js";
-import { hideTip } from "./probabilities.js";
-import { changeSettings, CONTROLS, SETTINGS } from "./sampling.js";
-import { route, show, showControls, showFailure, stopAndSave } from "./screen.js";
+import { assumeKind, chooseModel, chooseSecond, loadModels, showModels } from "./models.js";
+import {
+  closePanel,
+  deleteAll,
+  onOptionsKey,
+  onOptionsToggle,
+  openPanel,
+  showList,
+} from "./panel.js";
+import { hideTip, onScroll } from "./probabilities.js";
+import { CONTROLS } from "./sampling.js";
+import { route, show, showControls, stopAndSave } from "./screen.js";
 import { toFailure } from "./server.js";
 import { controlNode, resetSampling, showSettings, showTheme, THEME } from "./settings.js";
-import { canChat, state, view } from "./state.js";
+import { canChat, noun, state, view } from "./state.js";
 import { write } from "./store.js";
+import { changeSettings, SETTINGS } from "./stored_settings.js";
 import { exportAll, importFile } from "./transfer.js";
 
 const on = (id, type, handler) => $(id).addEventListener(type, handler);
@@ -29,8 +47,11 @@ function onStorage({ key }) {
   showList();
   const doc = state.document;
   const stored = load(doc.id);
-  if (doc.revision && !stored) location.hash = "";
-  else if (
+  if (doc.revision && !stored) {
+    // What is in its field stays.
+    if (doc.kind === "chat") keepAsNew($("message").value);
+    location.hash = "";
+  } else if (
     stored &&
     stored.revision !== doc.revision &&
     !state.generation &&
@@ -86,7 +107,7 @@ function listenToFields() {
   on("copy-text", "click", (event) => copy(state.document.text, event.currentTarget));
   on("latest", "click", scrollToEnd);
   on("scroller", "scroll", () => {
-    hideTip();
+    onScroll();
     $("latest").hidden = atEnd();
   });
 }
@@ -103,6 +124,7 @@ function listenToPanel() {
   on("backdrop", "click", closePanel);
   on("cancel-rename", "click", () => $("rename").close());
   on("options", "keydown", onOptionsKey);
+  on("options", "toggle", onOptionsToggle);
   on("delete-all", "click", deleteAll);
   on("export-all", "click", exportAll);
   on("import", "click", () => $("import-file").click());
@@ -123,40 +145,50 @@ function listenToSettings() {
   on("system", "input", (event) => {
     state.document.system = event.target.value;
     if (state.document.revision) saveSoon();
+    else keepSystem(state.document);
   });
   on("system", "change", show);
   on("new-system", "change", (event) => {
-    const before = newDocument().system;
+    const before = defaultSystem();
     changeSettings({ system: event.target.value });
     const doc = state.document;
     // A conversation that has not begun is a new one.
     if (doc.revision || doc.system !== before) return;
-    doc.system = newDocument().system;
+    doc.system = defaultSystem();
+    keepSystem(doc);
     show();
   });
   on("probabilities", "change", (event) => changeSettings({ probabilities: event.target.checked }));
   on("reset-all", "click", resetSampling);
   on("model", "change", (event) => useModel(event.target.value));
-  on("second", "change", (event) => chooseSecond(event.target.value));
+  on("second", "change", (event) => {
+    chooseSecond(event.target.value);
+    showModels();
+  });
 }
 
 function useModel(id) {
   const couldChat = canChat();
   stopAndSave();
   chooseModel(id);
-  showModel();
+  if (canChat() !== couldChat) history.replaceState(null, "", location.pathname);
+  showModel(couldChat);
+}
+
+/** Shows what the model changes. Another kind of model needs another document. */
+function showModel(couldChat) {
+  showLabels();
   if (canChat() === couldChat) return show();
-  history.replaceState(null, "", location.pathname);
+  stopAndSave();
   state.document = null;
   route();
 }
 
 /** Shows what depends on the model and not on the document. */
-function showModel() {
-  const noun = canChat() ? "conversation" : "text";
+function showLabels() {
   showModels();
-  $("new").lastElementChild.textContent = `New ${noun}`;
-  $("scroller").setAttribute("aria-label", noun === "text" ? "Text" : "Conversation");
+  $("new").lastElementChild.textContent = `New ${noun()}`;
+  $("scroller").setAttribute("aria-label", canChat() ? "Conversation" : "Text");
   $("keys").textContent = canChat()
     ? "Enter sends, Shift+Enter starts a new line, Esc stops."
     : "Ctrl+Enter generates, Esc stops. Generated text is marked.";
@@ -165,22 +197,19 @@ function showModel() {
 
 /** Shows the page for the server's model. Without a server, stored documents can be read. */
 async function connect() {
+  const couldChat = canChat();
   let failure = null;
   try {
     await loadModels();
   } catch (error) {
     failure = toFailure(error);
   }
-  showModel();
-  stopAndSave();
-  state.document = null;
-  route();
   state.failure = failure;
-  showFailure();
+  showModel(couldChat);
 }
 
 Object.assign(view, { show, showList, showControls, connect });
-state.document = newDocument();
+assumeKind();
 document.querySelectorAll("[data-icon]").forEach((node) => node.prepend(icon(node.dataset.icon)));
 $("controls").append(...CONTROLS.map(controlNode));
 showTheme();
@@ -192,4 +221,7 @@ document.addEventListener("keydown", onKey);
 addEventListener("hashchange", route);
 addEventListener("storage", onStorage);
 addEventListener("pagehide", stopAndSave);
+showLabels();
+route();
+$("facts").textContent = "Connecting";
 connect();

@@ -3,12 +3,12 @@ import { $, element, iconButton, plural } from "./dom.js";
 import { discard, documents, load, save, titleOf } from "./documents.js";
 import { toast } from "./feedback.js";
 import { placeBelow } from "./popover.js";
-import { canChat, state, view } from "./state.js";
+import { canChat, noun, state, view } from "./state.js";
 import { exportOne, exportText } from "./transfer.js";
 
 export function showList() {
   const docs = documents();
-  const none = element("p", { class: "muted" }, `No ${canChat() ? "conversations" : "texts"} yet.`);
+  const none = element("p", { class: "muted" }, `No ${noun()}s yet.`);
   $("delete-all").hidden = $("export-all").hidden = !docs.length;
   $("list").replaceChildren(...(docs.length ? docs.map(entryOf) : [element("li", {}, none)]));
 }
@@ -26,6 +26,7 @@ function entryOf(doc) {
   );
   const button = iconButton("more", `Options of ${titleOf(doc)}`, () => openOptions(doc, button));
   button.title = "Options";
+  button.setAttribute("aria-expanded", "false");
   return element("li", {}, link, button);
 }
 
@@ -46,9 +47,15 @@ function openOptions({ id }, button) {
     item("Delete", deleteDocument),
   );
   $("options").lastChild.classList.add("bad");
+  button.setAttribute("aria-expanded", "true");
   $("options").showPopover();
   placeBelow($("options"), button.getBoundingClientRect());
   $("options").firstChild.focus();
+}
+
+export function onOptionsToggle({ newState }) {
+  const opener = $("list").querySelector("[aria-expanded=true]");
+  if (newState === "closed") opener?.setAttribute("aria-expanded", "false");
 }
 
 export function onOptionsKey(event) {
@@ -94,7 +101,7 @@ function deleteDocument({ id }) {
 
 export async function deleteAll() {
   const docs = documents();
-  const what = plural(docs.length, canChat() ? "conversation" : "text");
+  const what = plural(docs.length, noun());
   $("confirm-title").textContent = `Delete ${what}?`;
   $("confirm-text").textContent = "This cannot be undone.";
   if ((await answerOf($("confirm"))) !== "yes") return;

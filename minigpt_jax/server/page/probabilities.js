@@ -43,15 +43,21 @@ const levelOf = (logprob) => LEVELS.findIndex((lowest) => 100 * Math.exp(logprob
 export function tokensNode(tokens) {
   const spans = tokens.map(([token, logprob], i) => {
     const level = levelOf(logprob);
-    return element(
-      "span",
-      {
-        class: `token ${level < 0 ? "rare" : `level-${level}`}`,
-        tabindex: i ? -1 : 0,
-        "aria-describedby": "tip",
-      },
-      token.replace(BYTES, ""),
-    );
+    const isBlank = !token.trim();
+    const kinds = [
+      "token",
+      level < 0 ? "rare" : `level-${level}`,
+      // Else it would have no width.
+      isBlank && token.includes("\n") && "line-break",
+    ];
+    const attributes = {
+      class: kinds.filter(Boolean).join(" "),
+      role: "option",
+      tabindex: i ? -1 : 0,
+      "aria-describedby": "tip",
+      "aria-label": isBlank && JSON.stringify(token),
+    };
+    return element("span", attributes, token.replace(BYTES, ""));
   });
   const show = ({ target }) => {
     const index = spans.indexOf(target);
@@ -73,7 +79,8 @@ export function tokensNode(tokens) {
     "div",
     {
       class: "tokens",
-      role: "group",
+      role: "listbox",
+      "aria-orientation": "horizontal",
       "aria-label": "Tokens. Arrow keys move and read the alternatives.",
       pointerover: show,
       pointerout: hideTip,
@@ -101,7 +108,17 @@ function showTip(span, [token, logprob, alternatives]) {
   );
   $("tip").replaceChildren(element("ul", {}, ...nodes));
   $("tip").showPopover();
+  placeTip(span);
+}
+
+const placeTip = (span) =>
   placeBelow($("tip"), span.getClientRects()[0] ?? span.getBoundingClientRect());
+
+/** A token keeps its tip when the page scrolls to it because the keyboard has reached it. */
+export function onScroll() {
+  const focused = document.activeElement.closest(".token");
+  if (focused && isTipOpen()) placeTip(focused);
+  else hideTip();
 }
 
 /** Returns whether there was one. */

@@ -1,5 +1,5 @@
-// The settings of sampling: their ranges, and their values in the browser's storage.
-import { read, write } from "./store.js";
+// What the user's settings say about sampling and probabilities: ranges, and fields of requests.
+import { storedSettings } from "./stored_settings.js";
 
 export const CONTROLS = [
   {
@@ -69,24 +69,8 @@ export const CONTROLS = [
   },
 ];
 
-export const SETTINGS = "minigpt.settings";
 // Most likely tokens in the place of each token, if the user asks for them.
 const NUM_ALTERNATIVES = 5;
-
-/** All settings that the user has changed, by name; apart from those of sampling also `system`, the
- * system prompt of new conversations, and `probabilities`.
- */
-export function storedSettings() {
-  try {
-    return JSON.parse(read(SETTINGS)) ?? {};
-  } catch {
-    return {};
-  }
-}
-
-export function changeSettings(changes) {
-  write(SETTINGS, JSON.stringify({ ...storedSettings(), ...changes }));
-}
 
 /** The value of a control: a number within its range, or its initial value. */
 export function settingOf({ name, min, max, step, initial }, settings = storedSettings()) {

@@ -23,17 +23,19 @@ export function show() {
   showControls();
 }
 
-/** What went wrong, and the buttons that can help. */
+const failureOf = (doc) => state.failure ?? (doc.kind === "chat" ? cutAnswer(doc) : null);
+
+/** What went wrong, and the buttons that can help. They act on what is shown when they are used. */
 export function showFailure() {
   const doc = state.document;
-  const failure = state.failure ?? (doc.kind === "chat" ? cutAnswer(doc) : null);
+  const failure = failureOf(doc);
   if (!failure) return $("failure").replaceChildren();
   const button = (label, click, attributes = {}) =>
     element("button", { type: "button", click, ...attributes }, label);
   const buttons = [];
   let { remedy } = failure;
   if (failure.tooLong) {
-    const forget = () => forgetAndAsk(doc, failure);
+    const forget = () => forgetAndAsk(state.document, failureOf(state.document));
     if (doc.kind === "chat" && canForget(doc, questionOf(doc, failure).index)) {
       remedy = "The model can forget the oldest turns and answer. They stay on this page.";
       buttons.push(button("Forget the oldest turns", forget, { class: "primary" }));
@@ -41,19 +43,31 @@ export function showFailure() {
     const label = doc.kind === "chat" ? "New conversation" : "New text";
     buttons.push(element("a", { class: "button", href: "#" }, label));
   } else if (!failure.refused) {
-    const ask = doc.kind === "chat" ? () => retry(doc) : generate;
-    buttons.push(button("Try again", state.model ? ask : view.connect));
+    const ask = () => (state.document.kind === "chat" ? retry(state.document) : generate());
+    buttons.push(button("Try again", () => (state.model ? ask() : view.connect())));
   }
   const row = buttons.length ? element("div", { class: "row" }, ...buttons) : "";
-  const notice = element("div", { class: "notice" }, element("b", {}, failure.title), remedy, row);
-  $("failure").replaceChildren(notice);
+  const notice = element(
+    "div",
+    { class: "notice", role: "alert" },
+    element("b", {}, failure.title),
+    remedy,
+    row,
+  );
+  // The same notice stays: screen readers would read a new one again.
+  if ($("failure").textContent !== notice.textContent) $("failure").replaceChildren(notice);
 }
+
+const NEXT_FOCUS = { generate: "stop-text", "stop-text": "generate", stop: "message" };
 
 export function showControls() {
   const busy = Boolean(state.generation);
   const doc = state.document;
+  const focused = document.activeElement;
   $("send").hidden = $("generate").hidden = busy;
   $("stop").hidden = $("stop-text").hidden = !busy;
+  // A button that is hidden loses the focus.
+  if (focused.hidden) $(NEXT_FOCUS[focused.id])?.focus();
   $("send").disabled = $("generate").disabled = !state.model;
   $("undo").disabled = busy || !doc.marks?.length;
   $("generate").textContent = doc.marks?.length ? "Continue" : "Generate";
@@ -77,10 +91,11 @@ export function route() {
   const stored = load(id);
   state.failure = null;
   state.edits.clear();
-  state.document = stored?.kind === (canChat() ? "chat" : "text") ? stored : newDocument();
+  state.document = stored?.kind === state.kind ? stored : newDocument();
   if (!stored) history.replaceState(null, "", location.pathname);
-  show();
+  // First, so that the list is there whatever the document has.
   showList();
+  show();
   if (canChat()) fillField(draftOf(state.document));
   scrollToEnd();
   if (matchMedia("(hover: hover)").matches && !$("page").inert)

@@ -1,7 +1,7 @@
 // Requests to the server, and its server-sent events. Addresses are relative, because a proxy may
 // show the page under a path.
 import { plural } from "./dom.js";
-import { canChat, state } from "./state.js";
+import { canChat, noun, state } from "./state.js";
 
 export class Failure extends Error {
   /**
@@ -56,9 +56,8 @@ async function failureOf(response, model) {
 }
 
 function overContext({ id, context }) {
-  const what = canChat() ? "conversation" : "text";
   const whose = state.models.length > 1 ? ` that ${id} has` : "";
-  return `The ${what} does not fit into the context of ${plural(context, "token")}${whose}.`;
+  return `The ${noun()} does not fit into the context of ${plural(context, "token")}${whose}.`;
 }
 
 const WAITING = /^: *waiting, (\d+) before you$/;

@@ -1,7 +1,8 @@
 // The dialog of settings, which apply to all conversations, and the choice of colours.
 import { $, element, iconButton } from "./dom.js";
-import { changeSettings, CONTROLS, settingOf, storedSettings } from "./sampling.js";
-import { read, write } from "./store.js";
+import { CONTROLS, settingOf } from "./sampling.js";
+import { read } from "./store.js";
+import { changeSettings, storedSettings } from "./stored_settings.js";
 
 export const THEME = "minigpt.theme";
 

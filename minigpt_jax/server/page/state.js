@@ -3,6 +3,9 @@
 export const state = {
   // All models of the server, as /v1/models describes them.
   models: [],
+  // What they do: "chat", or "text" if they continue texts. Before the server has answered, what
+  // the last one did.
+  kind: "chat",
   // The one that answers, and the one that answers beside it, if the user wants two answers.
   model: null,
   second: null,
@@ -20,11 +23,13 @@ export const state = {
   toastTimer: null,
 };
 
+export const canChat = () => state.kind === "chat";
+/** What the user calls a document. */
+export const noun = () => (canChat() ? "conversation" : "text");
+
 /** The model that wrote an answer, or the chosen one if the server no longer has it. */
 export const modelOf = (message) =>
   state.models.find(({ id }) => id === message?.model) ?? state.model;
-
-export const canChat = () => state.model?.chat !== false;
 
 /**
  * Functions that show the state, which main.js sets: what changes the state calls them, and is

@@ -1,5 +1,5 @@
 // Single values in the browser's storage, or in memory where the browser refuses to store them.
-import { toast } from "./feedback.js";
+import { $ } from "./dom.js";
 
 // What the browser refused, because the storage is full or disabled. Lost with the page.
 const unstored = new Map();
@@ -13,14 +13,21 @@ export function read(key) {
   }
 }
 
+/** Returns whether the browser stored it. While anything is not stored, the page says so. */
 export function write(key, value) {
+  const isStored = store(key, value);
+  $("unstored").hidden = !unstored.size;
+  return isStored;
+}
+
+function store(key, value) {
   try {
     localStorage.setItem(key, value);
     unstored.delete(key);
+    return true;
   } catch {
-    if (!unstored.size)
-      toast("The browser's storage is full or disabled: this is lost when you reload the page.");
     unstored.set(key, value);
+    return false;
   }
 }
 
@@ -31,6 +38,9 @@ export function remove(key) {
   } catch {
     // Storage is disabled, so nothing was stored.
   }
+  // There may be room for the others now.
+  for (const [other, value] of [...unstored]) store(other, value);
+  $("unstored").hidden = !unstored.size;
 }
 
 export function allKeys() {
@@ -41,4 +51,22 @@ export function allKeys() {
     // Storage is disabled.
   }
   return [...new Set([...keys, ...unstored.keys()])];
+}
+
+/** A value of this tab alone, which a reload keeps and other tabs do not see. null removes it. */
+export function writeOfTab(key, value) {
+  try {
+    if (value === null) sessionStorage.removeItem(key);
+    else sessionStorage.setItem(key, value);
+  } catch {
+    // Storage is full or disabled, which the page says when it stores more than this.
+  }
+}
+
+export function readOfTab(key) {
+  try {
+    return sessionStorage.getItem(key);
+  } catch {
+    return null;
+  }
 }

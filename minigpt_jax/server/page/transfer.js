@@ -1,18 +1,20 @@
 // Export to files, and import from files that this page exported.
 import { $, element, plural } from "./dom.js";
-import { add, documents, isDocument, titleOf } from "./documents.js";
+import { add, documents, titleOf } from "./documents.js";
 import { toast } from "./feedback.js";
-import { canChat, view } from "./state.js";
+import { canChat, noun, state, view } from "./state.js";
+import { isDocument } from "./stored_format.js";
 
 const FORMAT = "minigpt-documents";
-
-const noun = () => (canChat() ? "conversation" : "text");
+const VERSION = 1;
+// More than any browser stores for a page.
+const MAX_BYTES = 50e6;
 
 /** One or more documents in the format that can be imported. */
 function exported(docs) {
   // Without what an edit replaced, which the user no longer sees.
   const contents = docs.map(({ id, revision, replaced, ...content }) => content);
-  return `${JSON.stringify({ format: FORMAT, version: 1, documents: contents }, null, 1)}\n`;
+  return `${JSON.stringify({ format: FORMAT, version: VERSION, documents: contents }, null, 1)}\n`;
 }
 
 export function exportOne(doc) {
@@ -55,26 +57,43 @@ function download(name, type, content) {
 export async function importFile() {
   const [file] = $("import-file").files;
   if (!file) return;
-  const docs = documentsIn(await file.text());
+  const { docs, problem } = await documentsIn(file);
   // The same file can be chosen again.
   $("import-file").value = "";
-  if (!docs) {
-    toast(`${file.name} was not imported: expected a JSON file that this page has exported.`);
-    return;
-  }
-  docs.forEach(add);
+  if (problem) return toast(`${file.name} was not imported: ${problem}.`);
+  const lost = docs.filter((doc) => !add(doc)).length;
   view.showList();
-  const kind = canChat() ? "chat" : "text";
-  const other = docs.filter((doc) => doc.kind !== kind).length;
-  const hidden = other ? ` ${other} of them are listed when another kind of model answers.` : "";
-  toast(`Imported ${plural(docs.length, other ? "document" : noun())}.${hidden}`);
+  const hidden = hiddenOf(docs);
+  const number = plural(docs.length, hidden ? "document" : noun());
+  toast(`Imported ${number}.${hidden}${lostOf(lost)}`);
 }
 
-function documentsIn(text) {
+/** Which documents the list does not show now. */
+function hiddenOf(docs) {
+  const other = docs.filter(({ kind }) => kind !== state.kind).length;
+  if (!other) return "";
+  const [one, model] = canChat() ? ["text", "completion"] : ["conversation", "chat"];
+  const [are, they] = other === 1 ? [`is a ${one}`, "it is"] : [`are ${one}s`, "they are"];
+  return ` ${other} ${are}: ${they} listed when a ${model} model answers.`;
+}
+
+const lostOf = (lost) =>
+  lost ? ` The browser's storage has no room for ${lost}: lost when you reload the page.` : "";
+
+/** {docs}, or {problem} if the file cannot be imported as a whole. */
+async function documentsIn(file) {
+  const problem = "expected a JSON file that this page has exported";
+  if (file.size > MAX_BYTES)
+    return { problem: `it is larger than ${MAX_BYTES / 1e6} MB, more than a browser stores` };
   try {
-    const { format, documents: docs } = JSON.parse(text);
-    return format === FORMAT && docs.length && docs.every(isDocument) ? docs : null;
+    const { format, version, documents: docs } = JSON.parse(await file.text());
+    if (format !== FORMAT) return { problem };
+    if (version !== VERSION)
+      return { problem: `its version is ${version}, and this page reads ${VERSION}: update it` };
+    const bad = docs.findIndex((doc) => !isDocument(doc));
+    if (bad >= 0) return { problem: `document ${bad + 1} of ${docs.length} is damaged` };
+    return docs.length ? { docs } : { problem: "it has no documents" };
   } catch {
-    return null;
+    return { problem };
   }
 }

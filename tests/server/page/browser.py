@@ -15,7 +15,9 @@ ANSWER = ".message.assistant .markdown"
 NOTE = ".message.assistant .foot"
 CHAT_ROUTE = "**/v1/chat/completions"
 # Modules of the page whose names the expressions of the tests use.
-MODULES = ["chat", "documents", "dom", "highlight", "markdown", "sampling", "state"]
+MODULES = [
+    *("chat", "documents", "dom", "highlight", "markdown", "sampling", "state", "stored_format"),
+]
 RICH_MARKDOWN = """# Head
 
 A *first* `paragraph` with a [link](https://example.org/), **bold [inside](http://example.org)**
@@ -128,6 +130,18 @@ def open_everything(page: "Page", question: str = "question") -> None:
     """Show a conversation with all that a conversation can have."""
     open_conversation(page, "everything", question, RICH_MARKDOWN)
     page.evaluate(SHOW_EVERYTHING)
+
+
+def export_of(*documents: dict, **changes: object) -> str:
+    """A file of `documents` as the page exports it."""
+    content = {"format": "minigpt-documents", "version": 1, "documents": documents}
+    return json.dumps(content | changes)
+
+
+def choose_file(page: "Page", content: str) -> None:
+    """Choose a file to import."""
+    file = {"name": "chosen.json", "mimeType": "application/json", "buffer": content.encode()}
+    page.set_input_files("#import-file", file)
 
 
 def send(page: "Page", text: str) -> None:

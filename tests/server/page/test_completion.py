@@ -77,6 +77,19 @@ def test_generation_can_be_stopped(text_page, text_server):
     wait_until(lambda: text_server.health()["active"] == 0, text_server.health)
 
 
+def test_the_keyboard_generates_and_stops(text_page):
+    page = text_page
+    page.fill("#text", "The river")
+    focused = "document.activeElement.id"
+    # Never answered.
+    page.route(COMPLETION_ROUTE, lambda route: None)
+    page.focus("#generate")
+    page.keyboard.press("Enter")
+    wait_for(page, f"{focused} === 'stop-text'")
+    page.keyboard.press("Enter")
+    wait_for(page, f"{focused} === 'generate'")
+
+
 def test_a_new_text_can_be_opened_before_the_last_one_is_saved(text_page):
     page = text_page
     stub_server(page)

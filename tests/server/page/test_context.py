@@ -2,6 +2,7 @@
 
 from tests.server.page.browser import (
     ANSWER,
+    NOTE,
     ask,
     clear_expected,
     contents,
@@ -46,7 +47,7 @@ def test_the_oldest_turns_are_forgotten_and_the_question_repeated(page, errors):
     assert shown.index("one") < shown.index(LINE) < shown.index("second")
     reload(page)
     assert page.locator(".forgotten").count() == 2 and LINE in page.inner_text("#log")
-    page.click("#log >> text=Bring back")
+    page.click("#log >> text=Send them again")
     assert not page.locator(".forgotten").count() and LINE not in page.inner_text("#log")
 
 
@@ -68,6 +69,7 @@ def test_an_answer_that_the_context_cuts_can_be_repeated(page):
     open_conversation(page, "long", LONG, "one", "two", "three")
     ask(page, "four")
     page.wait_for_selector("#failure >> text=context is full")
+    assert "The context is full" in page.inner_text(f"{NOTE} >> nth=2")
     cut = messages(page)[-1]
     reload(page)
     page.click(FORGET)

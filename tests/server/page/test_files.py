@@ -26,7 +26,7 @@ UNSAFE = [
     r"\bimport\(",
 ]
 IMPORT = re.compile(r"^(?:import|\}) .*from \"(.*)\";$", re.MULTILINE)
-MAX_LINES = 350
+MAX_LINES = 250
 MAX_COLUMNS = 100
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from tests.server.page.browser import (
     ask,
+    choose_file,
+    export_of,
     messages,
     open_conversation,
     open_page,
@@ -68,7 +70,9 @@ def test_titles_use_the_whole_row(page):
     page.mouse.move(700, 400)
     row, link = page.locator("#list li").bounding_box(), page.locator("#list a").bounding_box()
     assert link["width"] == row["width"]
-    assert page.evaluate("getComputedStyle(document.querySelector('#list a')).paddingRight") < "2"
+    padding = "getComputedStyle(document.querySelector('#list a')).paddingRight"
+    # Less than the width of the button, which is not shown.
+    assert float(page.evaluate(padding).removesuffix("px")) < 20
     page.hover("#list li")
     wait_for(page, "getComputedStyle(document.querySelector('#list button')).opacity === '1'")
 
@@ -104,23 +108,34 @@ def test_export_and_import(page):
     wait_for(page, "document.querySelectorAll('#list a').length === 3")
 
 
-def choose_file(page, content: str) -> None:
-    file = {"name": "chosen.json", "mimeType": "application/json", "buffer": content.encode()}
-    page.set_input_files("#import-file", file)
-
-
 def test_a_file_that_is_no_export_changes_nothing(page):
     open_conversation(page, "kept", "question", "answer")
     good = {"kind": "chat", "system": "", "touched": 1, "messages": OLD}
     bad = good | {"messages": [{"role": "user", "content": 5}]}
-    for content in (
-        *("", "{", "[]", "null", '{"format": "minigpt-documents"}'),
-        json.dumps({"format": "minigpt-documents", "version": 1, "documents": [good, bad]}),
+    for content, reason in (
+        *((text, "expected a JSON file") for text in ("", "{", "[]", "null", '{"format": "x"}')),
+        (export_of(), "it has no documents"),
+        (export_of(good, version=2), "its version is 2, and this page reads 1"),
+        (export_of(good, bad), "document 2 of 2 is damaged"),
+        ("large", "it is larger than 50 MB"),
     ):
+        if content == "large":
+            page.evaluate("Object.defineProperty(File.prototype, 'size', { get: () => 5.1e7 })")
         page.evaluate("document.getElementById('toast').hidden = true")
         choose_file(page, content)
         page.wait_for_selector("#toast >> text=chosen.json was not imported")
-        assert page.inner_text("#list") == "question"
+        assert reason in page.inner_text("#toast") and page.inner_text("#list") == "question"
+
+
+def test_an_import_says_what_the_list_does_not_show(page):
+    chat = {"kind": "chat", "system": "", "touched": 1, "messages": OLD}
+    text = {"kind": "text", "text": "Once", "touched": 1, "marks": []}
+    for docs, expected in (
+        ([chat, text], "Imported 2 documents. 1 is a text: it is listed when a completion model"),
+        ([chat, text, text], "Imported 3 documents. 2 are texts: they are listed when"),
+    ):
+        choose_file(page, export_of(*docs))
+        page.wait_for_selector(f"#toast >> text={expected}")
 
 
 def test_conversations_of_before_are_read(page):
@@ -152,8 +167,14 @@ def test_drafts_survive_a_reload_and_belong_to_their_conversation(page, context,
     wait_until_finished(page)
     reload(page)
     assert page.input_value("#message") == ""
+    page.click("#new")
+    wait_for(page, "document.getElementById('message').value === 'for a new one'")
+    # It is this tab's: another one begins with an empty field, and leaves this one alone.
     other = open_page(context, server)
-    assert other.input_value("#message") == "for a new one"
+    assert other.input_value("#message") == ""
+    ask(other, "of the other tab")
+    reload(page)
+    assert page.input_value("#message") == "for a new one"
 
 
 def test_new_conversations_begin_with_the_default_system_prompt(page):

@@ -1,9 +1,14 @@
 """The browser's storage: two tabs keep each other's work, and the page works without storage."""
 
+import json
+
 import pytest
 
 from tests.server.page.browser import (
+    NOTE,
     ask,
+    choose_file,
+    export_of,
     messages,
     open_conversation,
     open_page,
@@ -89,12 +94,79 @@ def test_the_page_works_without_storage(context, server, break_storage):
     page = open_page(context, server)
     stub_answer(page, "An answer.")
     ask(page, "one")
-    assert "lost when you reload" in page.inner_text("#toast")
+    assert "lost when you reload" in page.inner_text("#unstored")
     page.click("#new")
     ask(page, "two")
     page.click("#list >> text=one")
     wait_for(page, f"{FIRST_MESSAGE} === 'one'")
     assert len(messages(page)) == 2 and page.locator("#list a").count() == 2
+
+
+def damaged_documents() -> list[dict]:
+    """Each has one thing that would break the page that shows or lists it."""
+    good = {"kind": "chat", "touched": 2, "system": "", "messages": []}
+    texts = {"kind": "text", "touched": 2, "text": "a", "marks": []}
+    answer = {"role": "assistant", "content": "a"}
+    details = [
+        *({"tokenList": tokens} for tokens in ("abc", [[1]], [["a", 0]], [["a", 0, [[1, 0]]]])),
+        *({"model": {}}, {"end": 1}, {"tokens": "many"}, {"seconds": []}, {"beside": True}),
+        *({"before": [{"content": "a", "tokenList": "abc"}]}, {"after": [{}]}),
+    ]
+    return [
+        *({**good, "messages": [answer | detail]} for detail in details),
+        *({**good, "touched": touched} for touched in ("x", None)),
+        {**good, "title": 1},
+        {name: value for name, value in good.items() if name != "kind"},
+        {name: value for name, value in texts.items() if name != "kind"},
+        *({**texts, **bad} for bad in ({"tokenList": "abc"}, {"unseen": "x"}, {"marks": [[1]]})),
+    ]
+
+
+def test_damaged_documents_are_none(page):
+    for document in damaged_documents():
+        assert not page.evaluate("document => isDocument(document)", document), document
+
+
+def test_an_end_of_an_unknown_name_is_not_shown(page):
+    open_conversation(page, "one", "question", "answer")
+    page.evaluate("state.document.messages[1].end = 'constructor'; view.show()")
+    assert page.inner_text(NOTE).strip() == ""
+
+
+# From the start of the page on, keys of this name find no room.
+FILL_STORAGE = """name => {
+    const { setItem } = Storage.prototype;
+    Storage.prototype.setItem = function (key, value) {
+        if (key.includes(name)) throw new DOMException("full", "QuotaExceededError");
+        setItem.call(this, key, value);
+    };
+    window.makeRoom = () => { Storage.prototype.setItem = setItem; };
+}"""
+
+
+def test_the_page_says_so_as_long_as_anything_is_not_stored(page):
+    stub_answer(page, "An answer.")
+    page.evaluate(FILL_STORAGE, "document")
+    assert not page.is_visible("#unstored")
+    for question in ("one", "two"):
+        ask(page, question)
+        assert "lost when you reload" in page.inner_text("#unstored")
+    # Where something is removed, there is room for the rest.
+    page.evaluate("window.makeRoom()")
+    page.fill("#message", "a")
+    page.fill("#message", "")
+    page.wait_for_selector("#unstored", state="hidden")
+    reload(page)
+    assert messages(page) == ["one", "An answer.", "two", "An answer."]
+
+
+def test_an_import_says_what_has_no_room(page):
+    page.evaluate(FILL_STORAGE, "document")
+    document = {"kind": "chat", "touched": 1, "system": "", "messages": []}
+    choose_file(page, export_of(document, document))
+    page.wait_for_selector("#toast >> text=Imported 2 conversations")
+    assert "no room for 2" in page.inner_text("#toast")
+    assert page.is_visible("#unstored") and page.evaluate(NUM_ENTRIES) == 2
 
 
 def test_damaged_entries_in_the_storage_are_ignored(page):
@@ -106,6 +178,7 @@ def test_damaged_entries_in_the_storage_are_ignored(page):
         '{"kind": "chat"}',
         '{"kind": "chat", "system": "", "messages": [{"role": "x"}]}',
         '{"kind": "chat", "system": "", "messages": [], "replaced": [{"role": "x"}]}',
+        json.dumps(damaged_documents()[0]),
     ]
     store = """text => ['document.bad', 'settings', 'theme'].forEach(
         name => localStorage.setItem('minigpt.' + name, text))"""

@@ -1,4 +1,4 @@
-"""Appearance and accessibility: themes, contrast, phones, keyboard, names and settings."""
+"""Appearance and accessibility: themes, phones, keyboard, names and settings."""
 
 import json
 
@@ -17,44 +17,9 @@ from tests.server.page.browser import (
     wait_until_connected,
     wait_until_finished,
 )
+from tests.server.page.looks import PHONE
 
-# WCAG AA, for text of any size.
-MIN_CONTRAST = 4.5
-PHONE = {"width": 375, "height": 740}
-# Pixels, for a finger.
-MIN_TOUCH_HEIGHT = 44
 BRIGHTNESS = "Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])"
-# The luminance and contrast of WCAG 2.
-LOW_CONTRAST = """(minimum) => {
-    const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
-    const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-    const luminance = (color) => {
-        const [r, g, b] = numbers(color).slice(0, 3).map(c => linear(c / 255));
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const background = (node) => {
-        if (!node) return "rgb(255, 255, 255)";
-        const color = getComputedStyle(node).backgroundColor;
-        return numbers(color)[3] === 0 ? background(node.parentElement) : color;
-    };
-    const hasText = (node) => node.checkVisibility()
-        && [...node.childNodes].some(child => child.nodeType === 3 && child.data.trim());
-    const contrast = (node) => {
-        const a = luminance(getComputedStyle(node).color);
-        const b = luminance(background(node));
-        return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    };
-    return [...document.querySelectorAll("body *")].filter(hasText)
-        .filter(node => contrast(node) < minimum)
-        .map(node => [contrast(node), node.outerHTML.slice(0, 80)]);
-}"""
-SMALL_CONTROLS = """(minimum) =>
-    [...document.querySelectorAll("button, .button, input, nav a")]
-        .filter(node => node.checkVisibility({ visibilityProperty: true }))
-        .filter(node => node.getBoundingClientRect().height < minimum)
-        .map(node => node.outerHTML)"""
-CONTENT_AND_VIEW_WIDTH = """["scrollWidth", "clientWidth"].map(side => Math.max(
-    document.documentElement[side], document.getElementById("scroller")[side]))"""
 UNNAMED_CONTROLS = """
     [...document.querySelectorAll("button, input, textarea, select, a, [role=region], nav, dialog")]
         .filter(node => !(node.textContent.trim() || node.ariaLabel || node.labels?.length
@@ -73,44 +38,29 @@ def test_light_and_dark(page):
     assert page.evaluate(BRIGHTNESS) > 200 and page.is_checked("#themes [value=light]")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_has_enough_contrast(page, scheme):
-    page.emulate_media(color_scheme=scheme)
-    open_everything(page)
-    page.evaluate("document.querySelectorAll('.foot button').forEach(button => button.focus())")
-    assert page.evaluate(LOW_CONTRAST, MIN_CONTRAST) == []
-
-
 def test_a_phone(chromium, server):
     context = chromium.new_context(viewport=PHONE, is_mobile=True, has_touch=True)
     page = open_page(context, server)
     open_everything(page, "a_word_without_an_end" * 20)
 
-    def fits() -> bool:
-        return page.evaluate(CONTENT_AND_VIEW_WIDTH) == [PHONE["width"]] * 2
-
-    assert fits()
     # Long lines of code scroll within their block.
     page.evaluate("document.querySelector('pre').scrollLeft = 50")
     assert page.evaluate("document.querySelector('pre').scrollLeft") == 50
-    assert page.evaluate(SMALL_CONTROLS, MIN_TOUCH_HEIGHT) == []
     assert not page.is_visible("#list")
     page.tap("#menu")
     page.wait_for_selector("#list a", state="visible")
     wait_for(page, "document.getElementById('panel').getBoundingClientRect().left === 0")
-    assert fits() and page.evaluate("document.activeElement.id") == "close-panel"
+    assert page.evaluate("document.activeElement.id") == "close-panel"
     page.tap("#list button")
     page.wait_for_selector("#options", state="visible")
     options = page.locator("#options").bounding_box()
     assert options["x"] >= 0 and options["x"] + options["width"] <= PHONE["width"]
-    assert page.evaluate(SMALL_CONTROLS, MIN_TOUCH_HEIGHT) == []
     page.touchscreen.tap(20, 600)
     page.wait_for_selector("#options", state="hidden")
     page.tap("#list a")
     page.wait_for_selector("#list", state="hidden")
     page.tap("#open-settings")
-    settings = page.locator("#settings").bounding_box()
-    assert fits() and settings["width"] <= PHONE["width"]
+    page.wait_for_selector("#settings[open]")
     context.close()
 
 

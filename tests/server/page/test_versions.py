@@ -113,6 +113,9 @@ def test_another_model_can_be_chosen(two_models):
 def test_two_models_answer_beside_each_other_and_one_is_chosen(two_models):
     page = two_models
     page.select_option("#second", OTHER)
+    facts = "small-chat: Chat, context of 256 tokens · other-chat: Chat, context of 128 tokens"
+    assert page.inner_text("#facts") == facts
+    assert page.inner_text("#models").split("\n")[0] == "Model"
     bodies = sent_bodies(page)
     ask(page, "hello")
     assert [body["model"] for body in bodies] == ["small-chat", OTHER]
@@ -124,7 +127,7 @@ def test_two_models_answer_beside_each_other_and_one_is_chosen(two_models):
     page.set_viewport_size({"width": 1280, "height": 800})
     reload(page)
     chosen = page.locator(f"{ANSWER} >> nth=1").inner_text()
-    page.locator(".columns button >> nth=1").focus()
+    page.focus(f"[aria-label='Go on with this answer of {OTHER}']")
     page.keyboard.press("Enter")
     assert not page.locator(".columns").count() and page.inner_text(".versions") == "2/2"
     assert messages(page)[1].strip() == chosen.strip()
