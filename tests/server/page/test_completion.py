@@ -81,13 +81,17 @@ def test_the_keyboard_generates_and_stops(text_page):
     page = text_page
     page.fill("#text", "The river")
     focused = "document.activeElement.id"
+    page.focus("#generate")
+    with page.expect_request(COMPLETION_ROUTE):
+        page.keyboard.press("Enter")
+    wait_until_generated(page)
+    wait_for(page, f"{focused} === 'generate'")
     # Never answered.
     page.route(COMPLETION_ROUTE, lambda route: None)
-    page.focus("#generate")
     page.keyboard.press("Enter")
     wait_for(page, f"{focused} === 'stop-text'")
     page.keyboard.press("Enter")
-    wait_for(page, f"{focused} === 'generate'")
+    wait_for(page, f"{focused} === 'text'")
 
 
 def test_a_new_text_can_be_opened_before_the_last_one_is_saved(text_page):

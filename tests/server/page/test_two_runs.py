@@ -69,7 +69,7 @@ def test_two_runs_answer_beside_each_other(page, two_runs):
     assert page.locator(".columns h3").all_inner_texts() == options
     shown = page.locator(".columns .markdown").all_inner_texts()
     assert [text.split() for text in shown] == [text.split() for text in expected]
-    page.locator(".columns button >> nth=1").click()
+    page.locator("[aria-label='Go on with this answer of small-chat']").click()
     assert messages(page) == [QUESTION, expected[1]]
     # Alone, and the other way round.
     page.select_option("#model", "small-chat")
