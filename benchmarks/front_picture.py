@@ -74,6 +74,8 @@ def screenshot(address: str, scheme: Scheme) -> np.ndarray:
             device_scale_factor=2,
             color_scheme=scheme,
         )
+        # So that the picture is the same every time.
+        page.add_init_script("localStorage['minigpt.settings'] = '{\"temperature\": 0}'")
         page.goto(address)
         for number, question in enumerate(QUESTIONS, 1):
             page.fill("#message", question)

@@ -95,6 +95,9 @@ async function streamText(stream, { controller, waiting }, progress) {
   return { ...outcome, ...clock.times() };
 }
 
+// A server sends a part about every tenth of a second.
+const SHORTEST_SECONDS = 0.3;
+
 /** How long a text waited, and how long it took from its first part on. */
 class Clock {
   #started = performance.now();
@@ -119,12 +122,14 @@ class Clock {
 
   /**
    * {seconds, waited}. The first part has arrived when the time begins, so `seconds` is
-   * what the whole text would have taken at the speed of all further parts.
+   * what the whole text would have taken at the speed of all further parts. A short time tells
+   * when the last two parts came, and not how fast.
    */
   times() {
     const share = 1 - this.#firstLength / this.#length;
+    const elapsed = (this.#last - this.#first) / 1000;
     return {
-      ...(share > 0 && { seconds: (this.#last - this.#first) / 1000 / share }),
+      ...(elapsed > SHORTEST_SECONDS && { seconds: elapsed / share }),
       ...(this.#hasWaited && this.#first && { waited: (this.#first - this.#started) / 1000 }),
     };
   }

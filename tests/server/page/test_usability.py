@@ -191,9 +191,11 @@ def test_an_empty_page_offers_examples(page, server):
     assert page.input_value("#message") == "a draft"
 
 
-def test_no_blank_band_below_a_question(page):
+@pytest.mark.parametrize("width", [1280, 620, 400])
+def test_no_blank_band_below_a_question(page, width):
+    page.set_viewport_size({"width": width, "height": 720})
     open_conversation(page, "plain", "question", "answer")
-    page.mouse.move(640, 700)
+    page.mouse.move(width // 2, 700)
     question = page.locator(".message.user .text").bounding_box()
     answer = page.locator(".message.assistant .markdown").bounding_box()
     assert answer["y"] - (question["y"] + question["height"]) < 16
