@@ -90,7 +90,9 @@ class Guard:
         A plain address in the header is safe: it cannot be made to point elsewhere.
         """
         name, _ = split_host(header)
-        if name not in self._hosts and not (self._any_address and is_address(name)):
+        known = name in self._hosts or (self._any_address and is_address(name))
+        # A name that cannot be one is "".
+        if not (name and known):
             raise ApiError(
                 421,
                 f"the Host header names another server ({_shown(header)}): if this one has that "

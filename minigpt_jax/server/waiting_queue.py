@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from minigpt_jax.server.request import ActiveRequest
 
-# One slot in so many is kept from the client that has all the others, so that another client need
-# not wait for the end of a long answer.
-# Servers with fewer slots keep none, since it would cost them more.
+# One slot of this many is kept from a client that has all the others, so that another client need
+# not wait for the end of a long answer. Servers with fewer slots keep none: one would be too large
+# a share of them.
 _SLOTS_PER_KEPT_SLOT = 8
 
 

@@ -5,7 +5,7 @@ import { announce, toast } from "./feedback.js";
 import { canForget, forget, isCut, remember } from "./forgetting.js";
 import { streamTexts } from "./generation.js";
 import { probabilityFields } from "./sampling.js";
-import { modelOf, state, view } from "./state.js";
+import { clearFailure, modelOf, state, view } from "./state.js";
 import { currentOf, versionsOf, withVersions } from "./versions.js";
 
 /**
@@ -76,7 +76,7 @@ async function answer(doc, giveBack = () => undefined) {
     outcomes.forEach(({ failure }) => Object.assign(failure, { returnedTo }));
   }
   if (doc.messages.length) save(doc);
-  if (doc !== state.document) return view.showControls();
+  if (doc !== state.document) return view.show();
   view.show();
   view.showList();
   if (follow) scrollToEnd();
@@ -138,7 +138,8 @@ export async function sendEdit(doc, message) {
   const { messages, replaced } = doc;
   const index = messages.indexOf(message);
   doc.messages = [...messages.slice(0, index), { role: "user", content }];
-  doc.replaced = index + 1 < messages.length ? messages : undefined;
+  // The edit of an edit still replaces what the first one did.
+  doc.replaced = replaced ?? (index + 1 < messages.length ? messages : undefined);
   state.edits.delete(message);
   $("message").focus();
   await answer(doc, () => {
@@ -177,7 +178,7 @@ export function chooseVersion(doc, index, version) {
 
 function replaceMessages(doc, messages) {
   doc.messages = messages;
-  state.failure = null;
+  clearFailure();
   save(doc);
   if (doc === state.document) view.show();
   view.showList();

@@ -11,15 +11,15 @@ import { probabilityFields, samplingSettings } from "./sampling.js";
 import { state, view } from "./state.js";
 
 const DEFAULT_MAX_TOKENS = 64;
-// Of a text that is too long, until a completion has told how many it is.
+// Assumed until a completion has shown the true number.
 const CHARACTERS_PER_TOKEN = 3;
-// More than any text has: longer texts are not worth a request.
+// No text has more: what is longer is not worth a request.
 const MOST_CHARACTERS_PER_TOKEN = 32;
-// Of the context, which a completion must fill to tell how many characters a token has.
+// A completion must fill this share of the context before its characters per token are used.
 const ENOUGH = 0.25;
-// Of an estimated number, because it may be too high.
+// This share of the estimate is sent, because it may be too high.
 const SAFETY = 0.9;
-// Of a text that is refused, this share is tried next.
+// This share of a text that was refused is tried next.
 const SHORTER = 0.75;
 
 export function showText(doc) {
@@ -120,7 +120,7 @@ export async function generate() {
   if (outcome.failure) doc.unseen = 0;
   save(doc);
   view.showList();
-  if (doc !== state.document) return view.showControls();
+  if (doc !== state.document) return view.show();
   view.show();
   const written = doc.text.slice(start);
   $("usage").textContent = [

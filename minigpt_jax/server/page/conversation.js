@@ -39,7 +39,7 @@ function forgottenNode(doc) {
   };
   return element(
     "li",
-    { class: "forgotten-line" },
+    { class: "divider" },
     element("span", {}, "The model no longer sees what is above"),
     element("button", { type: "button", click: restore }, "Send them again"),
   );
@@ -49,9 +49,9 @@ function replacedNode(doc) {
   const undo = () => undoEdit(doc);
   return element(
     "li",
-    { class: "forgotten-line" },
+    { class: "divider" },
     element("span", {}, "The edited message replaced what followed it"),
-    element("button", { type: "button", class: "quiet", click: undo }, "Undo"),
+    element("button", { type: "button", click: undo }, "Undo"),
   );
 }
 
@@ -196,7 +196,7 @@ function tokensButton(doc, index, version, column = 0) {
   });
 }
 
-/** The buttons that are shown are new ones: the keyboard stays in message `index`. */
+/** The buttons that are shown are new ones: the focus stays in message `index`. */
 function focusIn(index, ...selectors) {
   const message = $("log").querySelectorAll(".message")[index];
   const nodes = selectors.map((selector) => message.querySelector(selector));

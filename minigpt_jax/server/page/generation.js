@@ -137,17 +137,17 @@ class Clock {
 
 /** Runs `render` at most once a frame and during at most a fifth of the time. */
 function throttled(render) {
-  let waiting = false;
+  let scheduled = false;
   let free = 0;
   const frame = () => {
     const started = performance.now();
     if (started < free) return requestAnimationFrame(frame);
-    waiting = false;
+    scheduled = false;
     render();
     free = started + 5 * (performance.now() - started);
   };
   return () => {
-    if (!waiting) requestAnimationFrame(frame);
-    waiting = true;
+    if (!scheduled) requestAnimationFrame(frame);
+    scheduled = true;
   };
 }

@@ -7,7 +7,6 @@ import {
   keepDraft,
   keepSystem,
   load,
-  newDocument,
   PREFIX,
   savePending,
   saveSoon,
@@ -49,7 +48,8 @@ function onStorage({ key }) {
   const stored = load(doc.id);
   if (doc.revision && !stored) {
     // What is in its field stays.
-    if (doc.kind === "chat") keepAsNew($("message").value);
+    // Once, though an event comes for each conversation that was deleted.
+    if (doc.kind === "chat" && location.hash) keepAsNew($("message").value);
     location.hash = "";
   } else if (
     stored &&

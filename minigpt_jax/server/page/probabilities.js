@@ -2,6 +2,7 @@
 // finger or the keyboard.
 import { $, element } from "./dom.js";
 import { placeBelow } from "./popover.js";
+import { state } from "./state.js";
 
 // A part of a character, which is no text, by its bytes: bytes:\xf0\x9f.
 const BYTES = /^bytes:(?=\\x)/;
@@ -106,6 +107,7 @@ function showTip(span, [token, logprob, alternatives]) {
       element("span", {}, percent(probability)),
     ),
   );
+  state.tipOf = span;
   $("tip").replaceChildren(element("ul", {}, ...nodes));
   $("tip").showPopover();
   placeTip(span);
@@ -116,8 +118,7 @@ const placeTip = (span) =>
 
 /** A token keeps its tip when the page scrolls to it because the keyboard has reached it. */
 export function onScroll() {
-  const focused = document.activeElement.closest(".token");
-  if (focused && isTipOpen()) placeTip(focused);
+  if (isTipOpen() && state.tipOf === document.activeElement) placeTip(state.tipOf);
   else hideTip();
 }
 

@@ -7,7 +7,7 @@ import { $, atEnd, element, plural, scrollToEnd } from "./dom.js";
 import { canForget } from "./forgetting.js";
 import { showList } from "./panel.js";
 import { hideTip } from "./probabilities.js";
-import { canChat, modelOf, state, view } from "./state.js";
+import { canChat, clearFailure, modelOf, state, view } from "./state.js";
 
 export function show() {
   const doc = state.document;
@@ -89,7 +89,7 @@ export function route() {
   if (id && id === state.document?.id) return;
   stopAndSave();
   const stored = load(id);
-  state.failure = null;
+  clearFailure();
   state.edits.clear();
   state.document = stored?.kind === state.kind ? stored : newDocument();
   if (!stored) history.replaceState(null, "", location.pathname);
@@ -105,6 +105,6 @@ export function route() {
 /** Before another document, or none, is shown. */
 export function stopAndSave() {
   state.generation?.controller.abort();
-  if (state.generation) save(state.document);
+  if (state.generation && state.document) save(state.document);
   savePending();
 }

@@ -11,10 +11,12 @@ export const state = {
   second: null,
   // The conversation or text on the screen.
   document: null,
-  // {controller, renderers, waiting}: see generation.js. null unless a model generates.
+  // {controller, targets, renderers, waiting}: see generation.js. null unless a model generates.
   generation: null,
   // The Failure of the last request.
   failure: null,
+  // The token whose alternatives are shown.
+  tipOf: null,
   // The text fields of the questions that the user changes, by their messages.
   edits: new Map(),
   // Of the next save.
@@ -22,6 +24,11 @@ export const state = {
   // Of the end of the toast.
   toastTimer: null,
 };
+
+/** Without a model, the failure to reach the server stays, with the button that tries again. */
+export function clearFailure() {
+  if (state.model) state.failure = null;
+}
 
 export const canChat = () => state.kind === "chat";
 /** What the user calls a document. */

@@ -1,11 +1,17 @@
 // Single values in the browser's storage, or in memory where the browser refuses to store them.
 import { $ } from "./dom.js";
 
-// What the browser refused, because the storage is full or disabled. Lost with the page.
+// What the browser refused, because the storage is full or disabled: {value, before}, with what it
+// had then. Lost with the page.
 const unstored = new Map();
+// The same, of this tab's values.
+const unstoredOfTab = new Map();
 
 export function read(key) {
-  if (unstored.has(key)) return unstored.get(key);
+  return unstored.has(key) ? unstored.get(key).value : stored(key);
+}
+
+function stored(key) {
   try {
     return localStorage.getItem(key);
   } catch {
@@ -26,7 +32,8 @@ function store(key, value) {
     unstored.delete(key);
     return true;
   } catch {
-    unstored.set(key, value);
+    const { before } = unstored.get(key) ?? { before: stored(key) };
+    unstored.set(key, { value, before });
     return false;
   }
 }
@@ -38,8 +45,9 @@ export function remove(key) {
   } catch {
     // Storage is disabled, so nothing was stored.
   }
-  // There may be room for the others now.
-  for (const [other, value] of [...unstored]) store(other, value);
+  // There may be room for the others now, unless another tab has stored a newer one.
+  for (const [other, { value, before }] of [...unstored])
+    if (stored(other) === before) store(other, value);
   $("unstored").hidden = !unstored.size;
 }
 
@@ -55,15 +63,17 @@ export function allKeys() {
 
 /** A value of this tab alone, which a reload keeps and other tabs do not see. null removes it. */
 export function writeOfTab(key, value) {
+  unstoredOfTab.delete(key);
   try {
     if (value === null) sessionStorage.removeItem(key);
     else sessionStorage.setItem(key, value);
   } catch {
-    // Storage is full or disabled, which the page says when it stores more than this.
+    unstoredOfTab.set(key, value);
   }
 }
 
 export function readOfTab(key) {
+  if (unstoredOfTab.has(key)) return unstoredOfTab.get(key);
   try {
     return sessionStorage.getItem(key);
   } catch {

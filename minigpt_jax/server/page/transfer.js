@@ -87,9 +87,11 @@ async function documentsIn(file) {
     return { problem: `it is larger than ${MAX_BYTES / 1e6} MB, more than a browser stores` };
   try {
     const { format, version, documents: docs } = JSON.parse(await file.text());
-    if (format !== FORMAT) return { problem };
-    if (version !== VERSION)
-      return { problem: `its version is ${version}, and this page reads ${VERSION}: update it` };
+    if (format !== FORMAT || !Number.isInteger(version)) return { problem };
+    if (version !== VERSION) {
+      const versions = `version ${version}, this page reads ${VERSION}`;
+      return { problem: `a newer miniGPT-JAX wrote it (${versions}): update the server` };
+    }
     const bad = docs.findIndex((doc) => !isDocument(doc));
     if (bad >= 0) return { problem: `document ${bad + 1} of ${docs.length} is damaged` };
     return docs.length ? { docs } : { problem: "it has no documents" };

@@ -47,7 +47,7 @@ def test_an_answer_streams_and_survives_a_reload(page):
         pytest.fail("every answer appeared in one piece")
     complete = page.inner_text(ANSWER)
     assert all(complete.startswith(text.rstrip()) for text in seen)
-    assert "120 tokens, " in page.inner_text(NOTE)
+    assert "120 tokens" in page.inner_text(NOTE)
     assert "Length limit" in page.inner_text(NOTE)
     assert f"of {CONTEXT} tokens" in page.inner_text("#usage")
     assert page.inner_text("#list").startswith("The river")

@@ -35,7 +35,8 @@ def test_two_tabs_have_drafts_of_their_own(page, context, server):
 
 
 def test_what_is_written_in_a_conversation_that_another_tab_deletes_is_kept(page, context, server):
-    open_conversation(page, "one", "question", "answer")
+    for name in ("three", "two", "one"):
+        open_conversation(page, name, "question", "answer")
     other = open_page(context, server)
     page.bring_to_front()
     page.fill("#message", "being written")
@@ -90,6 +91,11 @@ def test_texts_can_be_read_without_the_server(text_page, errors):
     wait_for(page, "document.getElementById('text').value === ''")
     page.click("#list >> text=Once upon")
     wait_for(page, "document.getElementById('text').value === 'Once upon a time'")
+    # And the button that tries again stays.
+    page.unroute(MODELS_ROUTE)
+    page.click("#failure >> text=Try again")
+    wait_for(page, "!document.getElementById('generate').disabled")
+    assert page.input_value("#text") == "Once upon a time"
     clear_expected(errors, "ERR_FAILED")
 
 

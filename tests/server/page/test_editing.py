@@ -48,6 +48,23 @@ def test_what_an_edit_replaced_can_be_brought_back_after_a_reload(page):
     assert messages(page) == TURNS and not page.locator(UNDO).count()
 
 
+def test_the_edit_of_an_edit_can_be_brought_back_to_the_beginning(page):
+    open_conversation(page, "kept", *TURNS)
+    page.route(CHAT_ROUTE, lambda route: None)
+    edit(page, 0, "with a mistake")
+    page.press(FIELD, "Enter")
+    page.wait_for_selector("#stop")
+    page.keyboard.press("Escape")
+    wait_until_finished(page)
+    stub_answer(page, "new")
+    edit(page, 0, "without one")
+    page.press(FIELD, "Enter")
+    page.wait_for_selector(UNDO)
+    assert messages(page) == ["without one", "new"]
+    page.click(UNDO)
+    assert messages(page) == TURNS
+
+
 def test_whoever_asks_on_keeps_the_edit(page):
     open_conversation(page, "kept", *TURNS)
     stub_answer(page, "new")

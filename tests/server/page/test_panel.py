@@ -115,7 +115,7 @@ def test_a_file_that_is_no_export_changes_nothing(page):
     for content, reason in (
         *((text, "expected a JSON file") for text in ("", "{", "[]", "null", '{"format": "x"}')),
         (export_of(), "it has no documents"),
-        (export_of(good, version=2), "its version is 2, and this page reads 1"),
+        (export_of(good, version=2), "a newer miniGPT-JAX wrote it (version 2, this page reads 1)"),
         (export_of(good, bad), "document 2 of 2 is damaged"),
         ("large", "it is larger than 50 MB"),
     ):

@@ -96,14 +96,19 @@ def toast(page: "Page") -> None:
 
 
 def failure(page: "Page") -> None:
-    failed = {"title": LONG_WORD, "remedy": "Shorten it.", "tooLong": True, "earlier": 2}
-    page.evaluate(SHOW, turns("question", "answer"))
+    failed = {"title": LONG_WORD, "remedy": "Shorten it.", "tooLong": True}
     page.evaluate("failure => { state.failure = failure; view.show(); }", failed)
     page.wait_for_selector(".notice >> text=New")
 
 
+def full_context(page: "Page") -> None:
+    page.evaluate(SHOW, turns("question", "answer", "question", "answer"))
+    failure(page)
+    page.wait_for_selector(".notice >> text=Forget")
+
+
 def busy(page: "Page") -> None:
-    failed = {"title": "The server cannot be reached.", "remedy": "Check it.", "retry": True}
+    failed = {"title": "The server cannot be reached.", "remedy": "Check it."}
     page.evaluate("failure => { state.failure = failure; view.show(); }", failed)
     page.wait_for_selector(".notice button")
 
@@ -165,7 +170,7 @@ def text_tip(page: "Page") -> None:
 
 
 CHAT_STATES = [
-    *(everything, edit, toast, failure, busy, waiting, full_storage, panel, options, rename),
+    *(everything, edit, toast, full_context, busy, waiting, full_storage, panel, options, rename),
     *(confirm, settings, tip),
 ]
 TEXT_STATES = [text, text_tip, failure, busy, settings, panel]

@@ -5,10 +5,13 @@ import json
 import pytest
 
 from tests.server.page.browser import (
+    CHAT_ROUTE,
     NOTE,
     ask,
     choose_file,
+    clear_expected,
     export_of,
+    fulfill_error,
     messages,
     open_conversation,
     open_page,
@@ -83,15 +86,20 @@ def test_a_tab_does_not_restore_what_another_tab_deletes(tabs):
         """Storage.prototype.setItem = () => {
             throw new DOMException('full', 'QuotaExceededError');
         }""",
-        """Object.defineProperty(window, 'localStorage', {
+        """['localStorage', 'sessionStorage'].forEach(name => Object.defineProperty(window, name, {
             get() { throw new DOMException('off', 'SecurityError'); },
-        })""",
+        }))""",
     ],
     ids=["full", "disabled"],
 )
-def test_the_page_works_without_storage(context, server, break_storage):
+def test_the_page_works_without_storage(context, server, errors, break_storage):
     context.add_init_script(break_storage)
     page = open_page(context, server)
+    page.route(CHAT_ROUTE, lambda route: fulfill_error(route, 400, "not like this"))
+    ask(page, "refused")
+    assert not messages(page) and page.input_value("#message") == "refused"
+    clear_expected(errors, "400")
+    page.unroute(CHAT_ROUTE)
     stub_answer(page, "An answer.")
     ask(page, "one")
     assert "lost when you reload" in page.inner_text("#unstored")
@@ -133,7 +141,7 @@ def test_an_end_of_an_unknown_name_is_not_shown(page):
     assert page.inner_text(NOTE).strip() == ""
 
 
-# From the start of the page on, keys of this name find no room.
+# From now on, keys of this name find no room.
 FILL_STORAGE = """name => {
     const { setItem } = Storage.prototype;
     Storage.prototype.setItem = function (key, value) {
@@ -158,6 +166,22 @@ def test_the_page_says_so_as_long_as_anything_is_not_stored(page):
     page.wait_for_selector("#unstored", state="hidden")
     reload(page)
     assert messages(page) == ["one", "An answer.", "two", "An answer."]
+
+
+def test_what_another_tab_has_stored_since_is_not_overwritten(page, context, server):
+    stub_answer(page, "An answer.")
+    ask(page, "question")
+    page.evaluate(FILL_STORAGE, "document")
+    page.evaluate("doc => { state.document.title = 'mine'; save(state.document); }")
+    other = open_page(context, server)
+    other.click("#list >> text=question")
+    other.evaluate("state.document.title = 'newer'; save(state.document);")
+    page.bring_to_front()
+    page.evaluate("window.makeRoom()")
+    page.fill("#message", "a")
+    page.fill("#message", "")
+    assert page.evaluate("localStorage[PREFIX + state.document.id].includes('newer')")
+    assert page.is_visible("#unstored")
 
 
 def test_an_import_says_what_has_no_room(page):

@@ -141,6 +141,34 @@ def test_two_models_answer_beside_each_other_and_one_is_chosen(two_models):
     assert bodies[-1]["messages"][3]["content"] == first
 
 
+def test_what_is_opened_during_an_answer_has_its_buttons(two_models):
+    page = two_models
+    page.select_option("#second", OTHER)
+    ask(page, "first")
+    page.click("#new")
+    page.route(CHAT_ROUTE, lambda route: None)
+    send(page, "never answered")
+    page.wait_for_selector("#stop")
+    page.click("#list >> text=first")
+    wait_until_finished(page)
+    page.wait_for_selector(f"[aria-label='Go on with this answer of {OTHER}']")
+
+
+def test_a_model_of_another_kind_ends_the_answer(page, server):
+    models = json.loads(server.request("/v1/models").body)
+    models["data"].append(models["data"][0] | {"id": "base", "chat": False})
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    reload(page)
+    page.route(CHAT_ROUTE, lambda route: None)
+    send(page, "never answered")
+    page.wait_for_selector("#stop")
+    page.select_option("#model", "base")
+    page.wait_for_selector("#generate")
+    page.select_option("#model", "small-chat")
+    page.wait_for_selector("#list >> text=never answered")
+    assert page.is_visible("#message") and page.input_value("#message") == ""
+
+
 def test_a_retry_replaces_only_the_last_answer(page):
     open_conversation(page, "kept", "question", "answer", "deleted", "another")
     page.click("[aria-label=Delete] >> nth=2")
