@@ -36,7 +36,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _allowed_host(name: str) -> str:
-    """As browsers send it: names in other letters than ASCII have a second form (IDNA)."""
+    """As browsers send it: a name that is not ASCII has an ASCII form (IDNA)."""
     try:
         sent = name.encode("idna").decode()
     except UnicodeError:

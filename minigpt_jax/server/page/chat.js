@@ -103,7 +103,7 @@ export async function ask(content) {
   if (state.generation || !state.model) return;
   const { replaced } = doc;
   $("message").focus();
-  // Whoever asks on without a choice goes on with the first of two answers, and with the edit.
+  // Asking on without a choice goes on with the first of two answers, and with the edit.
   doc.messages.forEach((message) => delete message.beside);
   delete doc.replaced;
   doc.messages.push({ role: "user", content });

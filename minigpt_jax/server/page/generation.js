@@ -45,7 +45,7 @@ export async function streamTexts(doc, streams) {
     streams.map((stream) => streamText(stream, generation, progress)),
   );
   state.generation = null;
-  // Whoever stops, or opens another document, no longer waits for what failed before.
+  // A user who stopped, or opened another document, no longer waits for what failed.
   if (doc === state.document && !controller.signal.aborted)
     state.failure = outcomes.find(({ failure }) => failure)?.failure ?? null;
   return outcomes;
