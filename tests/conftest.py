@@ -50,6 +50,9 @@ for module in CHECKED:
 from tests.harness import made_once, train, write_chat, write_corpus, write_questions  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# One program at a time: on few cores, two that exchange data between the simulated devices can wait
+# for each other's threads, and XLA aborts the process after 40 s.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 # A shell makes its background jobs ignore Ctrl-C, and nohup SIGHUP; the commands that the tests
 # start would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -40,10 +40,11 @@ from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.tokenizer import END_OF_TEXT, TEXT_VOCAB, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
-# Programs are compiled quickly, not optimised. The simulated devices of conftest.py are for the
-# test process only.
+# Programs are compiled quickly, with few optimisations; with none, as in the test processes, which
+# compile many and run them a few times, a training step takes twice as long. The simulated devices
+# of conftest.py are for the test process only.
 ENVIRONMENT = os.environ | {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": "--xla_backend_optimization_level=1",
     "JAX_PLATFORMS": "cpu",
 }
 TINY = {

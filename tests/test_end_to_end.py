@@ -76,6 +76,7 @@ def assert_same_run(run: Path, other: Path) -> None:
     assert not [p for p in (run / "checkpoints").iterdir() if not p.name.isdecimal()]
 
 
+@pytest.mark.campaign
 def test_a_run_that_was_killed_and_terminated_ends_with_the_same_weights(
     tmp_path, corpus, trained_run
 ):

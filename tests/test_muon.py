@@ -127,7 +127,7 @@ def directions_on(mesh: jax.sharding.Mesh) -> list[dict]:
             return MUON.update(sums, state, params, scale=1 / ROWS, norm=norm, specs=specs)
 
         for g in gradients:
-            directions, state = update(g, state, params, optax.tree.norm(g))
+            directions, state = update(g, state, params, jax.jit(optax.tree.norm)(g))
             params = jax.tree.map(lambda p, d: p - 0.02 * d, params, directions)
             found.append(flat(directions))
     return found

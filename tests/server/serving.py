@@ -1,6 +1,7 @@
 """Servers for the tests, as a process or inside the test process, and a plain HTTP client."""
 
 import asyncio
+import fcntl
 import http.client
 import json
 import os
@@ -186,20 +187,24 @@ def server_process(
     removed = ("MINIGPT_API_KEY", "XLA_FLAGS")
     inherited = {name: value for name, value in os.environ.items() if name not in removed}
     environment = inherited | {"JAX_PLATFORMS": "cpu"} | environment
-    with log.open("w") as out:
+    lock = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "server.lock"
+    with lock.open("w") as starting, log.open("w") as out:
+        # One starts at a time: a second of the same shape finds its programs compiled.
+        fcntl.flock(starting, fcntl.LOCK_EX)
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True
         )
-    try:
-        wait_until(
-            lambda: "ready: " in log.read_text() or process.poll() is not None, log.read_text
-        )
-        port = re.search(r"ready: http://\S+:(\d+)", log.read_text())
-        assert port, log.read_text()
-        yield ServerProcess(int(port[1]), process, log)
-    finally:
-        process.kill()
-        process.wait()
+        try:
+            wait_until(
+                lambda: "ready: " in log.read_text() or process.poll() is not None, log.read_text
+            )
+            starting.close()
+            port = re.search(r"ready: http://\S+:(\d+)", log.read_text())
+            assert port, log.read_text()
+            yield ServerProcess(int(port[1]), process, log)
+        finally:
+            process.kill()
+            process.wait()
 
 
 @dataclass
