@@ -44,9 +44,11 @@ class SamplingParams(NamedTuple):
     presence_penalty: Float[AnyArray, " B"]
     # The same, multiplied by how often each was drawn.
     frequency_penalty: Float[AnyArray, " B"]
-    # Added to the logits of the tokens `bias_ids`; ids of the padded V and above: no token.
+    # Added to the logits of the tokens `bias_ids`.
     bias: Float[AnyArray, "B N"]
+    # Ids of the padded V and above: no token.
     bias_ids: Int32[AnyArray, "B N"]
+    # What a row draws depends on its own seed alone.
     seed: UInt32[AnyArray, " B"]
 
 
