@@ -88,8 +88,8 @@ def sampling_params(
 ) -> SamplingParams:
     """The same settings for `rows` rows; row i has seed `seed` + i.
 
-    `top_k` None: all tokens. `logit_bias`: of up to MAX_BIASED token ids. Raises InputError for
-    values out of range.
+    What each setting does: see SamplingParams. `top_k` None: all tokens. `logit_bias`: of up to
+    MAX_BIASED token ids. Raises InputError for values out of range.
     """
     vocab = config.vocab_size
     k = vocab if top_k is None else top_k

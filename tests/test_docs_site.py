@@ -57,7 +57,9 @@ def test_every_link_leads_to_a_file_and_a_heading(document: Path):
         target = (document.parent / address).resolve() if address else document
         # Not a folder, which the site cannot show.
         assert target.is_file(), f"{document.name}: {link}"
-        assert target.is_relative_to(ROOT.resolve()), f"{document.name}: {link} leads out of the project"
+        assert target.is_relative_to(ROOT.resolve()), (
+            f"{document.name}: {link} leads out of the project"
+        )
         # Where two hyphens would meet, the site has one.
         assert "--" not in anchor, f"{document.name}: {link} is another one on the site"
         assert not anchor or anchor in anchors(target), f"{document.name}: no heading for {link}"
