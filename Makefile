@@ -11,7 +11,7 @@ comma := ,
 # which takes a tenth of a second, and in which no command can handle Ctrl-C yet.
 EDITABLE := --config-settings editable_mode=compat --editable
 
-.PHONY: demo install test campaign lint clean
+.PHONY: demo install test campaign lint docs clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -59,6 +59,18 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pyright --pythonpath $(BIN)/python
+
+# The documents as a site with a search and an API reference.
+INSTALLED_DOCS := .venv/installed-docs
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(PIP) $(EDITABLE) ".[docs]"
+	touch $@
+
+# The variable silences a notice of the theme about its successor; the notice names it.
+docs: $(INSTALLED_DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@printf 'The site is in build/site. To read it (its search needs a server):\n'
+	@printf '$(BIN)/python -m http.server --directory build/site 8001\n'
 
 clean:
 	rm -rf .venv data/python_docs data/python_chat runs/quickstart_modern \

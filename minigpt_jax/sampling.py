@@ -44,9 +44,11 @@ class SamplingParams(NamedTuple):
     presence_penalty: Float[AnyArray, " B"]
     # The same, multiplied by how often each was drawn.
     frequency_penalty: Float[AnyArray, " B"]
-    # Added to the logits of the tokens `bias_ids`; ids of the padded V and above: no token.
+    # Added to the logits of the tokens `bias_ids`.
     bias: Float[AnyArray, "B N"]
+    # Ids of the padded V and above: no token.
     bias_ids: Int32[AnyArray, "B N"]
+    # What a row draws depends on its own seed alone.
     seed: UInt32[AnyArray, " B"]
 
 
@@ -86,8 +88,8 @@ def sampling_params(
 ) -> SamplingParams:
     """The same settings for `rows` rows; row i has seed `seed` + i.
 
-    `top_k` None: all tokens. `logit_bias`: of up to MAX_BIASED token ids. Raises InputError for
-    values out of range.
+    What each setting does: see SamplingParams. `top_k` None: all tokens. `logit_bias`: of up to
+    MAX_BIASED token ids. Raises InputError for values out of range.
     """
     vocab = config.vocab_size
     k = vocab if top_k is None else top_k
