@@ -35,6 +35,7 @@ from minigpt_jax.sources import (
     name_some,
     names_and_sizes,
     times,
+    unread_notes,
 )
 
 _AGAIN = "the same command makes this part again"
@@ -56,6 +57,8 @@ def make_part(
     worker or a failed connection to the Hub.
     """
     expect_outside_sources(folder, "--parts", recipe.sources)
+    for note in unread_notes(recipe.sources):
+        print(note, flush=True)
     _expect_parts_of(folder, of)
     files = _files_of_part(recipe, index, of)
     before = _times(recipe, files)

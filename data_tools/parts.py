@@ -9,6 +9,7 @@ when it is complete: where it exists, the part is done. Archives have checksums,
 when a part is read.
 """
 
+import errno
 import fcntl
 import io
 import json
@@ -39,6 +40,7 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
+    OSError,
     LookupError,
     RuntimeError,
     TypeError,
@@ -181,6 +183,9 @@ def _damage_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
+        # From the system, only where a damaged number leads to no place in the file.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise InputError(
             f"{path}: not a part, or damaged ({first_line(error)}): delete it and make it again"
         ) from None
