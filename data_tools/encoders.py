@@ -86,7 +86,7 @@ def encode_all(
         except Unusable as reason:
             print(_explain_change(reason, start, pending.first_number()), flush=True)
     batches = chain(pending.take_batches(), batches)
-    processes = WorkerProcesses(_encode)
+    processes = WorkerProcesses(encode_batch)
     with _shut_down(ThreadPoolExecutor(workers)) as pool:
         try:
             yield from pending.results(pool, processes.call, batches)
@@ -148,7 +148,8 @@ def _explain_change(reason: Unusable, start: int, number: int) -> str:
     return line
 
 
-def _encode(batch: Batch) -> Encoded:
+def encode_batch(batch: Batch) -> Encoded:
+    """The tokens of a batch by tiktoken, in this process."""
     tokenizer = load_tokenizer()
     started = time.perf_counter()
     parts = [tokenizer.encode_array(text) for _, text in batch]
@@ -157,7 +158,7 @@ def _encode(batch: Batch) -> Encoded:
 
 
 def _encode_fast(fast_tokenizer: FastTokenizer, start: int, batch: Batch) -> Encoded:
-    """As `_encode`, in a run that began with document `start`. Raises Unusable."""
+    """As `encode_batch`, in a run that began with document `start`. Raises Unusable."""
     fast_tokenizer.load()
     started = time.perf_counter()
     lengths, ids = fast_tokenizer.encode([text for _, text in batch])

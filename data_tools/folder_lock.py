@@ -35,13 +35,18 @@ def lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Create `folder` where it is not there. Raises InputError where a file is in its way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{error.filename}: a file, expected a folder to write to") from None
+
+
 def _open_locked(folder: Path) -> int:
     """A descriptor of the folder that holds the lock."""
     while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise InputError(f"{error.filename}: a file, expected a folder to write to") from None
+        make_folder(folder)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         _lock(descriptor, folder)
         # Another process may have removed its empty folder before this one had the lock.

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
+from pathlib import Path
 
+from minigpt_jax.errors import InputError
 from minigpt_jax.shard_writer import SHARD_TOKENS
 from minigpt_jax.sources import (
     BadRow,
+    count_files,
     documents,
     earlier_identity,
     find,
@@ -37,11 +40,11 @@ class Recipe:
 
     def describe(self) -> str:
         """The recipe in one line. Raises InputError for a source that does not exist."""
-        return self._describe([identity(source, name=self.name) for source in self.sources])
+        return self.describe_as([identity(source, name=self.name) for source in self.sources])
 
     def describe_earlier(self) -> str:
         """The line that version 0.1.0 recorded, without the content of local files."""
-        return self._describe(
+        return self.describe_as(
             [
                 earlier_identity(source) if find(source) else identity(source, name=self.name)
                 for source in self.sources
@@ -52,7 +55,8 @@ class Recipe:
         """Whether version 0.1.0 read the same files."""
         return all(read_as_earlier(source) for source in self.sources)
 
-    def _describe(self, identities: list[str]) -> str:
+    def describe_as(self, identities: list[str]) -> str:
+        """The line of `describe`, where the sources are described by `identities`."""
         parts = [
             *identities,
             f"column {self.column}",
@@ -64,10 +68,18 @@ class Recipe:
             parts.append(f"the first {self.limit} documents")
         return "; ".join(parts)
 
-    def read_documents(self) -> Iterator[str | BadRow]:
-        """The text of every row of all sources, or a BadRow. Raises InputError and RunError."""
+    def count_files(self) -> list[int]:
+        """The number of files of each source. Raises InputError and RunError."""
+        return [count_files(source, name=self.name) for source in self.sources]
+
+    def read_documents(self, files: Sequence[range] | None = None) -> Iterator[str | BadRow]:
+        """The text of every row of all sources, or a BadRow. Raises InputError and RunError.
+
+        `files` are the numbers of the files to read of each source; None: all.
+        """
         return chain.from_iterable(
-            documents(source, name=self.name, column=self.column) for source in self.sources
+            documents(source, name=self.name, column=self.column, files=numbers)
+            for source, numbers in zip(self.sources, files or repeat(None), strict=False)
         )
 
     def estimate_bytes(self) -> int | None:
@@ -78,6 +90,15 @@ class Recipe:
         sizes = [text_bytes(source, name=self.name, column=self.column) for source in self.sources]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else None
+
+
+def expect_outside_sources(folder: Path, option: str, sources: Sequence[str]) -> None:
+    """Raises InputError for a folder, of this option, whose files would be read as documents."""
+    above = {folder.resolve(), *folder.resolve().parents}
+    for source in sources:
+        found = find(source)
+        if found is not None and {*found.folders, Path(source).resolve()} & above:
+            raise InputError(f"{option} {folder} lies within --source {source}: choose another")
 
 
 def cut_end(text: str, val_every: int) -> tuple[str, str] | None:

@@ -19,7 +19,7 @@ from minigpt_jax.errors import InputError, RunError, os_error_text
 from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.runtime.files import sha256, shell_word, write_json
 from minigpt_jax.shard_writer import ShardWriter, write_manifest
-from minigpt_jax.token_stream import Shard
+from minigpt_jax.token_stream import MANIFEST, Shard, read_manifest
 from minigpt_jax.tokenizer import TEXT_VOCAB, load_tokenizer
 
 PROGRESS_FILE = "progress.json"
@@ -161,6 +161,24 @@ def unfinished_source(out: Path) -> str | None:
             f"or adopt them: python -m data_tools.verify {shell_word(out)}"
         )
     return None
+
+
+def done_source(out: Path, source: str, earlier: str | None = None) -> str | None:
+    """The source of the finished preparation in `out`, after saying that it is done; else None.
+
+    Raises InputError where `out` holds something else.
+    """
+    if not (out / MANIFEST).exists():
+        return None
+    found = read_manifest(out).get("source")
+    expect_same_source(out, found, source, earlier or source)
+    # A process that was killed right after it wrote the manifest leaves this file behind.
+    (out / PROGRESS_FILE).unlink(missing_ok=True)
+    print(
+        f"{out}: done before, from the same text; "
+        f"to check its files: python -m data_tools.verify {shell_word(out)}"
+    )
+    return found
 
 
 def expect_same_source(out: Path, found: str | None, source: str, earlier: str | None) -> None:

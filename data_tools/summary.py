@@ -4,7 +4,7 @@ import math
 import shutil
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +40,20 @@ class RowCounts:
         self.skipped[row.reason] += 1
         if len(self.named[row.reason]) < NAMED_ROWS:
             self.named[row.reason].append(row.where)
+
+    def add_skipped(self, skipped: dict[str, int], named: dict[str, list[str]]) -> None:
+        """Add rows that another process skipped."""
+        self.skipped.update(skipped)
+        for reason, rows in named.items():
+            self.named[reason] = (self.named[reason] + rows)[:NAMED_ROWS]
+
+    def usable(self, documents: Iterable[str | BadRow]) -> Iterator[str]:
+        """The texts; the other rows are counted."""
+        for text in documents:
+            if isinstance(text, BadRow):
+                self.skip(text)
+            else:
+                yield text
 
     def reasons(self) -> str:
         """How many rows were skipped for each reason, in one line."""
@@ -114,17 +128,30 @@ def print_summary(
     print_line("documents", f"{num_documents:,}")
     if counts.is_cut:
         print_line("one document", "cut in two parts: its end is for validation")
-    print_line("skipped", counts.reasons())
-    for reason, count in sorted(counts.skipped.items()):
-        named = counts.named[reason]
-        more = f" and {count - len(named):,} more" if count > len(named) else ""
-        print(f"  {reason}: {name_some(named)}{more}")
+    print_skipped(counts)
     print_line("text tokens", f"{count_tokens(shards) - separators:,}")
     print_line("separators", f"{separators:,}")
     for split, split_shards in shards.items():
         tokens = sum(shard.tokens for shard in split_shards)
         source = f"{documents_per_split[split]:,} documents"
         print_line(split, f"{tokens:,} tokens of {source} in {len(split_shards)} shards")
+
+
+def print_skipped(counts: RowCounts) -> None:
+    """Print how many rows were skipped, and where the first ones of each reason are."""
+    print_line("skipped", counts.reasons())
+    for reason, count in sorted(counts.skipped.items()):
+        named = counts.named[reason]
+        more = f" and {count - len(named):,} more" if count > len(named) else ""
+        print(f"  {reason}: {name_some(named)}{more}")
+
+
+def print_end(out: Path, seconds: float, tokens: int, advice: str | None) -> None:
+    """Print the time that `tokens` took, the folder, and the advice if there is one."""
+    print_line("time", f"{seconds:.1f} s, {tokens / seconds:,.0f} tokens/s")
+    print_line("written to", out)
+    if advice:
+        print_line("warning", advice)
 
 
 def print_line(label: str, value: object) -> None:

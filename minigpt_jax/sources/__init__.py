@@ -13,20 +13,23 @@ pyarrow and datasets are imported only inside the functions that need them: trai
 package before it checks its flags.
 """
 
-import hashlib
-import json
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.runtime.files import sha256
 from minigpt_jax.sources import hub
 from minigpt_jax.sources.columnar import parquet_text_bytes
 from minigpt_jax.sources.earlier import earlier_files, earlier_identity
 from minigpt_jax.sources.found import Found, find, is_split, no_such_source, unread_notes
+from minigpt_jax.sources.identities import (
+    FileContent,
+    file_contents,
+    folder_name,
+    hub_identity,
+    identity,
+    identity_of,
+    names_and_sizes,
+)
 from minigpt_jax.sources.kinds import COLUMNAR, KINDS, ROWS, is_compressed, kind_of
 from minigpt_jax.sources.local import file_rows
 from minigpt_jax.sources.row import UNREAD, BadRow, Wanted, field_of, name_some
@@ -35,13 +38,20 @@ __all__ = [
     "ROWS",
     "UNREAD",
     "BadRow",
+    "FileContent",
     "FileTime",
     "Found",
+    "count_files",
     "documents",
     "earlier_identity",
+    "file_contents",
     "find",
+    "folder_name",
+    "hub_identity",
     "identity",
+    "identity_of",
     "name_some",
+    "names_and_sizes",
     "read_as_earlier",
     "rows",
     "split_rows",
@@ -55,14 +65,15 @@ _SAMPLED_FILES = 4
 
 
 def documents(
-    source: str, *, name: str | None = None, column: str = "text"
+    source: str, *, name: str | None = None, column: str = "text", files: range | None = None
 ) -> Iterator[str | BadRow]:
     """The text in `column` of every row of `source`. A row without text is a BadRow.
 
-    The column "a.b" is the field b of the column a. Raises as `rows` does.
+    The column "a.b" is the field b of the column a. Only the files with the numbers `files` are
+    read; None: all. Raises as `rows` does.
     """
     wanted = Wanted((column,), as_text=True)
-    for where, row in _rows(source, name, wanted, KINDS):
+    for where, row in _rows(source, name, wanted, KINDS, files):
         if isinstance(row, BadRow):
             yield row
             continue
@@ -97,14 +108,25 @@ def rows(
     return (row for _, row in _rows(source, name, wanted, kinds))
 
 
+def count_files(source: str, *, name: str | None = None) -> int:
+    """The number of files that `documents` reads. Raises InputError."""
+    found = find(source)
+    return hub.count_files(source, name) if found is None else len(found.files)
+
+
 def _rows(
-    source: str, name: str | None, wanted: Wanted, kinds: tuple[str, ...]
+    source: str,
+    name: str | None,
+    wanted: Wanted,
+    kinds: tuple[str, ...],
+    files: range | None = None,
 ) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
     found = find(source, kinds)
     if found is None:
-        yield from hub.streamed_rows(source, wanted, name=name)
+        yield from hub.streamed_rows(source, wanted, name=name, files=files)
         return
-    for where, row in file_rows(found.files, wanted):
+    chosen = found.files if files is None else found.files[files.start : files.stop]
+    for where, row in file_rows(chosen, wanted):
         yield where, row if isinstance(row, dict | BadRow) else BadRow("not an object", where)
 
 
@@ -138,26 +160,6 @@ def _rows_of_split(source: str, split: str) -> Iterator[tuple[str, Any]]:
         # Not on the Hub either: a mistyped file name should not wait for the network.
         raise no_such_source(source)
     return hub.downloaded_rows(source, split)
-
-
-def identity(source: str, *, name: str | None = None) -> str:
-    """One line that changes with the rows of `source`.
-
-    It holds names, sizes and a hash of the content of local files, or the commit of a Hub data set.
-    """
-    found = find(source)
-    if found is None:
-        configuration = f" {name}" if name else ""
-        return f"{source.partition('@')[0]}@{hub.content_hash(source, name)}{configuration}"
-    root = Path(source)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # hashlib lets other threads run.
-        hashes = list(pool.map(sha256, found.files))
-    names = [path.relative_to(root).as_posix() for path in found.files]
-    size = sum(path.stat().st_size for path in found.files)
-    digest = hashlib.sha256(json.dumps([names, hashes]).encode()).hexdigest()
-    folder = root.resolve().name
-    return f"{folder} ({len(names)} files, {size} bytes, content {digest[:16]})"
 
 
 def read_as_earlier(source: str) -> bool:

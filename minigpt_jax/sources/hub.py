@@ -4,6 +4,7 @@ Training text is streamed; the questions of evaluations are downloaded.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -21,23 +22,52 @@ from minigpt_jax.sources.row import BadRow, Wanted, with_row_names
 
 
 def streamed_rows(
-    source: str, wanted: Wanted, *, name: str | None = None
+    source: str, wanted: Wanted, *, name: str | None = None, files: range | None = None
 ) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
     """(where, row) of the split "train", or of the only split, without a copy on the disk.
 
-    `name` is the configuration of the data set. Raises InputError for a data set that is missing,
-    damaged or without the columns, and RunError when the connection to the Hub fails.
+    `name` is the configuration of the data set. Only the files with the numbers `files` are read;
+    None: all. Raises InputError for a data set that is missing, damaged or without the columns, and
+    RunError when the connection to the Hub fails.
     """
-    splits = _builder(source, name).as_streaming_dataset()
-    stream = splits[_training_split(splits, source)].with_format("arrow")
+    stream = _training_stream(source, name)
+    if files is None:
+        yield from _rows_of_stream(stream, source, source, wanted)
+        return
+    for number in files:
+        where = f"{source} file {number + 1}"
+        yield from _rows_of_stream(stream.shard(stream.num_shards, number), source, where, wanted)
+
+
+def count_files(source: str, name: str | None) -> int:
+    """The number of files that `streamed_rows` reads. Raises InputError and RunError."""
+    return _training_stream(source, name).num_shards
+
+
+def _training_stream(source: str, name: str | None) -> Any:
+    with _errors_explained(source):
+        splits = _builder(source, name).as_streaming_dataset()
+    return splits[_training_split(splits, source)]
+
+
+def _rows_of_stream(
+    stream: Any, source: str, where: str, wanted: Wanted
+) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
     number = 0
-    try:
-        for table in stream.iter(BATCH_ROWS):
+    with _errors_explained(source):
+        for table in stream.with_format("arrow").iter(BATCH_ROWS):
             present = columns_to_read(table.schema, wanted, source)
             read = table.select(outer_columns(table.schema, present))
             others = other_columns(table.schema, present, wanted)
-            yield from batch_rows(read, source, first=number, others=others)
+            yield from batch_rows(read, where, first=number, others=others)
             number += table.num_rows
+
+
+@contextmanager
+def _errors_explained(source: str) -> Iterator[None]:
+    """Errors of `datasets` while it reads become one line."""
+    try:
+        yield
     except OSError as error:
         raise RunError(
             f"{source}: the connection to the Hub failed ({first_line(error)}): "

@@ -1,0 +1,57 @@
+"""Prepare text with datatrove's executors: each of their tasks writes one part.
+
+    pip install datatrove
+    python -m examples.datatrove_parts my_texts/ data/parts data/mine --tasks 8
+
+This runs the tasks on the machine that it is started on. Any other executor of datatrove runs the
+same function; only the next lines differ, and --merge joins the parts when all are there:
+
+    step = partial(write_part, recipe, folder, 16)
+    SlurmPipelineExecutor([step], tasks=8, time="02:00:00", partition="cpu", cpus_per_task=16).run()
+    RayPipelineExecutor([step], tasks=8, cpus_per_task=16).run()
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from datatrove.executor import LocalPipelineExecutor
+
+from data_tools.encoders import cores
+from data_tools.fast_tokenizer import FastTokenizer
+from data_tools.folder_lock import lock
+from data_tools.join_parts import join_parts
+from data_tools.make_parts import make_part
+from data_tools.recipe import Recipe
+from minigpt_jax.runtime.program import exit_cleanly
+
+
+def write_part(
+    recipe: Recipe, folder: Path, workers: int, data: object, rank: int, world_size: int
+) -> None:
+    """A step of a pipeline: part number `rank` of `world_size`, on `workers` cores."""
+    make_part(recipe, folder, rank, world_size, workers=workers, fast_tokenizer=FastTokenizer())
+
+
+def main() -> None:
+    """Write the parts of one source, as many at a time as there are cores, and join them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source")
+    parser.add_argument("parts", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--tasks", type=int, default=8)
+    options = parser.parse_args()
+    LocalPipelineExecutor(
+        [partial(write_part, Recipe([options.source]), options.parts, 1)],
+        tasks=options.tasks,
+        workers=min(options.tasks, cores()),
+        logging_dir=str(options.parts / "logs"),
+        # A part that is there is not made again; one that was deleted is.
+        skip_completed=False,
+    ).run()
+    with lock(options.out):
+        join_parts(options.parts, options.out)
+
+
+if __name__ == "__main__":
+    exit_cleanly(main)
