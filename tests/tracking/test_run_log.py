@@ -41,6 +41,7 @@ def run_log(run: Path, **changes) -> RunLog:
         "horizon": 100,
         "every": 1,
         "tensorboard": False,
+        "tracker": "",
         "main_process": True,
         "tokens_per_step": TOKENS_PER_STEP,
         "flops_per_step": 1e6,
