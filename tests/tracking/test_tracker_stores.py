@@ -1,6 +1,7 @@
 """trackio's and W&B's own stores hold each step once. Runs where these packages are installed."""
 
 import json
+import math
 import os
 import signal
 import sqlite3
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from minigpt_jax.runtime.files import read_jsonl
+from minigpt_jax.runtime.files import read_jsonl, write_json
+from minigpt_jax.tracking.run_log import StepLog
+from minigpt_jax.tracking.tracker import Tracker
 from tests.faults.processes import start_one, wait_for, wait_until
+from tests.tracking.runs import evaluation_record, make_run, step_record
 
 BLOCK = 32768
 
@@ -74,10 +78,13 @@ class Store:
     """A run whose curves go to one of the trackers."""
 
     def __init__(self, tracker: str, folder: Path, corpus: Path):
-        self.tracker = tracker
+        self.tracker = tracker.split()[0]
+        pytest.importorskip(self.tracker)
         self.folder = folder
         self.run = folder / "runs" / "tracked"
         self.environment = {"TRACKIO_DIR": str(folder / "trackio"), "WANDB_MODE": "offline"}
+        if "network" in tracker:
+            self.environment["TRACKIO_STORAGE_MODE"] = "jsonl"
         self.settings = {
             "runs": folder / "runs",
             "name": "tracked",
@@ -128,14 +135,54 @@ def with_descendants(pid: int) -> list[int]:
     return [pid, *(found for child in children.split() for found in with_descendants(int(child)))]
 
 
-@pytest.mark.parametrize("tracker", ["trackio", "trackio on a network disk", "wandb"])
+TRACKERS = ("trackio", "trackio on a network disk", "wandb")
+
+
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_a_tracker_that_is_killed_has_each_step_once_in_the_end(
+    tmp_path: Path, monkeypatch, tracker: str
+):
+    """Without training: the records of a run of 40 steps, of which the first start has made 20."""
+    store = Store(tracker, tmp_path, tmp_path)
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    steps = [step_record(step) for step in range(40)]
+    evaluations = [evaluation_record(step, 3.0) for step in (0, 20, 40)]
+    store.run.parent.mkdir()
+    make_run(store.run.parent, steps[:20], evaluations[:2], name=store.run.name)
+    write_json(store.run / "config.json", {"fresh": False, "optimizer": {"clip": math.inf}})
+
+    def start(begin: int) -> Tracker:
+        return Tracker(store.run, store.tracker, start=begin, every=1, horizon=40)
+
+    killed = start(0)
+    assert killed._process
+    wait_until(lambda: (store.run / "tracker.json").exists())
+    # Most likely it has sent something, which may be on disk or not.
+    time.sleep(3)
+    for pid in with_descendants(killed._process.pid):
+        os.kill(pid, signal.SIGKILL)
+    killed.close()
+    for begin in (20, 40):
+        log = StepLog(store.run / "metrics.jsonl", begin)
+        evaluation_log = StepLog(store.run / "evaluations.jsonl", begin + 1)
+        second = start(begin)
+        for record in steps[begin:]:
+            log.write(record)
+        for record in evaluations[begin // 20 + 1 :]:
+            evaluation_log.write(record)
+        log.close()
+        evaluation_log.close()
+        second.close()
+        store.check(40)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("tracker", TRACKERS)
 def test_a_run_that_is_killed_twice_and_extended_has_each_step_once(
     tmp_path: Path, corpus: Path, tracker: str
 ):
-    pytest.importorskip(tracker.split()[0])
-    store = Store(tracker.split()[0], tmp_path, corpus)
-    if "network" in tracker:
-        store.environment["TRACKIO_STORAGE_MODE"] = "jsonl"
+    store = Store(tracker, tmp_path, corpus)
     # The trainer alone is killed; its tracker ends after it.
     first = store.start()
     first.kill()
