@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigpt_jax.errors import first_line
-from minigpt_jax.runtime.files import write_json
+from minigpt_jax.runtime.files import shell_word, write_json
 from minigpt_jax.tracking.tracker_rows import GrowingFile, Rows
 
 PROJECT = "minigpt-jax"
@@ -103,7 +103,7 @@ def open_wandb(
         last=-1 if opened.offline else opened.step - 1,
         log=lambda values, step: opened.log(values, step=step, commit=True),
         finish=finish,
-        place=opened.url or f"wandb sync {folder}",
+        place=f"wandb sync {shell_word(folder)}" if opened.offline else opened.url or "disabled",
     )
 
 
