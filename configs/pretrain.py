@@ -127,6 +127,8 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     # Steps between TensorBoard points, and between printed lines if the output is not a terminal.
     c.log.every = 10
     c.log.tensorboard = True
+    # "trackio" or "wandb": the curves go there too (docs/running.md). "": nowhere.
+    c.log.tracker = ""
 
     c.eval = ConfigDict()
     c.eval.every = 250

@@ -143,7 +143,7 @@ def _expected(allowed: tuple) -> str:
     if isinstance(first, type):
         return {str: "a text", tuple: "a tuple of texts"}[first]
     if isinstance(first, str):
-        return "one of " + ", ".join(allowed)
+        return "one of " + ", ".join(choice or "''" for choice in allowed)
     noun = "a whole number" if isinstance(first, int) else "a number"
     return f"{noun} from {_format(first)} to {_format(allowed[1])}"
 

@@ -58,6 +58,7 @@ FIELDS: dict[str, tuple] = {
     "mesh.tensor": (-1, 2**20),
     "log.every": (1, 2**31 - 1),
     "log.tensorboard": (bool,),
+    "log.tracker": ("", "trackio", "wandb"),
     "eval.every": (1, 2**31 - 1),
     "eval.rows": (1, 2**31 - 1),
     "eval.samples": (0, 100),
@@ -111,4 +112,5 @@ EARLIER: dict[str, object] = {
     "optimizer.embedding_lr_scale": 1.0,
     "optimizer.head_lr_scale": 1.0,
     "optimizer.vector_lr_scale": 1.0,
+    "log.tracker": "",
 }

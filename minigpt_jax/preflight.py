@@ -60,8 +60,11 @@ def check_inputs(
     from minigpt_jax.config import named_fields, parse
     from minigpt_jax.evals import hellaswag
     from minigpt_jax.token_stream import open_splits
+    from minigpt_jax.tracking.tracker import require_tracker
 
     c = parse(argv)
+    if c.log.tracker:
+        require_tracker(c.log.tracker)
     train_stream, val_stream = open_splits(
         c.data.folder, c.model.vocab_size, c.model.context, packed=c.data.isolate_documents
     )

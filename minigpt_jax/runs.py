@@ -5,6 +5,7 @@ runs/<name>/environment.json  machine, versions and command of its last start
 runs/<name>/checkpoints/      see checkpoint.py
 runs/<name>/metrics.jsonl     one line per step
 runs/<name>/tensorboard/      the same for TensorBoard
+runs/<name>/tracker.json      what trackio or W&B knows the run by; tracker.log beside it
 runs/<name>/evaluations.jsonl one line per evaluation, with generated samples
 runs/<name>/report.html       plots and tables of the run
 """

@@ -126,6 +126,7 @@ def test_every_value_out_of_range_is_refused_with_field_and_range():
         (["--config.schedule.peak=inf"], ["schedule.peak", "found inf", "from 0 to 10"]),
         (["--config.schedule.kind=cosin"], ["schedule.kind", "cosine, wsd, linear, constant"]),
         (["--config.log.tensorboard=maybe"], ["log.tensorboard", "maybe", "True or False"]),
+        (["--config.log.tracker=mlflow"], ["log.tracker", "'mlflow'", "'', trackio, wandb"]),
         (["--config.horizon.steps=1e4"], ["horizon.steps", "'1e4'", "a whole number from 0 to"]),
         (["--config.optimizer.clip=0"], ["optimizer.clip", "found 0"]),
         # Fields that contradict each other.

@@ -150,6 +150,7 @@ def test_a_run_that_diverged(here: Path):
         horizon=9,
         every=1,
         tensorboard=False,
+        tracker="",
         main_process=True,
         tokens_per_step=1,
         flops_per_step=1.0,

@@ -1,4 +1,4 @@
-"""Record a run: JSON lines for programs, TensorBoard for curves, the console for people."""
+"""Record a run: JSON lines for programs, curves for TensorBoard or a tracker, the console."""
 
 import json
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from minigpt_jax.runtime.files import atomic_write, read_jsonl, shell_word
 from minigpt_jax.tracking.console import Console
 from minigpt_jax.tracking.rates import StepTime, Window, data_share, seconds_left, tokens_per_second
 from minigpt_jax.tracking.step_clock import StepClock
+from minigpt_jax.tracking.tracker import Tracker
 
 # Updates in a row that were not finite, after which the run has diverged.
 TOO_MANY_SKIPPED = 5
@@ -48,6 +49,7 @@ class StepLog:
 class RunLog:
     """Writes a record per step and per evaluation to its file, to TensorBoard and to the console.
 
+    A `tracker`, "trackio" or "wandb", gets its curves from these files.
     The console gets a line every `every` steps; on a terminal one line is rewritten more often. The
     rates of a line are those of the steps since the line before. `clock` measures the steps.
     Only the main process writes; the others count the skipped updates. `start` is the first step to
@@ -63,6 +65,7 @@ class RunLog:
         horizon: int,
         every: int,
         tensorboard: bool,
+        tracker: str,
         main_process: bool,
         tokens_per_step: int,
         flops_per_step: float,
@@ -86,6 +89,8 @@ class RunLog:
         self._evaluations = None
         self._wants_tensorboard = tensorboard and main_process
         self._tensorboard = None
+        self._wanted_tracker = tracker if main_process else ""
+        self._tracker = None
         with self._on_disk():
             records = read_jsonl(run / "metrics.jsonl")
             self._skipped_in_a_row = count_skipped([r for r in records if r["step"] < start])
@@ -100,9 +105,10 @@ class RunLog:
         `clock` must have timed it. `batch`: hash of its rows. Raises RunError if the run has
         diverged.
         """
+        # While the devices compute their first step.
         with self._on_disk():
-            # While the devices compute their first step.
             self._open_tensorboard()
+        self._start_tracker()
         numbers = {name: float(value) for name, value in jax.device_get(values).items()}
         time = self.clock.next()
         record = {
@@ -154,6 +160,7 @@ class RunLog:
         for sample in record["samples"]:
             self.say(f"    {sample['prompt']!r} -> {sample['text']!r}")
         if self._evaluations:
+            self._start_tracker()
             with self._on_disk():
                 self._evaluations.write(record)
                 self._write_points("evaluation", record)
@@ -166,7 +173,7 @@ class RunLog:
     def close(self) -> None:
         """Close the files and the clock."""
         self.clock.close()
-        for writer in (self._steps, self._evaluations, self._tensorboard):
+        for writer in (self._steps, self._evaluations, self._tensorboard, self._tracker):
             if writer:
                 writer.close()
 
@@ -204,6 +211,16 @@ class RunLog:
             from minigpt_jax.tracking.tensorboard import TensorBoardWriter
 
             self._tensorboard = TensorBoardWriter(self.run / "tensorboard", self._start + 1)
+
+    def _start_tracker(self) -> None:
+        """Not before train.py has written the config of this start."""
+        if self._wanted_tracker and not self._tracker:
+            self._tracker = Tracker(
+                *(self.run, self._wanted_tracker),
+                start=self._start,
+                every=self.every,
+                horizon=self.horizon,
+            )
 
     @contextmanager
     def _on_disk(self) -> Iterator[None]:

@@ -41,6 +41,7 @@ def run_log(run: Path, **changes) -> RunLog:
         "horizon": 100,
         "every": 1,
         "tensorboard": False,
+        "tracker": "",
         "main_process": True,
         "tokens_per_step": TOKENS_PER_STEP,
         "flops_per_step": 1e6,
@@ -242,7 +243,7 @@ def test_on_a_terminal_the_line_is_rewritten_until_a_message_follows(
 
 
 def test_only_the_main_process_writes(tmp_path: Path, capsys):
-    log = run_log(tmp_path, main_process=False, tensorboard=True)
+    log = run_log(tmp_path, main_process=False, tensorboard=True, tracker="trackio")
     do_step(log, 0, "", metrics())
     log.say("hello")
     log.close()
