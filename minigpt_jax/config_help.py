@@ -6,6 +6,7 @@ The reasons are the comments of configs/pretrain.py, so that a field is explaine
 import inspect
 import re
 import textwrap
+from typing import Any
 
 from minigpt_jax.config_fields import FIELDS, expected
 
@@ -17,7 +18,8 @@ def config_help() -> str:
     """The whole text. configs/ stands beside train.py, the only program that prints it."""
     from configs import pretrain
 
-    config = pretrain.get_config()
+    # Whose fields no type checker can know.
+    config: Any = pretrain.get_config()
     explained = reasons(inspect.getsource(pretrain))
     lines = [
         USAGE,
