@@ -19,12 +19,12 @@ demo: install
 		--chat-out data/python_chat
 	$(BIN)/python train.py --config configs/quickstart_modern.py
 	$(BIN)/python train.py --config configs/quickstart_modern_finetune.py
-	$(BIN)/python -m minigpt_jax.evals answers --run runs/quickstart_modern_finetune \
+	$(BIN)/minigpt score answers --run runs/quickstart_modern_finetune \
 		--source data/python_chat/questions.json
 	@printf '\nThe model has 14 million parameters and was trained for minutes on a CPU.\n'
 	@printf 'It writes sentences that sound like documentation; most of them are wrong.\n\n'
-	@printf 'Chat in the terminal: $(BIN)/python sample.py\n'
-	@printf 'Chat in a browser:    $(BIN)/python -m minigpt_jax.server\n'
+	@printf 'Chat in the terminal: $(BIN)/minigpt sample\n'
+	@printf 'Chat in a browser:    $(BIN)/minigpt serve\n'
 	@printf 'Reports of the runs:  runs/quickstart_modern/report.html\n'
 	@printf '                      runs/quickstart_modern_finetune/report.html\n'
 
@@ -37,7 +37,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 		echo "no Python from 3.11 to 3.13 found: install one, or make PYTHON=/path/to/python"; \
 		exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) $(EDITABLE) ".[fast,server$(if $(CUDA),$(comma)cuda)]"
+	$(PIP) $(EDITABLE) ".[fast$(if $(CUDA),$(comma)cuda)]"
 	touch $@
 
 # What the tests, the linter and the type checker need on top, in the same environment.

@@ -24,6 +24,7 @@ from benchmarks.random_data import write_random_tokens
 COMMANDS = {
     "train.py": ["train.py"],
     "sample.py": ["sample.py"],
+    "minigpt": ["-m", "minigpt_jax"],
     "minigpt_jax.plan": ["-m", "minigpt_jax.plan"],
     "minigpt_jax.report": ["-m", "minigpt_jax.report"],
     "minigpt_jax.evals": ["-m", "minigpt_jax.evals"],

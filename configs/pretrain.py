@@ -23,12 +23,16 @@ SIZES = {
 
 
 def get_config(size: str = "gpt2") -> ConfigDict:
-    """All fields, for one of the models in SIZES; the other configs change a few of them."""
+    """All fields, for one of the models in SIZES; the other configs change a few of them.
+
+    The comment right above a field is what `python train.py --help` says of it.
+    """
     if size not in SIZES:
         raise ValueError(f"found {size!r}, expected one of {', '.join(SIZES)}")
     c = ConfigDict()
     # The folder of the run is <runs>/<name>.
     c.name = "pretrain"
+    # Folder that holds the runs.
     c.runs = "runs"
     # Seed of the initial weights, the order of the rows, and dropout.
     c.seed = 1337
@@ -46,15 +50,25 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     # the like to start it again.
     c.interrupted_exit_code = 0
 
-    c.model = ConfigDict(SIZES[size])
+    # The shape of the network.
+    c.model = ConfigDict()
+    # Transformer layers, one after the other.
+    c.model.layers = SIZES[size]["layers"]
+    # Heads of attention in each layer, which share `embed`: 64 numbers each, as in GPT-2.
+    c.model.heads = SIZES[size]["heads"]
+    # Width: numbers that stand for each token between the layers; a multiple of `heads`.
+    c.model.embed = SIZES[size]["embed"]
     # Token ids in use; the embedding table is padded to a multiple of 128 rows.
     c.model.vocab_size = 50257
+    # Tokens in a row: as many as the model can look back on.
     c.model.context = 1024
-    # One pass over 10 B tokens does not overfit.
+    # Part of the activations that training sets to zero. 0: one pass over 10 B tokens does not
+    # overfit.
     c.model.dropout = 0.0
     # "gpt2", or "nanochat": see configs/modern.py.
     c.model.architecture = "gpt2"
 
+    # How the same numbers are computed: memory and speed.
     c.compute = ConfigDict()
     # For matmuls. "auto" is float32 on a CPU and on NVIDIA GPUs older than Ampere, bfloat16
     # elsewhere. Parameters, optimizer, LayerNorm and softmax are always float32.
@@ -68,11 +82,14 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     # "auto": cuDNN's fused kernel on a GPU, one head at a time on a CPU.
     c.compute.attention = "auto"
 
+    # The loss is computed in chunks, so that all logits are never in memory.
     c.loss = ConfigDict()
     # Positions whose logits are in memory at the same time.
     c.loss.chunk = 128
 
+    # What a step reads.
     c.data = ConfigDict()
+    # Token files that a data tool wrote.
     c.data.folder = "data/fineweb_edu"
     # Rows per step: 512 x 1024 = 524,288 tokens, the batch of GPT-3 125M.
     c.data.batch = 512
@@ -83,60 +100,80 @@ def get_config(size: str = "gpt2") -> ConfigDict:
 
     # The length of the run: exactly one of the three is not zero.
     c.horizon = ConfigDict()
-    # 10 B tokens: about one pass over sample-10BT.
+    # Updates of the weights. 19,073 of them are 10 B tokens: about one pass over sample-10BT.
     c.horizon.steps = 19_073
+    # The same in tokens that are read.
     c.horizon.tokens = 0
+    # The same in passes over the training split; it may be a fraction.
     c.horizon.epochs = 0.0
 
-    # The settings of GPT-3.
+    # How gradients become updates; the settings of GPT-3.
     c.optimizer = ConfigDict()
     # "adamw", or "muon" for the matrices of the layers, with Adam for all other weights.
     c.optimizer.kind = "adamw"
+    # Adam's average of gradients: how much of it each step keeps.
     c.optimizer.b1 = 0.9
-    # A shorter average than Adam's default 0.999: more stable with large batches.
+    # The same for squared gradients. Shorter than Adam's default 0.999: more stable with large
+    # batches.
     c.optimizer.b2 = 0.95
+    # Added to Adam's divisor, so that it is never zero.
     c.optimizer.eps = 1e-8
-    # Applies to matrices and embeddings only.
+    # Pull of the weights towards zero. Applies to matrices and embeddings only.
     c.optimizer.weight_decay = 0.1
-    # Largest global norm of the gradient.
+    # Largest global norm of the gradient; a larger gradient is scaled down to it.
     c.optimizer.clip = 1.0
-    # For "muon" only: its momentum, and the learning rates of Adam's weights, as multiples of the
-    # matrices' rate: embeddings, the output head (where it is not the embedding), and the rest.
+    # For "muon" only: its momentum.
     c.optimizer.momentum = 0.95
+    # For "muon" only: the learning rate of the embeddings, as a multiple of the matrices' rate.
     c.optimizer.embedding_lr_scale = 1.0
+    # The same for the output head, where it is not the embedding.
     c.optimizer.head_lr_scale = 1.0
+    # The same for all other weights that Adam trains: scales and biases.
     c.optimizer.vector_lr_scale = 1.0
 
+    # The learning rate of each step.
     c.schedule = ConfigDict()
+    # How it falls after the warm-up: "cosine" and "linear" over the whole run, "wsd" at its end,
+    # "constant" never.
     c.schedule.kind = "cosine"
+    # The highest learning rate; larger models need a lower one.
     c.schedule.peak = 6e-4
-    # 367 M tokens: about GPT-3's 375 M.
+    # Steps in which it rises to the peak: 367 M tokens, about GPT-3's 375 M.
     c.schedule.warmup = 700
-    # A tenth of the peak.
+    # The learning rate at the end: a tenth of the peak.
     c.schedule.floor = 6e-5
     # For "wsd" only: the part of the run in which the learning rate falls.
     c.schedule.decay = 0.2
 
     # Devices along each axis. -1: all that the other two axes leave.
     c.mesh = ConfigDict()
+    # Each has a copy of the model and a part of the batch.
     c.mesh.data = -1
+    # The same, but parameters and optimizer state are split over them too: less memory.
     c.mesh.fsdp = 1
+    # The matrices of each layer are split over them: for devices with fast links.
     c.mesh.tensor = 1
 
+    # What is recorded while the run trains.
     c.log = ConfigDict()
     # Steps between TensorBoard points, and between printed lines if the output is not a terminal.
     c.log.every = 10
+    # Write curves for TensorBoard into the folder of the run.
     c.log.tensorboard = True
     # "trackio" or "wandb": the curves go there too (docs/running.md). "": nowhere.
     c.log.tracker = ""
 
+    # What is measured while the run trains.
     c.eval = ConfigDict()
+    # Steps from one evaluation to the next.
     c.eval.every = 250
-    # A million tokens.
+    # Rows of each split that it reads, always the same ones: a million tokens.
     c.eval.rows = 1024
-    # Texts that are sampled at each evaluation.
+    # Texts that are sampled at each evaluation, one for each of the first prompts.
     c.eval.samples = 2
+    # Length of a text at most.
     c.eval.sample_tokens = 48
+    # What the texts begin with; questions for a chat model.
     c.eval.prompts = ("The mitochondria", "Long ago,")
     # A .parquet or .jsonl file of HellaSwag's validation split, or "Rowan/hellaswag". "": off.
     c.eval.hellaswag = ""
@@ -145,7 +182,9 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     # Questions, out of 10,042: enough for a standard error of 1.4%.
     c.eval.hellaswag_rows = 1000
 
+    # Checkpoints.
     c.save = ConfigDict()
+    # Steps from one checkpoint to the next: a killed run loses no more.
     c.save.every = 500
     # How many of the newest checkpoints to keep, 1.5 GB each; the best one is kept too.
     c.save.keep = 2

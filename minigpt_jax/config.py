@@ -20,7 +20,9 @@ from minigpt_jax.config_fields import (
     KEPT_UNLESS_NAMED,
     MAY_CHANGE_ON_RESUME,
     PATH_FIELDS,
+    expected,
 )
+from minigpt_jax.config_help import config_help
 from minigpt_jax.errors import InputError
 from minigpt_jax.runtime.files import expand_home
 
@@ -28,7 +30,7 @@ from minigpt_jax.runtime.files import expand_home
 Config = Any
 
 _CONFIG_FILE = re.compile(r"^(--?config=)(.+)", re.DOTALL)
-_OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=\s]*)")
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -42,13 +44,10 @@ def parse(argv: Sequence[str]) -> Config:
         help_string="a file of configs/, with `get_config()`",
     )
     if any(argument in ("-h", "--help") for argument in argv[1:]):
-        print(
-            "usage: python train.py --config configs/pretrain.py [--config.section.field=value ...]"
-            "; the file explains every field"
-        )
+        print(config_help())
         sys.exit(0)
     for name in sorted(named_fields(argv) - FIELDS.keys()):
-        raise InputError(f"config field {name}: unknown ({_similar_field(name)})")
+        raise InputError(f"config field {name}: unknown ({_meant(name)})")
     try:
         rest = values(argv)[1:]
         config = values["config"].value
@@ -104,11 +103,14 @@ def named_fields(argv: Sequence[str]) -> frozenset[str]:
 def check(config: Config) -> None:
     """Raise InputError for a missing or unknown field, a value out of range, or contradictions."""
     found = flatten(config.to_dict())
-    for name in FIELDS | found:
-        if name not in found or name not in FIELDS:
-            problem = "missing" if name in FIELDS else "unknown"
-            raise InputError(f"config field {name}: {problem} (start from configs/pretrain.py)")
-        _check_field(name, found[name], FIELDS[name])
+    # Unknown ones first: the field that was meant may be missing.
+    for name in found:
+        if name not in FIELDS:
+            raise InputError(f"config field {name}: unknown ({_meant(name)})")
+    for name, allowed in FIELDS.items():
+        if name not in found:
+            raise InputError(f"config field {name}: missing (start from configs/pretrain.py)")
+        _check_field(name, found[name], allowed)
     given = [name for name in ("steps", "tokens", "epochs") if config.horizon[name]]
     if len(given) != 1:
         raise InputError(
@@ -132,32 +134,28 @@ def _check_field(name: str, value, allowed: tuple) -> None:
         is_number = isinstance(value, kind) and not isinstance(value, bool)
         valid = is_number and first <= value <= allowed[1]
     if not valid:
-        raise InputError(f"config field {name}: found {value!r}, expected {_expected(allowed)}")
+        raise InputError(f"config field {name}: found {value!r}, expected {expected(allowed)}")
 
 
-def _expected(allowed: tuple) -> str:
-    """What a field of FIELDS accepts, in words."""
-    first = allowed[0]
-    if first is bool:
-        return "True or False"
-    if isinstance(first, type):
-        return {str: "a text", tuple: "a tuple of texts"}[first]
-    if isinstance(first, str):
-        return "one of " + ", ".join(choice or "''" for choice in allowed)
-    noun = "a whole number" if isinstance(first, int) else "a number"
-    return f"{noun} from {_format(first)} to {_format(allowed[1])}"
+def _meant(name: str, prefix: str = "") -> str:
+    """Which fields, with `prefix` before each, may be meant by `name`, which is none."""
+    fields = [prefix + field for field in _similar_fields(name)]
+    if not fields:
+        return "python train.py --help lists every field"
+    *before, last = fields
+    return f"did you mean {', '.join(before)} or {last}?" if before else f"did you mean {last}?"
 
 
-def _similar_field(name: str) -> str:
-    """What to look at instead of a field that does not exist."""
-    # Of the last part too: --config.steps is meant as horizon.steps.
-    matches = [field for field in FIELDS if field.endswith("." + name)]
-    matches += difflib.get_close_matches(name, FIELDS, n=1)
-    return f"did you mean {matches[0]}?" if matches else "configs/pretrain.py explains every field"
-
-
-def _format(number: float) -> str:
-    return str(number) if isinstance(number, int) else f"{number:g}"
+def _similar_fields(name: str) -> list[str]:
+    """The fields of the section `name`, or those whose last part is nearest to that of `name`."""
+    if of_section := [field for field in FIELDS if field.startswith(f"{name}.")]:
+        return of_section
+    section, _, last = name.rpartition(".")
+    last_parts = {field: field.rpartition(".")[2] for field in FIELDS}
+    nearest = difflib.get_close_matches(last, last_parts.values(), n=1)
+    # In whatever section: "steps" is meant as horizon.steps.
+    found = [field for field in FIELDS if last_parts[field] in nearest]
+    return [field for field in found if field.startswith(f"{section}.")] or found
 
 
 def horizon_steps(
@@ -235,11 +233,13 @@ def _first_line(error: Exception, file: str) -> str:
     wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
     if wrong and wrong[1] in FIELDS:
         name, value = wrong.groups()
-        return f"config field {name}: found {value!r}, expected {_expected(FIELDS[name])}"
+        return f"config field {name}: found {value!r}, expected {expected(FIELDS[name])}"
     unset = text.strip("'\"")
     if unset in FIELDS:
         # The command line names it.
         return f"config field {unset}: missing in {file} (configs/pretrain.py shows it)"
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return f"--{error.flagname}: unknown ({_meant(error.flagname, '--config.')})"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if "get_config() takes 0 positional arguments" in text:
         return f"{file}: takes no argument after its name"

@@ -114,3 +114,20 @@ EARLIER: dict[str, object] = {
     "optimizer.vector_lr_scale": 1.0,
     "log.tracker": "",
 }
+
+
+def expected(allowed: tuple) -> str:
+    """What a field of FIELDS accepts, in words."""
+    first = allowed[0]
+    if first is bool:
+        return "True or False"
+    if isinstance(first, type):
+        return {str: "a text", tuple: "a tuple of texts"}[first]
+    if isinstance(first, str):
+        return "one of " + ", ".join(choice or "''" for choice in allowed)
+    noun = "a whole number" if isinstance(first, int) else "a number"
+    return f"{noun} from {_format(first)} to {_format(allowed[1])}"
+
+
+def _format(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"

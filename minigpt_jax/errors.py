@@ -61,7 +61,9 @@ def machine_fault(error: Exception) -> str | None:
     if isinstance(error, MemoryError):
         return f"the memory is full ({first_line(error)}): end other programs"
     if isinstance(error, ImportError):
-        return f"a library is missing or broken ({first_line(error)}): make install"
+        return (
+            f"a library is missing or broken ({first_line(error)}): make install, or pip install ."
+        )
     # By name, because most commands report wrong input before they import JAX.
     if "JaxRuntimeError" in kinds or "XlaRuntimeError" in kinds:
         if "RESOURCE_EXHAUSTED" in str(error):

@@ -11,11 +11,10 @@ from minigpt_jax.runtime.files import user_path
 from minigpt_jax.tracking.report import write_report
 
 
-def main() -> None:
-    """Write the page of one run and print its path."""
+def main(program: str = "python -m minigpt_jax.report") -> None:
+    """Write the page of one run and print its path. `program` is what the user typed."""
     parser = argparse.ArgumentParser(
-        prog="python -m minigpt_jax.report",
-        description="Write the page of a run, report.html in its folder.",
+        prog=program, description="Write the page of a run, report.html in its folder."
     )
     parser.add_argument("run", type=user_path, help="folder of the run, such as runs/pretrain")
     print(write_report(parser.parse_args().run))

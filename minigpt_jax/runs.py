@@ -59,7 +59,7 @@ def newest_run(root: Path) -> Path:
     if not trained:
         raise InputError(
             f"no trained run in {root}/: train one first (`make demo` takes minutes), "
-            "or name a folder with --run"
+            "make one with `minigpt import`, or name a folder with --run"
         )
     # Of two runs of the same time always the same one, whatever order the folder is listed in.
     return max(trained, key=lambda run: (_newest_checkpoint_time(run), run))

@@ -130,7 +130,7 @@ def test_no_cycle_of_imports():
         ("runtime.interrupt", set(FILES) - {"runtime.ctrl_c"}),
         ("generate", {"chat", "checkpoint", "sharding"}),
         ("data", {"sharding", "config", "step"}),
-        ("sample", {"config", "step", "sharding"} | {n for n in FILES if n.startswith("server")}),
+        ("talk", {"config", "step", "sharding"} | {n for n in FILES if n.startswith("server")}),
     ],
 )
 def test_what_a_file_never_imports(file: str, never: set[str]):

@@ -1,5 +1,6 @@
 """Every wrong value of a config is refused in one line that names its field and range."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -8,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from configs import pretrain
 from minigpt_jax import config as configs
+from minigpt_jax.config_fields import expected
+from minigpt_jax.config_help import reasons
 from minigpt_jax.errors import InputError
 from minigpt_jax.model_config import GPTConfig
 
@@ -49,6 +53,39 @@ def test_every_config_file_is_valid_and_complete(name: str):
     assert config.name == name.partition(".")[0]
     model = GPTConfig(**config.model)
     assert model.embed == model.heads * model.head_dim
+
+
+def test_the_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit) as end:
+        configs.parse(["train.py", "--help"])
+    assert not end.value.code
+    help_text = capsys.readouterr().out
+    defaults = configs.flatten(pretrain.get_config().to_dict())
+    explained = reasons(inspect.getsource(pretrain))
+    assert defaults.keys() == configs.FIELDS.keys()
+    for name, allowed in configs.FIELDS.items():
+        assert len(explained[name].split()) > 2, f"configs/pretrain.py: explain {name} above it"
+        line = f"  --config.{name}  {expected(allowed)} (default: {defaults[name]!r})\n"
+        _, found, reason = help_text.partition(line)
+        assert found, name
+        words = " ".join(reason.split("\n  --")[0].split())
+        assert words.startswith(explained[name]), name
+    for section in {name.split(".")[0] for name in configs.FIELDS if "." in name}:
+        assert f"\n\n{section}: {explained[section]}"[:90] in help_text
+    assert max(map(len, help_text.splitlines())) <= 100
+
+
+def test_a_reason_is_the_comment_right_above_a_field():
+    source = """
+    # No reason: a line stands between.
+    x = 1
+    c.a = 1
+    # One reason,
+    # in two lines.
+    c.b.c = "# no comment"
+    c.d = 2
+    """
+    assert reasons(source) == {"a": "", "b.c": "One reason, in two lines.", "d": ""}
 
 
 @pytest.mark.parametrize("size", ["", ":d20"])
@@ -116,8 +153,17 @@ def test_every_value_out_of_range_is_refused_with_field_and_range():
         (["--config.data.batchsize=4"], ["data.batchsize", "did you mean data.batch?"]),
         (["--config.steps=4"], ["steps", "did you mean horizon.steps?"]),
         (["--config.log.tensorbord=4"], ["log.tensorbord", "did you mean log.tensorboard?"]),
-        (["--config.dat.batch=4"], ["dat"]),
-        (["--config.nothing=4"], ["nothing"]),
+        (["--config.dat.batch=4"], ["dat.batch", "did you mean data.batch?"]),
+        (["--config.bacth=4"], ["bacth", "did you mean data.batch?"]),
+        (["--config.optimizer.peak=4"], ["optimizer.peak", "did you mean schedule.peak?"]),
+        (["--config.save.evry=4"], ["save.evry", "did you mean save.every?"]),
+        (["--config.every=4"], ["did you mean log.every, eval.every or save.every?"]),
+        (["--config.mesh=4"], ["did you mean mesh.data, mesh.fsdp or mesh.tensor?"]),
+        (["--config.data-batch=4"], ["data-batch", "did you mean data.batch?"]),
+        (["--config.nothing=4"], ["nothing", "python train.py --help lists every field"]),
+        (["--data.batch=4"], ["--data.batch: unknown", "did you mean --config.data.batch?"]),
+        (["--cofnig.batch=4"], ["--cofnig.batch", "did you mean --config.data.batch?"]),
+        (["--nolog.tensorbord"], ["did you mean --config.log.tensorboard?"]),
         (["--config.data.batch=four"], ["data.batch", "four"]),
         (["--config.data.batch=4.5"], ["data.batch", "4.5"]),
         (["--config.data.batch=0"], ["data.batch", "found 0", "from 1 to"]),
@@ -141,7 +187,6 @@ def test_every_value_out_of_range_is_refused_with_field_and_range():
         (["--config.schedule.floor=1.0"], ["schedule.floor 1.0", "above", "schedule.peak"]),
         # No overrides.
         (["data.batch=4"], ["data.batch=4", "--config."]),
-        (["--data.batch=4"], ["data.batch"]),
     ],
 )
 def test_mistyped_arguments_are_named(overrides: list[str], words: list[str]):
@@ -167,7 +212,15 @@ def changed_config(*lines: str) -> str:
         ("def get_config():\n    return 3\n", ["get_config|ConfigDict"]),
         ("def get_config():\n    return {'name': 'x'}\n", ["get_config|ConfigDict|missing"]),
         (changed_config("del c.data.batch"), ["data.batch: missing"]),
-        (changed_config("c.data.batchsize = 3"), ["data.batchsize: unknown"]),
+        (
+            changed_config("c.data.batchsize = 3"),
+            [r"data\.batchsize: unknown \(did you mean data\.batch\?\)"],
+        ),
+        # The field that was meant is missing too.
+        (
+            changed_config("del c.eval.rows", "c.eval.row = 3"),
+            [r"eval\.row: unknown \(did you mean eval\.rows\?\)"],
+        ),
         (changed_config("c.model.layers = True"), ["model.layers", "found True", "whole number"]),
         (changed_config("del c.model", "c.model = 3"), ["model"]),
         (changed_config("del c.eval.prompts", "c.eval.prompts = 'One'"), ["eval.prompts", "tuple"]),

@@ -11,6 +11,7 @@ MODULES = (
     "data_tools.python_docs",
     "data_tools.verify",
     "data_tools.index",
+    "minigpt_jax serve",
     "minigpt_jax.evals",
     "minigpt_jax.evals answers",
     "minigpt_jax.interop.export_gguf",

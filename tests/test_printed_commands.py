@@ -13,9 +13,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-import sample
 from data_tools import fineweb
 from minigpt_jax import config
+from minigpt_jax.__main__ import run_word
 from minigpt_jax.errors import InputError, RunError
 from minigpt_jax.interop import export_gguf, export_hf, import_hf
 from minigpt_jax.interop.hugging_face import write_folder
@@ -23,8 +23,8 @@ from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runtime.files import shell_word, user_path
 from minigpt_jax.token_stream import read_manifest
 from minigpt_jax.tracking.run_log import TOO_MANY_SKIPPED, RunLog
+from tests.harness import ROOT, train_here
 from tests.harness import arguments as command_line
-from tests.harness import train_here
 from tests.in_process import run_main
 from tests.interop.models import BASE, NANOCHAT, random_run
 
@@ -102,16 +102,15 @@ def test_an_imported_run_that_is_sampled_and_finetuned(here: Path, model: GPTCon
     write_folder(Path("source"), random_run(model), "random")
     done = run_main(import_hf.main, "--source", "source", f"--out={here}")
     assert done.returncode == 0, done.stderr
-    arguments = words_after(done.stdout, "python sample.py ")
+    arguments = words_after(done.stdout, "minigpt sample ")
     assert arguments == ["--run", f"./{NAME}"]
-    sampled = run_main(sample.main, *arguments, "--prompt", "Hello", "--max-new-tokens", "2")
+    sampled = run_main(run_word, "sample", *arguments, "--prompt", "Hello", "--max-new-tokens", "2")
     assert sampled.returncode == 0, sampled.stderr
 
     arguments = words_after(done.stdout, "python train.py ")
     _, file, *rest = arguments
-    root = Path(sample.__file__).parent
     sys.modules.pop("config_config", None)
-    with command_line("train.py", "--config", root / file, *rest):
+    with command_line("train.py", "--config", ROOT / file, *rest):
         settings = config.parse(sys.argv)
     assert Path(settings.init_from) == here
     # The weights of one fit the other, but for the role markers that it learns.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import sample
+from minigpt_jax import talk
 from minigpt_jax.decoding import empty_cache, forward, next_logits, prepare_for_decoding
 from minigpt_jax.errors import InputError
 from minigpt_jax.generate import Generator
@@ -164,7 +164,7 @@ def call_sample(monkeypatch, capsys):
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sample.py", *arguments])
         with pytest.raises(SystemExit) as end:
-            exit_cleanly(sample.main)
+            exit_cleanly(talk.main)
         return (end.value.code, *capsys.readouterr())
 
     return call

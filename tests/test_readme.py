@@ -45,7 +45,7 @@ def readme_commands() -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-    lines += re.findall(r"`(python [^`]+)`", text)
+    lines += re.findall(r"`((?:python|minigpt) [^`]+)`", text)
     return [line for line in lines if line and not NEEDS_NETWORK_OR_GPU.search(line)]
 
 
@@ -75,15 +75,17 @@ def clone(tmp_path_factory) -> Path:
 
 def run(command: str, clone: Path) -> None:
     """Run one command of the README in the clone."""
-    _, *arguments = shlex.split(command)
+    program, *arguments = shlex.split(command)
+    if program == "minigpt":
+        arguments = ["-m", "minigpt_jax", *arguments]
     if arguments[0] == "train.py":
         arguments += [f"--config.{name}={value}" for name, value in SMALLER.items()]
         done = subprocess.run(
             [sys.executable, *arguments], cwd=clone, env=ENVIRONMENT, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    elif "minigpt_jax.server" in arguments:
-        run_server(arguments, clone)
+    elif "serve" in arguments:
+        run_server([sys.executable, *arguments, "--port", "0"], clone, ENVIRONMENT)
     else:
         run_here(arguments)
 
@@ -100,12 +102,12 @@ def run_here(arguments: list[str]) -> None:
     assert not exit.value.code, " ".join(arguments)
 
 
-def run_server(arguments: list[str], clone: Path) -> None:
+def run_server(command: list[str], folder: Path, environment: dict[str, str]) -> None:
     """Start the server, ask for its health, and stop it."""
     process = subprocess.Popen(
-        [sys.executable, *arguments, "--port", "0"],
-        cwd=clone,
-        env=ENVIRONMENT,
+        command,
+        cwd=folder,
+        env=environment,
         stderr=subprocess.PIPE,
         text=True,
     )

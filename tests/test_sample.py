@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import sample
+from minigpt_jax import talk
 from minigpt_jax.errors import InputError
 from minigpt_jax.runtime.program import exit_cleanly
 from tests.harness import ROOT
@@ -42,7 +42,7 @@ def program(monkeypatch, capsys):
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sample.py", *arguments])
         with pytest.raises(SystemExit) as end:
-            exit_cleanly(sample.main)
+            exit_cleanly(talk.main)
         return (end.value.code, *capsys.readouterr())
 
     return call
@@ -89,10 +89,10 @@ def options(**given) -> argparse.Namespace:
 def test_the_prompt_comes_from_the_argument_or_the_file(tmp_path: Path):
     path = tmp_path / "prompt.txt"
     path.write_bytes("Grüße, 世界".encode())
-    assert sample.read_prompt(options(prompt="Hi")) == "Hi"
+    assert talk.read_prompt(options(prompt="Hi")) == "Hi"
     # An empty prompt is a prompt.
-    assert sample.read_prompt(options(prompt="")) == ""
-    assert sample.read_prompt(options(file=str(path))) == "Grüße, 世界"
+    assert talk.read_prompt(options(prompt="")) == ""
+    assert talk.read_prompt(options(file=str(path))) == "Grüße, 世界"
 
 
 def test_a_prompt_file_that_cannot_be_read_is_refused(tmp_path: Path):
@@ -100,7 +100,7 @@ def test_a_prompt_file_that_cannot_be_read_is_refused(tmp_path: Path):
     not_text.write_bytes(b"\xff\xfe\xfd")
     for bad in (tmp_path, tmp_path / "nowhere.txt", not_text):
         with pytest.raises(InputError, match=re.escape(f"--file {bad}: cannot be read")):
-            sample.read_prompt(options(file=str(bad)))
+            talk.read_prompt(options(file=str(bad)))
 
 
 @pytest.mark.parametrize(
@@ -124,16 +124,16 @@ def test_a_file_and_standard_input_give_the_same_prompt(
 ):
     path = tmp_path / "prompt.txt"
     path.write_bytes(content.encode())
-    assert sample.read_prompt(options(file=str(path))) == text
+    assert talk.read_prompt(options(file=str(path))) == text
     for given in (options(file="-"), options()):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
-        assert sample.read_prompt(given) == text
+        assert talk.read_prompt(given) == text
 
 
 def test_standard_input_that_is_not_text_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
     with pytest.raises(InputError, match="standard input: cannot be read"):
-        sample.read_prompt(options())
+        talk.read_prompt(options())
 
 
 def turn(role: str, size: int) -> dict:
@@ -149,7 +149,7 @@ def test_the_oldest_turns_are_dropped_whole_until_the_rest_fits(head: list):
     turns = [turn(role, 10) for _ in range(4) for role in ("user", "assistant")]
     messages = [*head, *turns, turn("user", 7)]
     for limit in range(110):
-        kept = sample.drop_oldest_turns(messages, limit, size)
+        kept = talk.drop_oldest_turns(messages, limit, size)
         # The system prompt and the last question stay.
         assert kept[: len(head)] == head
         assert kept[-1] == messages[-1]

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import sample
-from minigpt_jax import chat
+from minigpt_jax import chat, talk
 from tests.known_answers import make_chat_run, make_text_run
 
 
@@ -20,7 +19,7 @@ def converse(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["sample.py", "--run", str(run), "--max-new-tokens", "8"])
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
         monkeypatch.setattr("builtins.input", lambda _: next(lines))
-        assert sample.main() == 0
+        assert talk.main() == 0
         return capsys.readouterr().out
 
     return call
@@ -32,23 +31,23 @@ def test_a_conversation_is_saved_as_text(tmp_path: Path, capsys):
         {"role": "user", "content": "Grüße 世界\nzwei"},
         {"role": "assistant", "content": " Hello! "},
     ]
-    sample.save(messages, str(path))
+    talk.save(messages, str(path))
     assert path.read_text(encoding="utf-8") == "user: Grüße 世界\nzwei\n\nassistant: Hello!\n"
     assert capsys.readouterr().out == f"Saved to {path}.\n"
     # A terminal can send bytes that are not UTF-8.
     cut = tmp_path / "cut.txt"
-    sample.save([{"role": "user", "content": "cut \udcff off"}], str(cut))
+    talk.save([{"role": "user", "content": "cut \udcff off"}], str(cut))
     assert "cut" in cut.read_text(encoding="utf-8")
 
 
 def test_a_conversation_that_cannot_be_saved_ends_in_a_message(tmp_path: Path, capsys):
     messages: list[chat.Message] = [{"role": "user", "content": "Hi"}]
-    sample.save(messages, "")
+    talk.save(messages, "")
     assert "A file name is missing: /save" in capsys.readouterr().out
     for name in (str(tmp_path / "no" / "such" / "folder"), "a\0b"):
-        sample.save(messages, name)
+        talk.save(messages, name)
         assert "Could not be saved" in capsys.readouterr().out
-    sample.save(messages, str(tmp_path))
+    talk.save(messages, str(tmp_path))
     assert capsys.readouterr().out == f"{tmp_path} exists: choose another name\n"
 
 
@@ -68,9 +67,9 @@ def test_save_never_overwrites_a_file_and_the_conversation_goes_on(converse, tmp
 
 def test_save_writes_the_turns_that_the_prompt_has_lost(converse, tmp_path: Path, monkeypatch):
     prompts = []
-    real = sample.show
+    real = talk.show
     monkeypatch.setattr(
-        sample, "show", lambda session, ids: prompts.append(len(ids)) or real(session, ids)
+        talk, "show", lambda session, ids: prompts.append(len(ids)) or real(session, ids)
     )
     # Two of these questions do not fit into the context of 16,384 tokens.
     questions = [f"{name}{' word' * 9000}" for name in ("first", "second")]

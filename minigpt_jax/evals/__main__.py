@@ -16,9 +16,9 @@ from minigpt_jax.evals import GENERATION_BATCH, SCORING_BATCH, STREAM_BATCH
 from minigpt_jax.runtime.files import expand_home, user_path
 
 
-def main() -> None:
-    """Parse the command line and run the subcommand."""
-    options = make_parser().parse_args()
+def main(program: str = "python -m minigpt_jax.evals") -> None:
+    """Parse the command line and run the subcommand. `program` is what the user typed."""
+    options = make_parser(program).parse_args()
     # Imported after parsing: --help and a wrong flag need not wait for JAX.
     from minigpt_jax.evals import commands
 
@@ -31,11 +31,9 @@ def main() -> None:
     subcommand(options)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(program: str) -> argparse.ArgumentParser:
     """The parser of all subcommands."""
-    parser = argparse.ArgumentParser(
-        prog="python -m minigpt_jax.evals", description="Evaluate a trained model."
-    )
+    parser = argparse.ArgumentParser(prog=program, description="Evaluate a trained model.")
     subcommands = parser.add_subparsers(
         required=True, dest="subcommand", metavar="hellaswag|bits|lm-eval|answers"
     )

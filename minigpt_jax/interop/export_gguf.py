@@ -1,6 +1,6 @@
 """Write a run as one GGUF file, for llama.cpp and programs built on it (Ollama, LM Studio).
 
-python -m minigpt_jax.interop.export_gguf --run runs/finetune --out model.gguf --type q8_0
+    minigpt export gguf --run runs/finetune --out model.gguf --type q8_0
 
 The run must be a GPT-2: llama.cpp has no NanoChat.
 """
@@ -19,11 +19,9 @@ from minigpt_jax.errors import InputError
 from minigpt_jax.runtime.files import shell_word, user_path
 
 
-def main() -> int:
-    """Write the file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m minigpt_jax.interop.export_gguf", description="Write a run as a GGUF file."
-    )
+def main(program: str = "python -m minigpt_jax.interop.export_gguf") -> int:
+    """Write the file. `program` is what the user typed."""
+    parser = argparse.ArgumentParser(prog=program, description="Write a run as a GGUF file.")
     parser.add_argument("--run", type=user_path, required=True, help="folder of a run")
     parser.add_argument(
         "--out", type=user_path, required=True, help="file to write, such as model.gguf"

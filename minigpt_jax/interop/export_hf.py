@@ -1,6 +1,6 @@
 """Write a run in Hugging Face's format, for transformers, vLLM and other programs that load it.
 
-    python -m minigpt_jax.interop.export_hf --run runs/finetune --out exported/ [--push user/name]
+    minigpt export hf --run runs/finetune --out exported/ [--push user/name]
 
 The folder gets weights (safetensors, f32), config, tokenizer, chat template, stop tokens and a
 model card with the facts of the run. It is complete or absent, also after a crash. For a NanoChat,
@@ -20,11 +20,10 @@ from minigpt_jax.errors import InputError, RunError, first_line
 from minigpt_jax.runtime.files import shell_word, user_path
 
 
-def main() -> int:
-    """Write the folder; with --push, upload it."""
+def main(program: str = "python -m minigpt_jax.interop.export_hf") -> int:
+    """Write the folder; with --push, upload it. `program` is what the user typed."""
     parser = argparse.ArgumentParser(
-        prog="python -m minigpt_jax.interop.export_hf",
-        description="Write a run in Hugging Face's format.",
+        prog=program, description="Write a run in Hugging Face's format."
     )
     parser.add_argument("--run", type=user_path, required=True, help="folder of a run")
     parser.add_argument(

@@ -1,12 +1,8 @@
-"""Write a run as a GGUF file with the names and keys of llama.cpp's "gpt2" architecture.
+"""Write a run as a GGUF file with the names and keys of llama.cpp's "gpt2" architecture."""
 
-Needs the gguf package, which is optional.
-"""
-
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
+import gguf
 import numpy as np
 
 from minigpt_jax.errors import InputError
@@ -33,10 +29,9 @@ Q8_BLOCK = 32
 def write_file(path: Path, run: LoadedRun, *, name: str, dtype: str) -> None:
     """Write weights and vocabulary. `dtype` is that of the matrices: "f32", "f16" or "q8_0".
 
-    Raises InputError for another model than GPT-2, and if the gguf package is missing.
+    Raises InputError for another model than GPT-2.
     """
     check_architecture(run.config)
-    gguf = _import_gguf()
     config = run.config
     writer = gguf.GGUFWriter(path, "gpt2")
     writer.add_name(name)
@@ -48,9 +43,9 @@ def write_file(path: Path, run: LoadedRun, *, name: str, dtype: str) -> None:
     writer.add_block_count(config.layers)
     writer.add_head_count(config.heads)
     writer.add_layer_norm_eps(LAYER_NORM_EPS)
-    _add_vocabulary(writer, gguf, run)
+    _add_vocabulary(writer, run)
     for hf_name, tensor in gpt2.to_gpt2(run.params, config).items():
-        _add_tensor(writer, gguf, tensor_name(hf_name), tensor.astype(np.float32), dtype)
+        _add_tensor(writer, tensor_name(hf_name), tensor.astype(np.float32), dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -76,7 +71,7 @@ def tensor_name(hf_name: str) -> str:
     return f"{OTHER_NAMES[module]}.{parameter}"
 
 
-def _add_tensor(writer, gguf: Any, name: str, tensor: np.ndarray, dtype: str) -> None:
+def _add_tensor(writer, name: str, tensor: np.ndarray, dtype: str) -> None:
     is_table = name.startswith(("token_embd", "position_embd"))
     if tensor.ndim == 2 and not is_table:
         # llama.cpp stores matrices as [out, in], GPT-2 as [in, out]. Both store tables alike.
@@ -91,7 +86,7 @@ def _add_tensor(writer, gguf: Any, name: str, tensor: np.ndarray, dtype: str) ->
     writer.add_tensor(name, gguf.quants.quantize(tensor, quantization), raw_dtype=quantization)
 
 
-def _add_vocabulary(writer, gguf: Any, run: LoadedRun) -> None:
+def _add_vocabulary(writer, run: LoadedRun) -> None:
     special = vocabulary.special_tokens(run.config.vocab_size)
     tokens = [*vocabulary.vocabulary(), *sorted(special, key=special.__getitem__)]
     types = [
@@ -111,10 +106,3 @@ def _add_vocabulary(writer, gguf: Any, run: LoadedRun) -> None:
     if run.can_chat:
         writer.add_eot_token_id(stop_token)
         writer.add_chat_template(vocabulary.CHAT_TEMPLATE)
-
-
-def _import_gguf() -> Any:
-    try:
-        return import_module("gguf")
-    except ImportError:
-        raise InputError("the gguf package is missing: pip install gguf") from None

@@ -22,7 +22,7 @@ from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runtime.files import errors_name
 from minigpt_jax.tokenizer import END_OF_TEXT
 
-# The same defaults as sample.py.
+# The same defaults as those of `minigpt sample`.
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}
 WEIGHT_TYPES = ("F32", "F16", "BF16")
 # Endings of the names of tensors that are not weights and may have any type.

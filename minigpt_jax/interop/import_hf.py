@@ -1,6 +1,6 @@
 """Make a run from weights in Hugging Face's format: to finetune (`init_from`), chat or score.
 
-    python -m minigpt_jax.interop.import_hf --source openai-community/gpt2 --out runs/gpt2
+    minigpt import --source openai-community/gpt2 --out runs/gpt2
 
 The source is a hub id (with "@revision" if wanted) or a folder with config.json and
 model.safetensors, in one file or in several with an index. It may be a GPT-2 of any size, a
@@ -21,10 +21,10 @@ from minigpt_jax.runs import checkpoint_steps, lock
 from minigpt_jax.runtime.files import expand_home, shell_word, user_path
 
 
-def main() -> int:
-    """Read the weights, check them, write the run."""
+def main(program: str = "python -m minigpt_jax.interop.import_hf") -> int:
+    """Read the weights, check them, write the run. `program` is what the user typed."""
     parser = argparse.ArgumentParser(
-        prog="python -m minigpt_jax.interop.import_hf",
+        prog=program,
         description="Make a run from GPT-2 or NanoChat weights in Hugging Face's format.",
     )
     parser.add_argument(
@@ -59,13 +59,14 @@ def main() -> int:
         f"{config.vocab_size:,} token ids, context {config.context}"
     )
     run = shell_word(out)
-    print(f"sample:   python sample.py --run {run}")
+    print(f"sample: minigpt sample --run {run}")
     file = "configs/finetune.py" if config.is_gpt2 else "configs/modern_finetune.py"
     model = " ".join(
         f"--config.model.{name}={getattr(config, name)}"
         for name in ("context", "layers", "heads", "embed")
     )
-    print(f"finetune: python train.py --config {file} --config.init_from={run} {model}")
+    train = f"python train.py --config {file} --config.init_from={run} {model}"
+    print(f"finetune, in a checkout: {train}")
     return 0
 
 

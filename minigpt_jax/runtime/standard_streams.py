@@ -1,7 +1,7 @@
 """Let no command fail because of its console: closed, gone, full, or in another encoding.
 
 What a command prints of its progress is worth less than its work. Where the output is the work, as
-for sample.py, an error is raised, once.
+for `minigpt sample`, an error is raised, once.
 """
 
 import io

@@ -11,28 +11,20 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from minigpt_jax.errors import InputError
 from minigpt_jax.runs import newest_run
-from minigpt_jax.server.command import models_by_name, open_listener, parse_options
+from minigpt_jax.server.command import PROGRAM, models_by_name, open_listener, parse_options
 
 
-def main() -> int:
-    """Serve until a signal comes."""
-    options = parse_options()
+def main(program: str = PROGRAM) -> int:
+    """Serve until a signal comes. `program` is what the user typed, for the usage."""
+    options = parse_options(program=program)
     runs = [Path(run) for run in options.run or [newest_run(Path(options.runs))]]
     folders = models_by_name(runs)
     # Before the model is loaded, so that a port in use is reported immediately.
     with open_listener(options.host, options.port) as listener:
         # Imported here so that --help and errors in the flags do not wait for JAX.
-        try:
-            from minigpt_jax.server.serve import serve_runs
-        except ModuleNotFoundError as error:
-            if error.name not in ("starlette", "uvicorn", "h11"):
-                raise
-            raise InputError(
-                f"the server needs {error.name}, which is not installed: "
-                "pip install starlette uvicorn"
-            ) from None
+        from minigpt_jax.server.serve import serve_runs
+
         serve_runs(folders, listener, options)
     return 0
 

@@ -10,15 +10,18 @@ from minigpt_jax.errors import InputError
 from minigpt_jax.runtime.files import expand_home
 from minigpt_jax.server.addresses import is_loopback, split_argument
 
+PROGRAM = "python -m minigpt_jax.server"
 _RANGES = {"port": (0, 65535), "slots": (1, 1024), "queue": (1, 10**6), "grace": (0, 10**6)}
 
 
-def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags in `arguments` (default: the command line).
+def parse_options(
+    arguments: Sequence[str] | None = None, program: str = PROGRAM
+) -> argparse.Namespace:
+    """The flags in `arguments` (default: the command line) of `program`.
 
     Raises InputError for values that are out of range or would be unsafe.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser(program).parse_args(arguments)
     for name, (low, high) in _RANGES.items():
         value = getattr(options, name)
         if not low <= value <= high:
@@ -47,9 +50,9 @@ def _allowed_host(name: str) -> str:
     return sent
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m minigpt_jax.server", description="A chat page and an OpenAI-compatible API."
+        prog=program, description="A chat page and an OpenAI-compatible API."
     )
     add = parser.add_argument
     add(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import sample
+from minigpt_jax import talk
 from minigpt_jax.errors import InputError
 from minigpt_jax.preflight import check_inputs
 from minigpt_jax.runtime.program import exit_cleanly
@@ -207,7 +207,7 @@ def test_a_wrong_argument_of_sample_is_refused(workspace: Workspace, wrong: str,
         arguments("sample.py", "--run", workspace.expected, *prompt, *wrong.split()),
         pytest.raises(SystemExit) as end,
     ):
-        exit_cleanly(sample.main)
+        exit_cleanly(talk.main)
     output = capsys.readouterr()
     expect_error_line(end.value.code, output.out, output.err, word)
     print(output.err)

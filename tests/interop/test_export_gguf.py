@@ -5,6 +5,7 @@ Where llama.cpp is installed, it generates the same texts.
 
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -15,8 +16,6 @@ from minigpt_jax.tokenizer import TEXT_VOCAB
 from tests.in_process import run_main
 from tests.interop.models import BASE, CHAT, random_run, tensors
 from tests.interop.peers import compare_with_llama_cpp
-
-gguf = pytest.importorskip("gguf")
 
 NORMAL, CONTROL = 1, 3
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-import sample
-from minigpt_jax import load_run
+from minigpt_jax import load_run, talk
 from minigpt_jax.errors import InputError
 from minigpt_jax.interop import import_hf
 from minigpt_jax.interop.gpt2 import from_gpt2, to_gpt2_config
@@ -47,7 +46,7 @@ def test_an_imported_run_has_the_weights_of_its_source(imported):
 
 
 def test_an_imported_run_is_sampled(imported):
-    done = run_main(sample.main, *("--run", imported, "--prompt", "Hello", "--max-new-tokens", "4"))
+    done = run_main(talk.main, *("--run", imported, "--prompt", "Hello", "--max-new-tokens", "4"))
     assert done.returncode == 0 and len(done.stdout) > len("Hello"), done.stderr
 
 

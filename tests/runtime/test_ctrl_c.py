@@ -197,8 +197,9 @@ def test_every_command_handles_ctrl_c_first():
         ["-m", "data_tools.verify"],
         ["sample.py", "--prompt", "Hi", "--run"],
         ["-m", "minigpt_jax.server", "--port", "0", "--run"],
+        ["-m", "minigpt_jax", "score", "bits", "--source", "x", "--run"],
     ],
-    ids=["verify", "sample", "server"],
+    ids=["verify", "sample", "server", "minigpt"],
 )
 def test_a_real_command_ends_while_it_loads(command: list[str], tmp_path: Path):
     process = subprocess.Popen(
