@@ -74,6 +74,9 @@ def get_config(size: str = "gpt2") -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.folder = "data/fineweb_edu"
+    # Several folders in place of data.folder, with their parts of the rows:
+    # "data/a=0.7,data/b=0.3". "": only data.folder.
+    c.data.mixture = ""
     # Rows per step: 512 x 1024 = 524,288 tokens, the batch of GPT-3 125M.
     c.data.batch = 512
     # Rows that a device computes together. 0: as many as fit into its memory.
@@ -130,7 +133,7 @@ def get_config(size: str = "gpt2") -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.every = 250
-    # A million tokens.
+    # Of each folder. A million tokens.
     c.eval.rows = 1024
     # Texts that are sampled at each evaluation.
     c.eval.samples = 2
