@@ -29,7 +29,7 @@ from minigpt_jax.errors import EvaluationStopped, InputError, RunError
 from minigpt_jax.evals.evaluator import EvalSettings, Evaluator
 from minigpt_jax.hardware import resolve_compute_dtype
 from minigpt_jax.micro_batch import choose_micro_batches
-from minigpt_jax.mixture import describe, identity
+from minigpt_jax.mixture import describe_sources, identity
 from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.resume import (
     Done,
@@ -161,7 +161,7 @@ def train(checked: Preflight) -> int:
         )
         if main_process:
             write_json(run / "config.json", recorded_settings)
-            write_json(run / "data.json", describe(checked.sources, context, c.data.batch))
+            write_json(run / "data.json", describe_sources(checked.sources, context, c.data.batch))
             write_json(run / "environment.json", describe_environment())
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         run_log.say(

@@ -116,7 +116,7 @@ def identity(sources: Sequence[Source]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def describe(sources: Sequence[Source], context: int, batch: int) -> dict:
+def describe_sources(sources: Sequence[Source], context: int, batch: int) -> dict:
     """The sources and the rows of a step as JSON: data.json of a run."""
     return {
         "batch": batch,
@@ -137,7 +137,7 @@ def rows_of_each(rows: int, shares: Sequence[int]) -> list[int]:
 
     The largest share is rounded first, then the next one is rounded in what is left. Each count
     grows with `rows`, by one source at a time. It is less than one row away from the exact share
-    with up to four sources, less than two with up to 30.
+    with up to three sources, less than two with up to 12.
     """
     counts = [0] * len(shares)
     total = sum(shares)
