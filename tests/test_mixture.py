@@ -153,6 +153,24 @@ def test_the_batch_of_a_step_is_the_same_on_every_mesh_and_after_any_step(mesh, 
     batches.close()
 
 
+def test_the_order_of_each_epoch_is_computed_once():
+    """It takes a second for a large folder."""
+    batches = Batches(
+        sources_of(),
+        batch_sharding(make_mesh()),
+        seed=3,
+        batch=4,
+        accumulation=1,
+        context=CONTEXT,
+        horizon=50,
+    )
+    for step in range(50):
+        batches.rows(step)
+    epochs = {(source, before // ROWS[source]) for source, before in turns(0, 200, SHARES)}
+    assert batches._order.cache_info().misses == len(epochs) == 15
+    batches.close()
+
+
 def test_the_identity_changes_with_shares_order_and_data():
     sources = sources_of()
     others = [
