@@ -29,6 +29,7 @@ from minigpt_jax.errors import EvaluationStopped, InputError, RunError
 from minigpt_jax.evals.evaluator import EvalSettings, Evaluator
 from minigpt_jax.hardware import resolve_compute_dtype
 from minigpt_jax.micro_batch import choose_micro_batches
+from minigpt_jax.mixture import describe_sources, identity
 from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.resume import (
     Done,
@@ -88,7 +89,7 @@ def train(checked: Preflight) -> int:
     tokens_per_step = c.data.batch * context
 
     # ---- the step
-    rows = row_count(checked.train_stream, context)
+    rows = sum(row_count(source.train, context) for source in checked.sources)
     horizon = config.horizon_steps(c.data.batch, context, rows, **c.horizon)
     if c.schedule.warmup > horizon:
         raise InputError(
@@ -117,7 +118,7 @@ def train(checked: Preflight) -> int:
         Checkpoints(run, keep=c.save.keep) as checkpoints,
     ):
         # ---- where to begin
-        data_identity = checked.train_stream.identity
+        data_identity = identity(checked.sources)
         abstract = abstract_state(model, optimizer, mesh)
         check_unchanged = partial(refuse_changes, run, recorded_settings, data_identity)
         restored = None if c.fresh else checkpoints.restore(abstract, model_config, check_unchanged)
@@ -160,6 +161,7 @@ def train(checked: Preflight) -> int:
         )
         if main_process:
             write_json(run / "config.json", recorded_settings)
+            write_json(run / "data.json", describe_sources(checked.sources, context, c.data.batch))
             write_json(run / "environment.json", describe_environment())
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         run_log.say(
@@ -182,8 +184,7 @@ def train(checked: Preflight) -> int:
             dtype=c.compute.dtype,
             batch=rows_per_device * data_parallel,
             horizon=horizon,
-            train_stream=checked.train_stream,
-            val_stream=checked.val_stream,
+            sources=checked.sources,
             questions=checked.questions,
             # Several processes must all finish an evaluation or all stop it.
             stop_requested=checked.stop_requested if jax.process_count() == 1 else lambda: False,
@@ -199,7 +200,7 @@ def train(checked: Preflight) -> int:
 
         # ---- training loop
         batches = Batches(
-            checked.train_stream,
+            checked.sources,
             batch_sharding(mesh),
             seed=c.seed,
             batch=c.data.batch,

@@ -173,7 +173,9 @@ def loader_seconds(stream: Stream) -> float:
     rows = row_count(stream, CONTEXT)
 
     def load(step: int) -> None:
-        jax.block_until_ready(batch_at(stream, rows_at(0, step, ROWS, rows), CONTEXT, 1, sharding))
+        jax.block_until_ready(
+            batch_at(stream, rows_at(0, step, ROWS, [rows]), CONTEXT, 1, sharding)
+        )
 
     return statistics.median(seconds_of(partial(load, step)) for step in range(BATCHES))
 

@@ -70,7 +70,7 @@ def main() -> int:
     seconds = []
     row_count = data.row_count(stream, config.context)
     for i in range(options.steps):
-        rows = data.rows_at(0, i, options.batch, row_count)
+        rows = data.rows_at(0, i, options.batch, [row_count])
         tokens, weights = data.read_rows(stream, rows[None], config.context)
         began = time.perf_counter()
         state, metrics = step(state, Batch(tokens, weights))

@@ -91,6 +91,9 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.data = ConfigDict()
     # Token files that a data tool wrote.
     c.data.folder = "data/fineweb_edu"
+    # Several folders in place of data.folder, with their parts of the rows:
+    # "data/a=0.7,data/b=0.3". "": only data.folder.
+    c.data.mixture = ""
     # Rows per step: 512 x 1024 = 524,288 tokens, the batch of GPT-3 125M.
     c.data.batch = 512
     # Rows that a device computes together. 0: as many as fit into its memory.
@@ -167,7 +170,7 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.eval = ConfigDict()
     # Steps from one evaluation to the next.
     c.eval.every = 250
-    # Rows of each split that it reads, always the same ones: a million tokens.
+    # Rows of each split of each folder that it reads, always the same ones: a million tokens.
     c.eval.rows = 1024
     # Texts that are sampled at each evaluation, one for each of the first prompts.
     c.eval.samples = 2

@@ -78,8 +78,19 @@ def parse(argv: Sequence[str]) -> Config:
             with config.unlocked():
                 values[field] = EARLIER[name]
     check(config)
+    _refuse_folder_beside_mixture(config, named_fields(argv))
     _expand_home_in_paths(config)
     return config
+
+
+def _refuse_folder_beside_mixture(config: Config, named: Set[str]) -> None:
+    """The config files all have a folder; only one on the command line can be meant."""
+    if config.data.mixture and "data.folder" in named:
+        raise InputError(
+            f"data.folder {config.data.folder} beside data.mixture {config.data.mixture!r}: "
+            "name the folder in the mixture, or give one of the two "
+            "(with --config.data.mixture= the folder alone)"
+        )
 
 
 def _expand_home_in_paths(config: Config) -> None:

@@ -32,6 +32,7 @@ FIELDS: dict[str, tuple] = {
     "compute.attention": ("auto", "cudnn", "xla"),
     "loss.chunk": (1, 2**20),
     "data.folder": (str,),
+    "data.mixture": (str,),
     "data.batch": (1, 2**20),
     "data.micro_batch": (0, 2**20),
     "data.isolate_documents": (bool,),
@@ -72,8 +73,8 @@ FIELDS: dict[str, tuple] = {
 }
 
 # What a resumed run may change: how far it trains, on which devices, what it logs and what it
-# keeps. Everything else would make it another run. (The data are compared by content, so their
-# folder may move. A name that ends in a dot is a whole section.)
+# keeps. Everything else would make it another run. (The data are compared by content, with the
+# weights of a mixture, so their folders may move. A name that ends in a dot is a whole section.)
 MAY_CHANGE_ON_RESUME = (
     "name",
     "runs",
@@ -83,6 +84,7 @@ MAY_CHANGE_ON_RESUME = (
     "interrupted_exit_code",
     "compute.unroll",
     "data.folder",
+    "data.mixture",
     "data.micro_batch",
     "horizon.",
     "mesh.",
@@ -104,6 +106,7 @@ PATH_FIELDS = ("runs", "init_from", "data.folder", "eval.hellaswag")
 # needs one in KEPT_UNLESS_NAMED too, so that old runs resume unchanged.
 EARLIER: dict[str, object] = {
     "interrupted_exit_code": 0,
+    "data.mixture": "",
     "compute.unroll": 1,
     "model.architecture": "gpt2",
     "optimizer.kind": "adamw",

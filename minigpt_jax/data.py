@@ -2,11 +2,12 @@
 
 Row i of a stream is `stream[i*T : i*T + T + 1]`, its loss weights `mask[i*T + 1 : i*T + T + 1]`.
 Every epoch contains every row once. Each epoch has a different order, so the rows of a step follow
-from the seed and the number of the step, and a checkpoint needs no state of the data.
+from the seed and the number of the step, and a checkpoint needs no state of the data. A mixture has
+several sources, with epochs of their own.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
@@ -17,7 +18,8 @@ import jax
 import numpy as np
 from jaxtyping import Int, Integer, UInt8, UInt16
 
-from minigpt_jax.token_stream import Stream
+from minigpt_jax.mixture import Source, first_rows, joined, turns
+from minigpt_jax.token_stream import Stream, row_count
 
 
 class Batch(NamedTuple):
@@ -27,11 +29,6 @@ class Batch(NamedTuple):
     tokens: UInt16[jax.Array | np.ndarray, "A B T+1"]
     # The loss weights of tokens[:, :, 1:].
     weights: UInt8[jax.Array | np.ndarray, "A B T"]
-
-
-def row_count(stream: Stream, context: int) -> int:
-    """Rows of `context` + 1 tokens that the stream holds."""
-    return (stream.length - 1) // context
 
 
 # A batch at the end of an epoch needs two orders. For 10 B tokens an order takes 80 MB.
@@ -45,13 +42,25 @@ def row_order(seed: int, epoch: int, rows: int) -> Int[np.ndarray, " {rows}"]:
     return np.argsort(draws, kind="stable")
 
 
-def rows_at(seed: int, step: int, batch: int, rows: int) -> Int[np.ndarray, " {batch}"]:
-    """Row numbers of the 0-based `step`; at the end of an epoch they continue into the next one."""
-    positions = np.arange(step * batch, (step + 1) * batch)
-    epochs, places = np.divmod(positions, rows)
-    numbers = [
-        row_order(seed, int(e), rows)[place] for e, place in zip(epochs, places, strict=True)
-    ]
+def rows_at(
+    seed: int,
+    step: int,
+    batch: int,
+    rows: Sequence[int],
+    shares: Sequence[int] = (1,),
+    order: Callable[[int, int, int], np.ndarray] = row_order,
+) -> Int[np.ndarray, " {batch}"]:
+    """Row numbers of the 0-based `step`, in the `joined` stream of sources with `rows` rows each.
+
+    At the end of an epoch of a source they continue into its next one. `order` is `row_order`.
+    """
+    firsts = first_rows(rows)
+    numbers = []
+    for source, before in turns(step * batch, (step + 1) * batch, shares):
+        epoch, place = divmod(before, rows[source])
+        # Above the bits of the seed, so that sources of equal length have different orders.
+        own_seed = seed + (source << 32)
+        numbers.append(firsts[source] + order(own_seed, epoch, rows[source])[place])
     return np.array(numbers)
 
 
@@ -101,7 +110,7 @@ def batch_at(
 class Batches:
     """The batches of a run by step. A thread reads the next one while the devices compute."""
 
-    stream: Stream
+    sources: Sequence[Source]
     sharding: jax.sharding.Sharding
     _: KW_ONLY
     seed: int
@@ -119,15 +128,21 @@ class Batches:
     _ahead: dict[int, Future] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        # Of each source.
+        self._rows = [row_count(source.train, self.context) for source in self.sources]
+        self._shares = [source.share for source in self.sources]
+        self._stream = joined(self.sources, self._rows, self.context)
+        # Two orders for each source, as above.
+        self._order = lru_cache(maxsize=2 * len(self.sources))(row_order)
         self._reader = ThreadPoolExecutor(max_workers=1)
 
     def rows(self, step: int) -> Int[np.ndarray, " B"]:
         """Row numbers of `step`."""
-        return rows_at(self.seed, step, self.batch, row_count(self.stream, self.context))
+        return rows_at(self.seed, step, self.batch, self._rows, self._shares, self._order)
 
     def hash(self, step: int) -> str:
         """16 hex digits that identify the batch of `step`."""
-        return batch_hash(self.stream, self.rows(step))
+        return batch_hash(self._stream, self.rows(step))
 
     def at(self, step: int) -> Batch:
         """The batch of `step`; the thread then begins to read the batch of `step` + 1."""
@@ -144,7 +159,7 @@ class Batches:
     def _submit(self, step: int) -> Future:
         return self._reader.submit(
             lambda: batch_at(
-                self.stream, self.rows(step), self.context, self.accumulation, self.sharding
+                self._stream, self.rows(step), self.context, self.accumulation, self.sharding
             )
         )
 

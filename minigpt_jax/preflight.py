@@ -16,7 +16,7 @@ from minigpt_jax.runtime.standard_streams import prepare_streams
 if TYPE_CHECKING:
     from minigpt_jax.config import Config
     from minigpt_jax.evals.hellaswag import Question
-    from minigpt_jax.token_stream import Stream
+    from minigpt_jax.mixture import Source
 
 
 class Preflight(NamedTuple):
@@ -25,8 +25,7 @@ class Preflight(NamedTuple):
     config: "Config"
     # The config fields that the command line sets.
     named_fields: frozenset[str]
-    train_stream: "Stream"
-    val_stream: "Stream"
+    sources: "tuple[Source, ...]"
     questions: "Sequence[Question]"
     stop_requested: Callable[[], bool]
 
@@ -59,16 +58,17 @@ def check_inputs(
     # Imported here, so that the signal handlers are installed first.
     from minigpt_jax.config import named_fields, parse
     from minigpt_jax.evals import hellaswag
-    from minigpt_jax.token_stream import open_splits
+    from minigpt_jax.mixture import open_sources, shares_of
     from minigpt_jax.tracking.tracker import require_tracker
 
     c = parse(argv)
     if c.log.tracker:
         require_tracker(c.log.tracker)
-    train_stream, val_stream = open_splits(
-        c.data.folder, c.model.vocab_size, c.model.context, packed=c.data.isolate_documents
+    shares = shares_of(c.data.folder, c.data.mixture)
+    sources = open_sources(
+        shares, c.model.vocab_size, c.model.context, packed=c.data.isolate_documents
     )
     questions = []
     if c.eval.hellaswag and c.eval.hellaswag_every:
         questions = hellaswag.load(c.eval.hellaswag, c.model.context, c.eval.hellaswag_rows)
-    return Preflight(c, named_fields(argv), train_stream, val_stream, questions, stop_requested)
+    return Preflight(c, named_fields(argv), sources, questions, stop_requested)

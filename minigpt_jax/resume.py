@@ -53,8 +53,13 @@ def refuse_changes(run: Path, settings: dict, data_identity: str, meta: dict) ->
     """
     differing = config_diff(meta["config"], settings)
     if meta["data"] != data_identity:
-        folder = settings["data"]["folder"]
-        differing.append(f"the data: {folder} does not hold the training tokens of this run")
+        before = meta["config"]["data"].get("mixture", "")
+        mixture = settings["data"]["mixture"]
+        if mixture == before:
+            where = mixture or settings["data"]["folder"]
+            differing.append(f"the data: {where} does not hold the training tokens of this run")
+        else:
+            differing.append(f"data.mixture: {before!r} -> {mixture!r}")
     if differing and not settings["accept_changes"]:
         raise InputError(
             f"{run} was started with other settings ({'; '.join(differing)}). Set them back, "

@@ -1,6 +1,8 @@
-"""Estimate the time of a whole run, from measured speeds where there are any, and its disk."""
+"""Estimate the time of a whole run, from measured speeds where there are any; its data and disk."""
 
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,6 +10,8 @@ import numpy as np
 from minigpt_jax.config import horizon_steps
 from minigpt_jax.hardware import ACCELERATORS, MEASUREMENTS, Measurement
 from minigpt_jax.memory import format_bytes, state_values
+from minigpt_jax.mixture import rows_of_each, shares_of
+from minigpt_jax.token_stream import MANIFEST, read_manifest
 from minigpt_jax.tracking.durations import format_estimate
 
 if TYPE_CHECKING:
@@ -32,11 +36,13 @@ def run_lines(c, config: "GPTConfig", device: str, devices: int, dtype: str) -> 
         f"disk         {format_bytes((c.save.keep + 2) * checkpoint)} for checkpoints of "
         f"{format_bytes(checkpoint)} ({c.save.keep} newest, the best, one being written)"
     )
-    if c.horizon.epochs:
+    shares = shares_of(c.data.folder, c.data.mixture)
+    rows = {folder: prepared_rows(folder, config.context) for folder in shares}
+    if c.horizon.epochs and not all(rows.values()):
         epochs = f"{c.horizon.epochs:g} epochs of data, which train.py counts when it starts"
-        return [f"time         {epochs}", disk]
+        return [*data_lines(shares, rows, None), f"time         {epochs}", disk]
 
-    steps = horizon_steps(c.data.batch, config.context, 0, **c.horizon)
+    steps = horizon_steps(c.data.batch, config.context, sum(rows.values()), **c.horizon)
     tokens = steps * c.data.batch * config.context
     flops = tokens * config.flops_per_token
     lines = [f"run          {steps:,} steps, {tokens:,} tokens, {flops:.2g} FLOPs"]
@@ -46,10 +52,39 @@ def run_lines(c, config: "GPTConfig", device: str, devices: int, dtype: str) -> 
         flops += own
     return [
         *lines,
+        *data_lines(shares, rows, steps * c.data.batch),
         *time_lines(flops, device, devices, dtype),
         f"{disk}, {format_bytes(RECORD_BYTES * steps)} for records, "
         f"{format_bytes(TOKEN_BYTES * tokens)} for that many tokens",
     ]
+
+
+def prepared_rows(folder: str, context: int) -> int:
+    """Rows of the training split in `folder` by its manifest; 0 where there is none yet."""
+    if not (Path(folder) / MANIFEST).exists():
+        return 0
+    tokens = read_manifest(Path(folder))["splits"]["train"]["tokens"]
+    return (tokens - 1) // context
+
+
+def data_lines(
+    shares: Mapping[str, int], rows: Mapping[str, int], rows_read: int | None
+) -> list[str]:
+    """A line for each folder: its part of the rows, its own rows, and epochs in `rows_read` rows.
+
+    `rows_read` is None where it is not known.
+    """
+    counts = rows_of_each(rows_read or 0, list(shares.values()))
+    lines = []
+    for (folder, share), count in zip(shares.items(), counts, strict=True):
+        line = f"{'' if lines else 'data':13}{folder}"
+        if len(shares) > 1:
+            line += f", {share / sum(shares.values()):.4g} of the rows"
+        line += f": {rows[folder]:,} rows" if rows[folder] else ": not prepared yet"
+        if rows[folder] and rows_read is not None:
+            line += f", {count / rows[folder]:.2f} epochs"
+        lines.append(line)
+    return lines
 
 
 def muon_flops(config: "GPTConfig") -> int:

@@ -2,6 +2,7 @@
 
 runs/<name>/config.json       the config of its last start
 runs/<name>/environment.json  machine, versions and command of its last start
+runs/<name>/data.json         folders of its data, their parts of the rows and checksums
 runs/<name>/checkpoints/      see checkpoint.py
 runs/<name>/metrics.jsonl     one line per step
 runs/<name>/tensorboard/      the same for TensorBoard

@@ -109,6 +109,11 @@ def _read_range(
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
+def row_count(stream: Stream, context: int) -> int:
+    """Rows of `context` + 1 tokens that the stream holds."""
+    return (stream.length - 1) // context
+
+
 def open_splits(
     folder: str, vocab_size: int, context: int, *, packed: bool
 ) -> tuple[Stream, Stream]:

@@ -18,6 +18,7 @@ from minigpt_jax.data import (
     row_order,
     rows_at,
 )
+from minigpt_jax.mixture import Source
 from minigpt_jax.shard_writer import ShardWriter, write_manifest
 from minigpt_jax.sharding import batch_sharding, make_mesh
 from minigpt_jax.token_stream import Stream, open_stream
@@ -82,16 +83,16 @@ def test_the_order_never_changes():
 def test_every_row_comes_once_an_epoch_also_where_an_epoch_ends_inside_a_batch(batch, rows):
     epochs = 7
     steps = -(-epochs * rows // batch)
-    visited = np.concatenate([rows_at(5, step, batch, rows) for step in range(steps)])
+    visited = np.concatenate([rows_at(5, step, batch, [rows]) for step in range(steps)])
     for epoch in range(epochs):
         found = visited[epoch * rows : (epoch + 1) * rows]
         assert found.tolist() == row_order(5, epoch, rows).tolist()
 
 
 def test_the_rows_of_a_step_depend_on_its_number_alone():
-    forward = [rows_at(9, step, 4, 10).tolist() for step in range(20)]
-    assert [rows_at(9, step, 4, 10).tolist() for step in reversed(range(20))] == forward[::-1]
-    assert rows_at(10, 3, 4, 10).tolist() != forward[3]
+    forward = [rows_at(9, step, 4, [10]).tolist() for step in range(20)]
+    assert [rows_at(9, step, 4, [10]).tolist() for step in reversed(range(20))] == forward[::-1]
+    assert rows_at(10, 3, 4, [10]).tolist() != forward[3]
 
 
 # ---- the rows
@@ -135,7 +136,7 @@ def test_the_hash_identifies_the_rows_and_the_data(stream: Stream):
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_global_batch_holds_its_rows_on_every_mesh(stream: Stream, mesh, accumulation: int):
     assert jax.device_count() == 4
-    rows = rows_at(1, 2, 8, ROWS)
+    rows = rows_at(1, 2, 8, [ROWS])
     expected_arrays = read_rows(stream, rows.reshape(accumulation, -1), CONTEXT)
     batch = batch_at(stream, rows, CONTEXT, accumulation, sharding_of(*mesh))
     for array, expected in zip(batch, expected_arrays, strict=True):
@@ -151,7 +152,7 @@ def test_a_global_batch_holds_its_rows_on_every_mesh(stream: Stream, mesh, accum
 @pytest.fixture
 def batches(stream: Stream) -> Iterator[Batches]:
     batches = Batches(
-        stream,
+        [Source("data", 1, stream, stream)],
         sharding_of(4, 1, 1),
         seed=3,
         batch=4,
@@ -166,7 +167,7 @@ def batches(stream: Stream) -> Iterator[Batches]:
 @pytest.mark.parametrize("steps", [range(9), range(5, 9), [8], [4, 2, 2, 7]])
 def test_a_batch_depends_on_its_step_alone(stream: Stream, batches: Batches, steps):
     for step in steps:
-        rows = rows_at(3, step, 4, ROWS)
+        rows = rows_at(3, step, 4, [ROWS])
         assert batches.rows(step).tolist() == rows.tolist()
         assert batches.hash(step) == batch_hash(stream, rows)
         tokens, weights = batches.at(step)

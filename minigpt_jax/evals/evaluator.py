@@ -11,6 +11,7 @@ from minigpt_jax import chat
 from minigpt_jax.errors import EvaluationStopped
 from minigpt_jax.evals import bits, hellaswag, scoring
 from minigpt_jax.loaded_run import LoadedRun
+from minigpt_jax.mixture import Source
 from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.sampling import sampling_params
@@ -48,8 +49,7 @@ class Evaluator:
     batch: int
     # Steps of the run: after the last one everything is measured.
     horizon: int
-    train_stream: Stream
-    val_stream: Stream
+    sources: Sequence[Source]
     questions: Sequence[hellaswag.Question] = ()
     # Asked again and again: an evaluation takes long, and a resumed run repeats it.
     stop_requested: Callable[[], bool] = lambda: False
@@ -63,16 +63,24 @@ class Evaluator:
 
         It holds "step", "train_loss", "validation_loss", "bits_per_byte", "samples", and
         "hellaswag" where it is due. The rows depend neither on the seed nor on the step.
+
+        Of several sources it holds "validation_loss/FOLDER" too, as a run of that folder alone
+        measures it; the values above are their means, weighted with the shares of the rows.
         """
         failpoint("during_evaluation", step)
-        train = self._measure(params, self.train_stream)
-        validation = self._measure(params, self.val_stream)
+        train = [self._measure(params, source.train) for source in self.sources]
+        validation = [self._measure(params, source.val) for source in self.sources]
         record = {
             "step": step,
-            "train_loss": train.loss,
-            "validation_loss": validation.loss,
-            "bits_per_byte": validation.bits_per_byte,
+            "train_loss": self._mean([measure.loss for measure in train]),
+            "validation_loss": self._mean([measure.loss for measure in validation]),
+            "bits_per_byte": self._mean([measure.bits_per_byte for measure in validation]),
         }
+        if len(self.sources) > 1:
+            record |= {
+                f"validation_loss/{source.folder}": measure.loss
+                for source, measure in zip(self.sources, validation, strict=True)
+            }
         if self._hellaswag_due(step):
             score = partial(
                 scoring.score,
@@ -97,6 +105,12 @@ class Evaluator:
             context=self.config.context,
             stop_requested=self.stop_requested,
         )
+
+    def _mean(self, values: Sequence[float]) -> float:
+        """Of a value for each source, weighted with their shares."""
+        total = sum(source.share for source in self.sources)
+        weights = [source.share / total for source in self.sources]
+        return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
     def _hellaswag_due(self, step: int) -> bool:
         """True at the first evaluation after each multiple of `hellaswag_every`, and at the end."""

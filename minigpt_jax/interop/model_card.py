@@ -4,6 +4,7 @@ from pathlib import Path
 from string import Template
 
 from minigpt_jax.loaded_run import LoadedRun
+from minigpt_jax.mixture import shares_of
 
 COMPLETION_USAGE = """\
 ```python
@@ -96,6 +97,14 @@ def _usage(run: LoadedRun) -> str:
     )
 
 
+def _data(folder: str, mixture: str) -> str:
+    shares = shares_of(folder, mixture)
+    if len(shares) == 1:
+        return Path(*shares).name
+    total = sum(shares.values())
+    return ", ".join(f"{share / total:.3g} {Path(name).name}" for name, share in shares.items())
+
+
 def _facts(run: LoadedRun) -> list[tuple[str, str]]:
     """The rows of the table. Folders appear by name only, so that no path is published."""
     config = run.config
@@ -111,7 +120,7 @@ def _facts(run: LoadedRun) -> list[tuple[str, str]]:
         kind = training["optimizer"].get("kind")
         facts += [
             ("began with", Path(init_from).name if init_from else "fresh weights"),
-            ("data", Path(training["data"]["folder"]).name),
+            ("data", _data(training["data"]["folder"], training["data"].get("mixture", ""))),
             ("steps", f"{run.meta['step']:,} of {batch} x {config.context} tokens"),
             ("optimizer", "Muon and Adam" if kind == "muon" else "AdamW"),
             ("learning rate", f"{schedule['peak']:g}, {schedule['kind']}"),

@@ -4,13 +4,13 @@ They are read from the run's own data, and left out where these are not there an
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from minigpt_jax.errors import InputError
 from minigpt_jax.loaded_run import LoadedRun
-from minigpt_jax.token_stream import Stream, open_stream
+from minigpt_jax.mixture import identity, open_sources, shares_of
+from minigpt_jax.token_stream import Stream
 from minigpt_jax.tokenizer import END, END_OF_TEXT, USER, Tokenizer
 
 NUM_EXAMPLES = 3
@@ -29,20 +29,18 @@ def example_questions(run: LoadedRun) -> list[str]:
     if not run.can_chat:
         return []
     try:
-        stream = open_stream(
-            Path(run.meta["config"]["data"]["folder"]),
-            "train",
-            tokenizer=run.tokenizer.hash,
-            vocab_size=run.config.vocab_size,
-            context=run.config.context,
-        )
+        data = run.meta["config"]["data"]
+        shares = shares_of(data["folder"], data.get("mixture", ""))
+        # A model that can chat was trained on packed conversations.
+        sources = open_sources(shares, run.config.vocab_size, run.config.context, packed=True)
     # KeyError and TypeError: weights that were imported have no training config.
     except (KeyError, TypeError, InputError, OSError):
         return []
-    if stream.identity != run.meta.get("data"):
+    if identity(sources) != run.meta.get("data"):
         return []
     found: list[str] = []
     for part in range(NUM_EXAMPLES):
+        stream = sources[part % len(sources)].train
         questions = _short_questions(stream, part, run.tokenizer)
         found += [next((question for question in questions if question not in found), "")]
     return [question for question in found if question]

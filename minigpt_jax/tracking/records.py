@@ -47,6 +47,7 @@ class RunRecords(NamedTuple):
     evaluations: list[dict]
     config: dict
     environment: dict
+    data: dict
     answers: dict
 
 
@@ -58,6 +59,7 @@ def read_records(run: Path) -> RunRecords:
         evaluations=_read(run / "evaluations.jsonl", read_jsonl),
         config=_read(run / "config.json", _read_json),
         environment=_read(run / "environment.json", _read_json),
+        data=_read(run / "data.json", _read_json),
         answers=_read(run / "answers.json", _read_json),
     )
 
@@ -66,6 +68,12 @@ def best_evaluation(evaluations: list[dict]) -> dict:
     """The evaluation with the lowest validation loss; {} if none is finite."""
     finite = [e for e in evaluations if np.isfinite(e["validation_loss"])]
     return min(finite, key=lambda e: e["validation_loss"], default={})
+
+
+def losses_by_folder(evaluation: dict) -> dict[str, float]:
+    """The validation losses of the folders of a mixture; {} of other data."""
+    start = "validation_loss/"
+    return {k.removeprefix(start): v for k, v in evaluation.items() if k.startswith(start)}
 
 
 def _read_steps(path: Path) -> Columns:

@@ -9,11 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from minigpt_jax.errors import InputError, RunError, first_line, os_error_text
+from minigpt_jax.mixture import rows_of_each
 from minigpt_jax.runtime.files import atomic_write, shell_word
 from minigpt_jax.tracking import page
 from minigpt_jax.tracking.durations import format_duration
 from minigpt_jax.tracking.rates import REPORT_WINDOW, WindowRates, window_rates
-from minigpt_jax.tracking.records import Columns, RunRecords, best_evaluation, read_records
+from minigpt_jax.tracking.records import (
+    Columns,
+    RunRecords,
+    best_evaluation,
+    losses_by_folder,
+    read_records,
+)
 
 
 def write_report(run: Path) -> Path:
@@ -27,8 +34,9 @@ def write_report(run: Path) -> Path:
         text = report_page(records)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{run}: config.json, environment.json, evaluations.jsonl or answers.json is not what "
-            f"this program writes ({error!r}): restore it, or delete it to report without it"
+            f"{run}: config.json, environment.json, data.json, evaluations.jsonl or answers.json "
+            f"is not what this program writes ({error!r}): restore it, or delete it to report "
+            "without it"
         ) from error
     path = run / "report.html"
     try:
@@ -68,6 +76,7 @@ def report_page(records: RunRecords) -> str:
         "Summary": summary(steps, evaluations, rates, records.config) + left_out(rates),
         "Before and after": f"{before_and_after(evaluations)}\n{answers(records.answers)}",
         "Curves": curves,
+        "Data": data(records),
         "Samples": samples(evaluations),
         "Config": page.settings(records.config),
         "Environment": page.settings(records.environment),
@@ -139,10 +148,29 @@ def before_and_after(evaluations: list[dict]) -> str:
         ("Bits per byte", "bits_per_byte"),
     ):
         rows.append([label, *(_number(e[field]) for e in columns.values())])
+    for folder in losses_by_folder(evaluations[-1]):
+        losses = (_number(losses_by_folder(e).get(folder)) for e in columns.values())
+        rows.append([f"Loss on validation text of {folder}", *losses])
     if any("hellaswag" in e for e in columns.values()):
         accuracies = (_number(e.get("hellaswag"), ".1%") for e in columns.values())
         rows.append(["HellaSwag", *accuracies])
     return page.number_table(rows)
+
+
+def data(records: RunRecords) -> str:
+    """How much of each folder the run has read, in the steps that are recorded."""
+    sources = records.data.get("sources", [])
+    if not sources:
+        return page.paragraph("Not recorded.")
+    steps = records.steps["step"]
+    rows_read = int(steps[-1] + 1) * records.data["batch"] if len(steps) else 0
+    shares = [source["share"] for source in sources]
+    table = [["", "part of the rows", "rows", "rows read", "epochs"]]
+    for source, count in zip(sources, rows_of_each(rows_read, shares), strict=True):
+        part = f"{source['share'] / sum(shares):.4g}"
+        epochs = f"{count / source['rows']:.2f}"
+        table.append([source["folder"], part, f"{source['rows']:,}", f"{count:,}", epochs])
+    return page.number_table(table)
 
 
 def answers(record: dict) -> str:

@@ -15,6 +15,7 @@ from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.runtime.files import atomic_write, read_jsonl, shell_word
 from minigpt_jax.tracking.console import Console
 from minigpt_jax.tracking.rates import StepTime, Window, data_share, seconds_left, tokens_per_second
+from minigpt_jax.tracking.records import losses_by_folder
 from minigpt_jax.tracking.step_clock import StepClock
 from minigpt_jax.tracking.tracker import Tracker
 
@@ -149,7 +150,8 @@ class RunLog:
         """Record an evaluation.
 
         `record`: "step" (updates done), "train_loss", "validation_loss", "bits_per_byte", "samples"
-        with "prompt" and "text", and "hellaswag" (accuracy) where it was measured.
+        with "prompt" and "text", "hellaswag" (accuracy) where it was measured, and of a mixture
+        "validation_loss/FOLDER".
         """
         hellaswag = f", HellaSwag {record['hellaswag']:.1%}" if "hellaswag" in record else ""
         self.say(
@@ -157,6 +159,8 @@ class RunLog:
             f"({record['bits_per_byte']:.3f} bits per byte), "
             f"on rows of the training set {record['train_loss']:.4f}{hellaswag}"
         )
+        for folder, loss in losses_by_folder(record).items():
+            self.say(f"    validation loss {loss:.4f} of {folder}")
         for sample in record["samples"]:
             self.say(f"    {sample['prompt']!r} -> {sample['text']!r}")
         if self._evaluations:

@@ -35,12 +35,12 @@ RECIPES = {
 }
 
 
-def write_numbers(folder: Path, shard_tokens: int = 4000) -> Path:
+def write_numbers(folder: Path, shard_tokens: int = 4000, tokens: int = 9000) -> Path:
     """Shards of ids below VOCAB, each close to the one before; several files per split."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
     splits = {}
-    for split, count in (("train", 9000), ("val", 900)):
+    for split, count in (("train", tokens), ("val", tokens // 10)):
         writer = ShardWriter(folder, split, shard_tokens=shard_tokens)
         ids = np.cumsum(draw.integers(1, 4, count)) % VOCAB
         writer.append(ids.astype(np.uint16))

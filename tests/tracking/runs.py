@@ -10,7 +10,7 @@ from minigpt_jax.tracking.run_log import StepLog
 TOKENS_PER_STEP = 1000
 FIRST_STEP_SECONDS = 30.0
 STEP_SECONDS = 0.5
-SECTIONS = ("Summary", "Before and after", "Curves", "Samples", "Config", "Environment")
+SECTIONS = ("Summary", "Before and after", "Curves", "Data", "Samples", "Config", "Environment")
 
 
 def step_record(step: int, **changes) -> dict:

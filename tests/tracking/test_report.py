@@ -226,7 +226,7 @@ def test_metrics_alone_are_enough(tmp_path: Path):
     run = make_run(tmp_path, [], [])
     for name in ("evaluations.jsonl", "config.json", "environment.json"):
         (run / name).unlink()
-    assert report_of(run).count("Not recorded.") == 2
+    assert report_of(run).count("Not recorded.") == 3
 
 
 # ---- errors
