@@ -38,7 +38,8 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.seed = 1337
     # Folder of another run, whose newest weights this run begins with. "": random weights.
     c.init_from = ""
-    # Start from step 0 even if the run exists; this removes its checkpoints.
+    # Start from step 0 even if the run exists; its checkpoints are set aside until
+    # the first save.
     c.fresh = False
     # Resume even if the config or the data differ from those of the checkpoint.
     c.accept_changes = False

@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from data_tools.recipe import Recipe
 from minigpt_jax.runtime.files import expand_home, user_path
-from minigpt_jax.shard_writer import SHARD_TOKENS
 
 _PROGRAM = "python -m data_tools.fineweb"
 _USAGE = f"""{_PROGRAM} --source SOURCE --out OUT [options]
@@ -98,19 +98,19 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--text-column",
         dest="column",
-        help="field that holds the text (default: text)",
+        help=f"field that holds the text (default: {Recipe.column})",
     )
     add(
         "--val-every",
         type=_at_least(2),
         metavar="N",
-        help="every Nth document is for validation (default: 100)",
+        help=f"every Nth document is for validation (default: {Recipe.val_every})",
     )
     add(
         "--shard-tokens",
         type=_at_least(1),
         metavar="N",
-        help=f"tokens per shard (default: {SHARD_TOKENS})",
+        help=f"tokens per shard (default: {Recipe.shard_tokens})",
     )
     add(
         "--workers",

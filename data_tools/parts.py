@@ -10,7 +10,6 @@ when a part is read.
 """
 
 import errno
-import fcntl
 import io
 import json
 import os
@@ -18,7 +17,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -152,14 +151,10 @@ def _file_contents(files: list[list[Any]] | None) -> list[FileContent] | None:
 @contextmanager
 def _renamed_into_place(path: Path) -> Iterator[io.BufferedRandom]:
     """A new file that becomes `path` at the end, unless there is an error."""
-    _delete_abandoned(path)
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     with errors_name(path):
         try:
             with temporary.open("w+b") as file:
-                # Tells others that this process is alive.
-                with suppress(OSError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -167,15 +162,6 @@ def _renamed_into_place(path: Path) -> Iterator[io.BufferedRandom]:
                 temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _delete_abandoned(path: Path) -> None:
-    """Delete what killed processes have left of this part: files that nobody has locked."""
-    for temporary in path.parent.glob(f"{path.name}.*.tmp"):
-        # Another process may delete it, and a file system without locks does not tell.
-        with suppress(OSError), temporary.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            temporary.unlink()
 
 
 @contextmanager

@@ -1,14 +1,16 @@
 """Prepare text with datatrove's executors: each of their tasks writes one part.
 
-    pip install datatrove
+    pip install datatrove                 # tested: 0.10.1
     python -m examples.datatrove_parts my_texts/ data/parts data/mine --tasks 8
 
 This runs the tasks on the machine that it is started on. Any other executor of datatrove runs the
-same function; only the next lines differ, and --merge joins the parts when all are there:
+same function; only the next lines differ, and --merge joins the parts when all are there. On a real
+Slurm or Ray cluster they are untested:
 
     step = partial(write_part, recipe, folder, 16)
-    SlurmPipelineExecutor([step], tasks=8, time="02:00:00", partition="cpu", cpus_per_task=16).run()
-    RayPipelineExecutor([step], tasks=8, cpus_per_task=16).run()
+    some = {"tasks": 8, "cpus_per_task": 16, "skip_completed": False}
+    SlurmPipelineExecutor([step], time="02:00:00", partition="cpu", **some).run()
+    RayPipelineExecutor([step], **some).run()
 """
 
 import argparse
@@ -23,6 +25,7 @@ from data_tools.folder_lock import lock
 from data_tools.join_parts import join_parts
 from data_tools.make_parts import make_part
 from data_tools.recipe import Recipe
+from minigpt_jax.runtime.files import user_path
 from minigpt_jax.runtime.program import exit_cleanly
 
 
@@ -37,8 +40,8 @@ def main() -> None:
     """Write the parts of one source, as many at a time as there are cores, and join them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source")
-    parser.add_argument("parts", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("parts", type=user_path)
+    parser.add_argument("out", type=user_path)
     parser.add_argument("--tasks", type=int, default=8)
     options = parser.parse_args()
     LocalPipelineExecutor(

@@ -5,7 +5,10 @@
 #   sbatch --dependency=afterok:$array --wrap \
 #       ".venv/bin/python -m data_tools.fineweb --merge data/parts --out data/mine"
 #
-# If some tasks failed: sbatch --array=3,6 examples/slurm_parts.sh my_texts/ data/parts
+# If some tasks failed, repeat them, then the merge, whose dependency cannot be met any more:
+#
+#   array=$(sbatch --parsable --array=3,6 examples/slurm_parts.sh my_texts/ data/parts)
+#
 #SBATCH --job-name=parts --array=0-7 --cpus-per-task=16 --requeue
 
 # Not SLURM_ARRAY_TASK_COUNT, which is smaller where only some tasks are repeated.

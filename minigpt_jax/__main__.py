@@ -74,6 +74,9 @@ def no_such_word(arguments: "Sequence[str]") -> str:
         )
     from difflib import get_close_matches
 
+    begun = [word for word in WORDS if word.split()[0] == arguments[0]]
+    if begun and arguments[1].startswith("-"):
+        return f"minigpt {arguments[0]}: expected one of {', '.join(begun)}"
     # The second one too: of "export huf" and of "exprot hf".
     for asked in (" ".join(arguments[:2]), arguments[0]):
         if nearest := get_close_matches(asked, WORDS, n=1):

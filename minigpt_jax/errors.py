@@ -62,7 +62,8 @@ def machine_fault(error: Exception) -> str | None:
         return f"the memory is full ({first_line(error)}): end other programs"
     if isinstance(error, ImportError):
         return (
-            f"a library is missing or broken ({first_line(error)}): make install, or pip install ."
+            f"a library is missing or broken ({first_line(error)}): in the checkout, run "
+            "make install or pip install ."
         )
     # By name, because most commands report wrong input before they import JAX.
     if "JaxRuntimeError" in kinds or "XlaRuntimeError" in kinds:

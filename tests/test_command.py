@@ -54,6 +54,7 @@ def test_half_of_a_word_lists_what_can_follow():
         ("exprot gguf", "did you mean minigpt export gguf?"),
         ("export-hf", "did you mean minigpt export hf?"),
         ("export huf --run x", "did you mean minigpt export hf?"),
+        ("export --run x", "expected one of export hf, export gguf"),
         ("chat", f"expected one of {', '.join(WORDS)}"),
         ("--run runs/x serve", f"expected one of {', '.join(WORDS)}"),
         ("train --config configs/pretrain.py", "python train.py --config configs/quickstart.py"),

@@ -131,3 +131,5 @@ def test_the_reference_explains_what_users_import(site: Path):
         assert f'id="minigpt_jax.{name}"' in page
     # The comment above a field.
     assert "Only the k most likely tokens; padded V: all." in page
+    fields = (site / "docs" / "api" / "configs.html").read_text()
+    assert "How many of the newest checkpoints to keep" in fields

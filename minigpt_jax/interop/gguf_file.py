@@ -57,7 +57,7 @@ def check_architecture(config: GPTConfig) -> None:
     if not config.is_gpt2:
         raise InputError(
             f"the run is a {config.name}, an architecture that llama.cpp and GGUF do not have: "
-            "use minigpt_jax.interop.export_hf (transformers loads that), or train a GPT-2 "
+            "use minigpt export hf (transformers loads that), or train a GPT-2 "
             "(model.architecture=gpt2)"
         )
 

@@ -41,6 +41,11 @@ class StepTime(NamedTuple):
     measured: bool
 
 
+def is_shown(done: int, every: int, horizon: int) -> bool:
+    """Whether curves have a point after `done` updates of `horizon`: every `every`th, both ends."""
+    return done % every == 0 or done in (1, horizon)
+
+
 def step_time(
     previous_ready: float | None,
     dispatched: float,

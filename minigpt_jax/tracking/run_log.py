@@ -14,7 +14,14 @@ from minigpt_jax.runs import checkpoint_steps
 from minigpt_jax.runtime.failpoint import failpoint
 from minigpt_jax.runtime.files import atomic_write, read_jsonl, shell_word
 from minigpt_jax.tracking.console import Console
-from minigpt_jax.tracking.rates import StepTime, Window, data_share, seconds_left, tokens_per_second
+from minigpt_jax.tracking.rates import (
+    StepTime,
+    Window,
+    data_share,
+    is_shown,
+    seconds_left,
+    tokens_per_second,
+)
 from minigpt_jax.tracking.records import losses_by_folder
 from minigpt_jax.tracking.step_clock import StepClock
 from minigpt_jax.tracking.tracker import Tracker
@@ -84,7 +91,7 @@ class RunLog:
         self.clock = StepClock()
         # Since the last line that stays on the console, and since the first step.
         self._window = self._whole = Window()
-        self._start = start
+        self._start = self._steps_done = start
         self._console = Console()
         self._steps = None
         self._evaluations = None
@@ -111,6 +118,7 @@ class RunLog:
             self._open_tensorboard()
         self._start_tracker()
         numbers = {name: float(value) for name, value in jax.device_get(values).items()}
+        self._steps_done = step + 1
         time = self.clock.next()
         record = {
             "step": step,
@@ -125,7 +133,7 @@ class RunLog:
             **self._rates(int(time.measured), time.seconds),
         }
         if self._steps:
-            due = (step + 1) % self.every == 0 or step + 1 in (1, self.horizon)
+            due = is_shown(step + 1, self.every, self.horizon)
             shown = self._of_window(record, time)
             with self._on_disk():
                 self._steps.write(record)
@@ -177,9 +185,12 @@ class RunLog:
     def close(self) -> None:
         """Close the files and the clock."""
         self.clock.close()
-        for writer in (self._steps, self._evaluations, self._tensorboard, self._tracker):
+        for writer in (self._steps, self._evaluations, self._tensorboard):
             if writer:
                 writer.close()
+        if self._tracker:
+            # A stopped run must end in the time that its scheduler gives.
+            self._tracker.close(wait=self._steps_done == self.horizon)
 
     def _of_window(self, record: dict, time: StepTime) -> dict:
         """`record` with the rates and waits since the line before, which now include this step."""
@@ -220,7 +231,8 @@ class RunLog:
         """Not before train.py has written the config of this start."""
         if self._wanted_tracker and not self._tracker:
             self._tracker = Tracker(
-                *(self.run, self._wanted_tracker),
+                self.run,
+                self._wanted_tracker,
                 start=self._start,
                 every=self.every,
                 horizon=self.horizon,

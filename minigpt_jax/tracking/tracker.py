@@ -9,14 +9,20 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from minigpt_jax.errors import InputError
 
 PACKAGE_FOLDER = Path(__file__).parents[2]
+# What was tested; the code uses parts of them that are not public. pyproject.toml has the same.
+VERSIONS = {"trackio": ">=0.43,<0.44", "wandb": ">=0.31,<0.32"}
 # Seconds that a tracker has after the end of training, to send the rest.
 FINISH_SECONDS = 60
+# Seconds of waiting that need no word.
+QUICK_SECONDS = 3
 
 
 def require_tracker(name: str) -> None:
@@ -25,7 +31,8 @@ def require_tracker(name: str) -> None:
     # A folder of this name, such as W&B's own ./wandb, can be imported too; it has no origin.
     if found is None or found.origin is None:
         raise InputError(
-            f"log.tracker {name!r}: the package {name} is not installed: `pip install {name}` "
+            f"log.tracker {name!r}: the package {name} is not installed: "
+            f'`pip install "{name}{VERSIONS[name]}"` '
             'into this environment, or go without it (--config.log.tracker="")'
         )
 
@@ -55,16 +62,27 @@ class Tracker:
         except OSError as error:
             self._warn(f"its process cannot be started ({error})")
 
-    def close(self) -> None:
-        """Wait until everything is sent, for FINISH_SECONDS at most. The records must be closed."""
+    def close(self, *, wait: bool = True) -> None:
+        """Tell the process that training has ended. The records must be closed.
+
+        `wait`: until everything is sent, for FINISH_SECONDS at most. Without, it goes on alone as
+        long, and what it cannot send then is sent when the run is resumed.
+        """
         if self._process is None or self._process.stdin is None:
             return
         self._process.stdin.close()
+        if not wait:
+            return
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(QUICK_SECONDS)
+        if self._process.returncode is None:
+            print(f"{self._name}: sends the rest, for {FINISH_SECONDS} s at most", file=sys.stderr)
         try:
             # It ends itself in time; a little more is for a machine that is busy.
             code = self._process.wait(FINISH_SECONDS + 10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            # With the processes that it started, which would keep the next start waiting.
+            os.killpg(self._process.pid, signal.SIGKILL)
             code = self._process.wait()
         if code < 0:
             cause = signal.Signals(-code).name
@@ -76,7 +94,7 @@ class Tracker:
         print(f"warning: {self._name}: {problem}", file=sys.stderr)
 
 
-def tracker_environment(name: str, environment: os._Environ | dict[str, str]) -> dict[str, str]:
+def tracker_environment(name: str, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables for the tracker's process: nothing is sent that nobody asked for."""
     paths = [str(PACKAGE_FOLDER), environment.get("PYTHONPATH", "")]
     changed = dict(environment) | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}

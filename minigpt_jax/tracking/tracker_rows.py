@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from minigpt_jax.tracking.rates import StepTime, Window, data_share, tokens_per_second
+from minigpt_jax.tracking.rates import StepTime, Window, data_share, is_shown, tokens_per_second
 
 Row = tuple[int, dict[str, float]]
 
@@ -60,7 +60,7 @@ class Rows:
         for record in steps:
             self._done = record["step"] + 1
             self._window = self._window.add(_step_time(record))
-            if self._done % self._every == 0 or self._done in (1, self._horizon):
+            if is_shown(self._done, self._every, self._horizon):
                 self._put(self._done, "training", record | _of_window(record, self._window))
                 self._window = Window()
         for record in evaluations:

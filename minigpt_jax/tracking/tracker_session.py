@@ -196,7 +196,11 @@ def main(name: str, folder: str, start: str, every: str, horizon: str, finish_se
             os.dup2(log.fileno(), stream)
         # The tracker of the start before may still be at work: it and the processes that it started
         # have the lock until they end.
-        fcntl.flock(log, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            trainer.say(f"{name}: waits for the tracker of the start before")
+            fcntl.flock(log, fcntl.LOCK_EX)
         config = json.loads((run / "config.json").read_text())
         identity = tracker_identity(run / "tracker.json", config, int(start))
         open_tracker = {"trackio": open_trackio, "wandb": open_wandb}[name]

@@ -1,8 +1,10 @@
 """A tracker gets each step once, in order, whatever happens; nothing of it can stop training."""
 
 import math
+import signal
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,16 @@ from minigpt_jax.errors import InputError
 from minigpt_jax.preflight import check_inputs
 from minigpt_jax.tracking import tracker
 from minigpt_jax.tracking.run_log import StepLog
-from minigpt_jax.tracking.tracker import Tracker, require_tracker, tracker_environment
+from minigpt_jax.tracking.tracker import (
+    VERSIONS,
+    Tracker,
+    require_tracker,
+    tracker_environment,
+)
 from minigpt_jax.tracking.tracker_rows import GrowingFile, Rows
 from minigpt_jax.tracking.tracker_session import tracker_identity
-from tests.harness import arguments, command
+from tests.faults.processes import wait_until
+from tests.harness import ROOT, arguments, command
 from tests.tracking.runs import evaluation_record, make_run, record_of_0_1_0, step_record
 
 
@@ -203,7 +211,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_jax(
     monkeypatch.setitem(sys.modules, name, None)
     argv = command(tmp_path, data__folder=corpus, log__tracker=name)[1:]
     sys.modules.pop("config_config", None)
-    with arguments(*argv), pytest.raises(InputError, match=f"pip install {name}") as refused:
+    with arguments(*argv), pytest.raises(InputError, match=f'pip install "{name}>') as refused:
         check_inputs(sys.argv)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
@@ -213,6 +221,7 @@ def test_a_folder_with_the_name_of_a_tracker_is_none(tmp_path: Path, monkeypatch
     """W&B writes to ./wandb, which Python can import as an empty package."""
     (tmp_path / "some_tracker").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(VERSIONS, "some_tracker", "")
     with pytest.raises(InputError, match="not installed"):
         require_tracker("some_tracker")
     (tmp_path / "some_tracker" / "__init__.py").touch()
@@ -252,8 +261,7 @@ def test_a_tracker_that_hangs_is_ended(tmp_path: Path, monkeypatch, capfd):
     ready = tmp_path / "ready"
     code = f"import pathlib, time\npathlib.Path({str(ready)!r}).touch()\ntime.sleep(99)"
     _, hanging = start_broken(tmp_path, monkeypatch, code)
-    while not ready.exists():
-        time.sleep(0.01)
+    wait_until(ready.exists)
     began = time.monotonic()
     hanging.close()
     assert time.monotonic() - began < 30
@@ -265,3 +273,23 @@ def test_a_tracker_that_cannot_be_started_is_one_warning(tmp_path: Path, monkeyp
     run = make_run(tmp_path, [], [])
     Tracker(run, "wandb", start=0, every=1, horizon=3).close()
     assert capfd.readouterr().err.startswith("warning: wandb: its process cannot be started")
+
+
+def test_after_a_stop_nobody_waits_for_the_tracker(tmp_path: Path, monkeypatch, capfd):
+    ready = tmp_path / "ready"
+    code = f"import pathlib, time\npathlib.Path({str(ready)!r}).touch()\ntime.sleep(99)"
+    monkeypatch.setattr(tracker, "FINISH_SECONDS", 1)
+    _, hanging = start_broken(tmp_path, monkeypatch, code)
+    wait_until(ready.exists)
+    assert hanging._process
+    hanging.close(wait=False)
+    assert hanging._process.poll() is None
+    # It ends in the same time.
+    assert hanging._process.wait(30) == -signal.SIGALRM
+    assert capfd.readouterr().err == ""
+
+
+def test_the_tested_versions_are_those_of_the_extra():
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = wanted["optional-dependencies"]["trackers"]
+    assert extra == [f"{name}{versions}" for name, versions in VERSIONS.items()]
