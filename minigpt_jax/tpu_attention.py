@@ -4,6 +4,7 @@ JAX has it in a part of Pallas that may change, so it is imported only where it 
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -63,7 +64,8 @@ def _attend_on_one_device(
         ids = splash.SegmentIds(segments, segments)
     block = next(b for b in (MAX_BLOCK, MAX_BLOCK // 2, MIN_BLOCK) if padded % b == 0)
     blocks = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
-    kernel = splash.make_splash_mha_single_device(
+    # Any: its declared result may hold residuals too.
+    kernel: Any = splash.make_splash_mha_single_device(
         mask=splash.MultiHeadMask([splash.CausalMask((padded, padded))] * heads),
         block_sizes=splash.BlockSizes(**dict.fromkeys(blocks, block)),
     )
