@@ -1,8 +1,9 @@
 # Two commands set up a fresh machine: `make demo` and `make test`. Both install into .venv first.
 
-# The first Python from 3.11 to 3.13 that starts (a version manager may list one that does not).
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+# The first Python from 3.11 to 3.14 that starts (a version manager may list one that does not);
+# 3.14, on which the tests have not run, comes last.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null \
 	&& echo $$p && break; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -11,7 +12,7 @@ comma := ,
 # which takes a tenth of a second, and in which no command can handle Ctrl-C yet.
 EDITABLE := --config-settings editable_mode=compat --editable
 
-.PHONY: demo install test campaign lint docs clean
+.PHONY: demo install test campaign matrix lint docs clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -28,16 +29,31 @@ demo: install
 	@printf 'Reports of the runs:  runs/quickstart_modern/report.html\n'
 	@printf '                      runs/quickstart_modern_finetune/report.html\n'
 
-# What a user needs: training, the server, the fast tokenizer. CUDA=1 adds JAX for NVIDIA GPUs.
-# CUDA=1 has a stamp of its own, so that an environment for the CPU becomes one for the GPU.
-INSTALLED := .venv/installed$(if $(CUDA),-cuda)
+# The accelerator that JAX is installed for: CUDA=12 (or 1), CUDA=13, ROCM=1 or TPU=1.
+ACCELERATORS := cuda12 cuda13 rocm tpu
+ACCELERATOR := $(if $(CUDA),cuda$(CUDA:1=12))$(if $(ROCM),rocm$(ROCM:1=))$(if $(TPU),tpu$(TPU:1=))
+ifneq ($(filter-out $(ACCELERATORS),$(ACCELERATOR)),)
+$(error CUDA=$(CUDA) ROCM=$(ROCM) TPU=$(TPU): give one of CUDA=12, CUDA=13, ROCM=1, TPU=1)
+endif
+# JAX loads every plugin that it finds, so those of the other accelerators are removed.
+PLUGINS := jax-cuda12-plugin jax-cuda12-pjrt jax-cuda13-plugin jax-cuda13-pjrt \
+	jax-rocm7-plugin jax-rocm7-pjrt libtpu
+OTHER_PLUGINS := $(filter-out jax-$(ACCELERATOR)% lib$(ACCELERATOR),$(PLUGINS))
+
+# What a user needs: training, the server, the fast tokenizer. Each accelerator has a stamp of its
+# own, so that an environment for one becomes one for another. Without any, none is removed.
+INSTALLED := .venv/installed$(ACCELERATOR:%=-%)
 install: $(INSTALLED)
 $(INSTALLED): requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { \
-		echo "no Python from 3.11 to 3.13 found: install one, or make PYTHON=/path/to/python"; \
+		echo "no Python from 3.11 to 3.14 found: install one, or make PYTHON=/path/to/python"; \
 		exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) $(EDITABLE) ".[fast$(if $(CUDA),$(comma)cuda)]"
+ifneq ($(ACCELERATOR),)
+	$(BIN)/python -m pip uninstall -qq --yes $(OTHER_PLUGINS)
+	rm -f $(filter-out $@,$(ACCELERATORS:%=.venv/installed-%))
+endif
+	$(PIP) $(EDITABLE) ".[fast$(ACCELERATOR:%=$(comma)%)]"
 	touch $@
 
 # What the tests, the linter and the type checker need on top, in the same environment.
@@ -54,6 +70,10 @@ campaign: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.faults.campaign --kills 50 --corruptions 200 --seed 0
 	$(BIN)/python -m pytest -m campaign --ignore tests/faults
 	$(BIN)/python -m pytest --hypothesis-profile default $$(grep -rlE '^ *@given' tests)
+
+# The suite, or TESTS="tests/test_chat.py ...", on the oldest and newest Python and JAX.
+matrix:
+	tests/matrix.sh $(TESTS)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/python -m ruff check .
@@ -73,5 +93,5 @@ docs: $(INSTALLED_DOCS)
 	@printf '$(BIN)/python -m http.server --directory build/site 8001\n'
 
 clean:
-	rm -rf .venv data/python_docs data/python_chat runs/quickstart_modern \
+	rm -rf .venv .venv-matrix data/python_docs data/python_chat runs/quickstart_modern \
 		runs/quickstart_modern_finetune

@@ -80,7 +80,7 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     # is faster; 1 elsewhere, with remat, and with mesh.tensor. With remat more than 1 takes back
     # the memory that remat saves.
     c.compute.unroll = 0
-    # "auto": cuDNN's fused kernel on a GPU, one head at a time on a CPU.
+    # "auto": cuDNN's kernel on a GPU, splash attention on a TPU, one head at a time on a CPU.
     c.compute.attention = "auto"
 
     # The loss is computed in chunks, so that all logits are never in memory.

@@ -1,8 +1,8 @@
 """Every way in which attention is computed, so that the model itself needs only two functions.
 
-`attend` is causal self-attention over whole rows, by one of three kernels: cuDNN's on an NVIDIA
-GPU, plain XLA in blocks of queries, or one head at a time on a CPU. `attend_with_cache` is
-attention over a KV cache.
+`attend` is causal self-attention over whole rows, by one of four kernels: cuDNN's on an NVIDIA
+GPU, splash attention on a TPU (tpu_attention.py), plain XLA in blocks of queries, or one head at a
+time on a CPU. `attend_with_cache` is attention over a KV cache.
 
 The kernel for a CPU keeps the scores of a head in the processor's cache. Its backward pass computes
 the scores again from their log-sum-exp, with blocks of keys in the outer loop (FlashAttention-2,
@@ -23,7 +23,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
-from minigpt_jax import hardware
+from minigpt_jax import hardware, tpu_attention
 from minigpt_jax.errors import InputError
 
 # The segment that all other segments of its row may attend to.
@@ -68,22 +68,26 @@ def choose_kernel(
 ) -> str:
     """The kernel for `implementation` on a mesh of `devices` such as `device`.
 
-    "auto" takes the fastest. "cudnn" needs 16 bits and an Ampere GPU or newer, else InputError is
-    raised; "cpu" a mesh of one device. "xla" runs anywhere, but is the only one that keeps all
-    scores [B, H, T, T] of a layer in memory.
+    "auto" takes the fastest. "xla" runs anywhere, but is the only one that keeps all scores
+    [B, H, T, T] of a layer in memory. Raises InputError where the kernel named cannot run.
     """
     fits_cudnn = device.is_ampere_or_newer and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    if implementation == "cudnn" and not fits_cudnn:
+    # The fastest first: whether it can run, and what it needs.
+    kernels = {
+        "cudnn": (fits_cudnn, "bfloat16 and an NVIDIA GPU, Ampere or newer"),
+        "splash": (device.platform == "tpu", "a TPU"),
+        "cpu": (device.platform == "cpu" and devices <= 1, "a mesh of one CPU"),
+        "xla": (True, ""),
+    }
+    if implementation == "auto":
+        return next(kernel for kernel, (fits, _) in kernels.items() if fits)
+    fits, need = kernels[implementation]
+    if not fits:
         raise InputError(
-            f"compute.attention=cudnn with compute.dtype={jnp.dtype(dtype)} on this device "
-            f"({device.platform}): it needs bfloat16 and an NVIDIA GPU, Ampere or newer; try "
-            "compute.attention=auto"
+            f"compute.attention={implementation} with compute.dtype={jnp.dtype(dtype)} on this "
+            f"device ({device.platform}): it needs {need}; try compute.attention=auto"
         )
-    if implementation != "auto":
-        return implementation
-    if fits_cudnn:
-        return "cudnn"
-    return "cpu" if device.platform == "cpu" and devices <= 1 else "xla"
+    return implementation
 
 
 def attend(
@@ -95,13 +99,16 @@ def attend(
 ) -> Float[Array, "B T H K"]:
     """Causal attention softmax(q k^T / sqrt(K)) v, with the softmax in f32 at least.
 
-    With `segments`, a query attends only to its own segment and to SHARED_SEGMENT.
-    `implementation`: see `attention_kernel`.
+    With `segments`, a query attends only to its own segment and to SHARED_SEGMENT, which "splash"
+    does not know. `implementation`: see `attention_kernel`.
     """
     mask = None if segments is None else segment_mask(segments)
     devices = jax.sharding.get_abstract_mesh().size
     kernel = attention_kernel(implementation, q.dtype, devices)
     with jax.named_scope(f"attention_{kernel}"):
+        # A shorter row, such as the token that weights are made with, would be mostly padding.
+        if kernel == "splash" and q.shape[1] >= tpu_attention.MIN_BLOCK:
+            return tpu_attention.attend_with_splash(q, k, v, segments)
         if kernel == "cudnn":
             return _attend_with_cudnn(q, k, v, None if mask is None else mask[:, None])
         if kernel == "cpu":

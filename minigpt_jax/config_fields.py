@@ -29,7 +29,7 @@ FIELDS: dict[str, tuple] = {
     "compute.dtype": ("auto", "float32", "bfloat16"),
     "compute.remat": REMAT,
     "compute.unroll": (0, 1000),
-    "compute.attention": ("auto", "cudnn", "xla"),
+    "compute.attention": ("auto", "cudnn", "splash", "xla"),
     "loss.chunk": (1, 2**20),
     "data.folder": (str,),
     "data.mixture": (str,),

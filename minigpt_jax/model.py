@@ -130,7 +130,7 @@ class GPT(nn.Module):
     `remat` trades memory for time: "none" keeps all activations for the backward pass, "dots" the
     results of matmuls, "full" only what lies between layers. `unroll` layers are compiled as one
     piece, see `layers_per_piece`; more than 1 takes back what `remat` saves. `attention`: "auto",
-    "cudnn" or "xla", see `attention_kernel`.
+    "cudnn", "splash" or "xla", see `attention_kernel`.
     """
 
     config: GPTConfig

@@ -1,16 +1,21 @@
 """Each kernel must compute the same attention, and "auto" must choose one that the device has."""
 
+from functools import partial
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas.ops.tpu import splash_attention
 
-from minigpt_jax import attention
+from minigpt_jax import attention, tpu_attention
 from minigpt_jax.attention import SHARED_SEGMENT, attention_kernel, choose_kernel, segment_mask
 from minigpt_jax.errors import InputError
 from minigpt_jax.hardware import Device
+from minigpt_jax.sharding import AXIS_RULES, make_mesh
+from minigpt_jax.tpu_attention import attend_with_splash
 
 BLOCK = 5
 
@@ -30,7 +35,10 @@ def blocks(monkeypatch):
         # A T4, and a GPU that is not NVIDIA's.
         ("auto", "bfloat16", "gpu", "7.5", "xla"),
         ("auto", "bfloat16", "gpu", "gfx90a", "xla"),
-        ("auto", "bfloat16", "tpu", "", "xla"),
+        ("auto", "bfloat16", "tpu", "", "splash"),
+        ("auto", "float32", "tpu", "", "splash"),
+        ("splash", "bfloat16", "tpu", "", "splash"),
+        ("xla", "bfloat16", "tpu", "", "xla"),
         ("auto", "bfloat16", "cpu", "", "cpu"),
         ("auto", "float32", "cpu", "", "cpu"),
         ("xla", "bfloat16", "gpu", "9.0", "xla"),
@@ -48,16 +56,23 @@ def test_auto_chooses_a_kernel_that_the_device_supports(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "device"),
+    ("kernel", "dtype", "device"),
     [
-        ("bfloat16", Device("cpu")),
-        ("float32", Device("gpu", "9.0")),
-        ("bfloat16", Device("gpu", "7.5")),
+        ("cudnn", "bfloat16", Device("cpu")),
+        ("cudnn", "float32", Device("gpu", "9.0")),
+        ("cudnn", "bfloat16", Device("gpu", "7.5")),
+        ("cudnn", "bfloat16", Device("tpu")),
+        ("splash", "bfloat16", Device("cpu")),
+        ("splash", "bfloat16", Device("gpu", "9.0")),
     ],
 )
-def test_cudnn_is_refused_where_it_cannot_run(dtype: str, device: Device):
-    with pytest.raises(InputError, match=r"try compute\.attention=auto"):
-        choose_kernel("cudnn", dtype, 1, device)
+def test_a_kernel_is_refused_where_it_cannot_run(kernel: str, dtype: str, device: Device):
+    needed = "NVIDIA GPU" if kernel == "cudnn" else "a TPU"
+    message = (
+        rf"attention={kernel} .*{device.platform}.* needs .*{needed}.*; try compute\.attention"
+    )
+    with pytest.raises(InputError, match=message):
+        choose_kernel(kernel, dtype, 1, device)
 
 
 def test_the_kernel_is_chosen_for_the_first_device(monkeypatch):
@@ -101,3 +116,28 @@ def test_a_segment_attends_to_itself_and_to_the_shared_segment():
         [1, 1, 1, 0],
         [1, 0, 0, 1],
     ]
+
+
+@pytest.mark.parametrize(("documents", "data", "tensor"), [(False, 1, 1), (True, 2, 2)])
+def test_splash_attention_is_the_same_attention(documents, data, tensor, monkeypatch):
+    interpreted = partial(splash_attention.make_splash_mha_single_device, interpret=True)
+    monkeypatch.setattr(splash_attention, "make_splash_mha_single_device", interpreted)
+    # Padded to three blocks.
+    length = 2 * tpu_attention.MIN_BLOCK + 1
+    draw = np.random.default_rng(1)
+    q, k, v, d_y = (draw.normal(size=(2, length, 2, 8)).astype(np.float32) for _ in range(4))
+    segments = jnp.asarray(np.sort(draw.integers(0, 3, (2, length)))) if documents else None
+    mask = None if segments is None else segment_mask(segments)
+
+    def run(attend):
+        y, pull_back = jax.vjp(attend, q, k, v)
+        return y, *pull_back(jnp.asarray(d_y))
+
+    mesh = make_mesh(data, 1, tensor, devices=jax.devices()[: data * tensor])
+    with jax.set_mesh(mesh), nn.logical_axis_rules(list(AXIS_RULES)):
+        splash = jax.jit(partial(run, lambda *qkv: attend_with_splash(*qkv, segments)))
+        found = splash()
+        assert ("shard_map" in str(splash.trace().jaxpr)) == (mesh.size > 1)
+    expected = jax.jit(partial(run, lambda *qkv: attention.attend_by_head(*qkv, mask)))()
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
