@@ -37,6 +37,7 @@ from data_tools.fineweb_options import read_options
 from data_tools.folder_lock import lock
 from data_tools.join_parts import join_parts
 from data_tools.make_parts import make_part
+from data_tools.parts import expect_no_parts
 from data_tools.progress_bar import ProgressBar
 from data_tools.recipe import Recipe, cut_end, expect_outside_sources
 from data_tools.resumable_shards import CONTINUE_MESSAGE, ResumableShards, done_source
@@ -69,6 +70,7 @@ def prepare(
     """
     workers = workers or cores()
     expect_outside_sources(out, "--out", recipe.sources)
+    expect_no_parts(out)
     notes = list(unread_notes(recipe.sources))
     for note in notes:
         print(note, flush=True)

@@ -45,6 +45,8 @@ def _written(parser: argparse.ArgumentParser, names: list[str]) -> str:
 def part_of(text: str) -> tuple[int, int]:
     """(i, n) of "i/n", the i-th of n parts, counted from 0."""
     found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if found and len(found[2]) > 5:
+        raise argparse.ArgumentTypeError("more than 99,999 parts")
     if not found or int(found[1]) >= int(found[2]):
         raise argparse.ArgumentTypeError(
             f"{text!r}, expected i/n with i from 0 to n-1, as 0/8 and 7/8 of 8 parts"

@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.encoders import Encoded, encode_batch
-from data_tools.parts import PartRecord, find_parts, part_path, read_batches, read_record
+from data_tools.parts import (
+    PartRecord,
+    expect_no_parts,
+    find_parts,
+    part_path,
+    read_batches,
+    read_record,
+)
 from data_tools.progress_bar import ProgressBar
 from data_tools.recipe import Recipe, cut_end
 from data_tools.resumable_shards import ResumableShards, done_source
@@ -29,6 +36,7 @@ def join_parts(folder: Path, out: Path) -> None:
     number of parts, where there are too few documents, and for an `out` with other data. Raises
     RunError for a full disk.
     """
+    expect_no_parts(out)
     records = read_complete(folder)
     recipe = Recipe(**records[0].recipe)
     description = recipe.describe_as(_identities(records))
@@ -64,6 +72,8 @@ def join_parts(folder: Path, out: Path) -> None:
 
 def read_complete(folder: Path) -> list[PartRecord]:
     """The records of all parts, in order. Raises InputError where they are not one whole."""
+    if not folder.is_dir():
+        raise InputError(f"--merge {folder}: no such folder")
     paths = find_parts(folder)
     numbers = sorted({of for _, of in paths})
     if not numbers:

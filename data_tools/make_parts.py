@@ -59,10 +59,10 @@ def make_part(
     expect_outside_sources(folder, "--parts", recipe.sources)
     for note in unread_notes(recipe.sources):
         print(note, flush=True)
-    _expect_parts_of(folder, of)
     files = _files_of_part(recipe, index, of)
     before = _times(recipe, files)
     plan = recipe.describe_as([_plan_of(source, recipe) for source in recipe.sources])
+    _expect_parts_of(folder, of, plan)
     sources = [
         _part_source(source, recipe, numbers)
         for source, numbers in zip(recipe.sources, files, strict=True)
@@ -108,12 +108,24 @@ def make_part(
     print_line("written to", path)
 
 
-def _expect_parts_of(folder: Path, of: int) -> None:
-    """Raises InputError where the folder holds parts of another number."""
-    others = sorted({other for _, other in find_parts(folder)} - {of})
+def _expect_parts_of(folder: Path, of: int, plan: str) -> None:
+    """Raises InputError where the folder holds parts of another number, or of another plan."""
+    present = find_parts(folder) if folder.is_dir() else {}
+    others = sorted({other for _, other in present} - {of})
     if others:
         raise InputError(
             f"{folder}: holds parts of {others[0]}, now requested is a part of {of}: "
+            "choose another --parts, or delete it"
+        )
+    for path in islice(present.values(), 1):
+        _expect_plan(path, read_record(path), plan)
+
+
+def _expect_plan(path: Path, found: PartRecord, plan: str) -> None:
+    """Raises InputError for a part of another text or other options."""
+    if found.plan != plan:
+        raise InputError(
+            f"{path}: made from [{found.plan}], now requested is [{plan}]: "
             "choose another --parts, or delete it"
         )
 
@@ -154,11 +166,7 @@ def _times(recipe: Recipe, files: list[range]) -> list[FileTime]:
 def _explain_present(path: Path, plan: str, sources: list[PartSource]) -> None:
     """Say that there is nothing to do. Raises InputError for a part of something else."""
     found = read_record(path)
-    if found.plan != plan:
-        raise InputError(
-            f"{path}: made from [{found.plan}], now requested is [{plan}]: "
-            "choose another --parts, or delete it"
-        )
+    _expect_plan(path, found, plan)
     if found.sources != sources:
         raise InputError(f"{path}: the text has changed since it was made: delete it")
     print(f"{path}: done before, from the same text")

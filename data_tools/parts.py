@@ -86,9 +86,15 @@ def part_path(folder: Path, index: int, of: int) -> Path:
 
 
 def find_parts(folder: Path) -> dict[tuple[int, int], Path]:
-    """The complete parts of a folder by (index, of), sorted."""
-    found = [(_NAME.fullmatch(path.name), path) for path in folder.glob("part_*.npz")]
+    """The complete parts of a folder by (index, of), sorted. Raises OSError without a folder."""
+    found = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
     return dict(sorted(((int(name[1]), int(name[2])), path) for name, path in found if name))
+
+
+def expect_no_parts(out: Path) -> None:
+    """Raise InputError for a folder of parts where shards are to be written."""
+    if out.is_dir() and find_parts(out):
+        raise InputError(f"--out {out}: holds parts: choose another folder for the shards")
 
 
 def write_part(

@@ -17,8 +17,6 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from datatrove.executor import LocalPipelineExecutor
-
 from data_tools.encoders import cores
 from data_tools.fast_tokenizer import FastTokenizer
 from data_tools.folder_lock import lock
@@ -44,6 +42,9 @@ def main() -> None:
     parser.add_argument("out", type=user_path)
     parser.add_argument("--tasks", type=int, default=8)
     options = parser.parse_args()
+    # Not before the help is printed: it takes long, and may be missing.
+    from datatrove.executor import LocalPipelineExecutor
+
     LocalPipelineExecutor(
         [partial(write_part, Recipe([options.source]), options.parts, 1)],
         tasks=options.tasks,

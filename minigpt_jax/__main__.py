@@ -28,7 +28,7 @@ WORDS = {
 }
 # What these print is their result (see begin_program).
 OUTPUT_NEEDED = ("sample", "score")
-HELP = ("-h", "--help")
+HELP = ("-h", "--help", "help")
 
 
 def main() -> "NoReturn":

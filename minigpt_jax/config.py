@@ -47,14 +47,14 @@ def parse(argv: Sequence[str]) -> Config:
         print(config_help())
         sys.exit(0)
     for name in sorted(named_fields(argv) - FIELDS.keys()):
-        raise InputError(f"config field {name}: unknown ({_meant(name)})")
+        raise InputError(f"config field {name or repr(name)}: unknown ({_meant(name)})")
     try:
         rest = values(argv)[1:]
         config = values["config"].value
         if not isinstance(config, ConfigDict | None):
             # Where a file could not be loaded, ml_collections raises the error at the first use.
             getattr(config, "name", None)
-    except Exception as error:  # a config file is a program and may raise anything
+    except (Exception, SystemExit) as error:  # a config file is a program: it may raise anything
         raise InputError(_first_line(error, _config_file(argv))) from None
     if rest:
         raise InputError(
@@ -70,17 +70,25 @@ def parse(argv: Sequence[str]) -> Config:
             "get_config() of the config file must return a ConfigDict, "
             f"found {type(config).__name__}"
         )
-    # The file may have been written for a version before these fields.
-    for name in EARLIER.keys() - flatten(config.to_dict()).keys():
-        section, _, field = name.rpartition(".")
-        # A section that is missing, or no section, is reported below.
-        if isinstance(values := _section(config, section), ConfigDict):
-            with config.unlocked():
-                values[field] = EARLIER[name]
+    try:
+        _add_fields_of_later_versions(config)
+        config.to_dict()
+    except TypeError:  # ml_collections sorts the names
+        raise InputError(f"{_config_file(argv)}: the name of a field must be a text") from None
     check(config)
     _refuse_folder_beside_mixture(config, named_fields(argv))
     _expand_home_in_paths(config)
     return config
+
+
+def _add_fields_of_later_versions(config: Config) -> None:
+    """Fields that a config file for an earlier version lacks, with what they meant then."""
+    for name in EARLIER.keys() - flatten(config.to_dict()).keys():
+        section, _, field = name.rpartition(".")
+        # A section that is missing, or no section, is reported by `check`.
+        if isinstance(values := _section(config, section), ConfigDict):
+            with config.unlocked():
+                values[field] = EARLIER[name]
 
 
 def _refuse_folder_beside_mixture(config: Config, named: Set[str]) -> None:
@@ -238,7 +246,7 @@ def _config_file(argv: Sequence[str]) -> str:
     return match[1].partition(":")[0] if match else "the config file"
 
 
-def _first_line(error: Exception, file: str) -> str:
+def _first_line(error: BaseException, file: str) -> str:
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     # The words of absl, such as "invalid literal for int() with base 10".
     wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)

@@ -41,6 +41,11 @@ class EvaluationStopped(Exception):
     """An evaluation ended early because the run was asked to stop; its results are incomplete."""
 
 
+def on_one_line(text: str) -> str:
+    """`text` with its line breaks and other control characters escaped: names may hold them."""
+    return text.translate({code: repr(chr(code))[1:-1] for code in range(32)})
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its type where it has no text."""
     lines = str(error).strip().splitlines()

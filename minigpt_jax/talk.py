@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from minigpt_jax import chat, load_run
 from minigpt_jax.errors import InputError
 from minigpt_jax.runs import newest_run
-from minigpt_jax.runtime.files import expand_home
+from minigpt_jax.runtime.files import expand_home, user_name
 
 if TYPE_CHECKING:
     from minigpt_jax.generate import Generator
@@ -60,8 +60,8 @@ def parse_arguments(program: str) -> argparse.Namespace:
         description="Chat with a finetuned run, or complete a text with a pretrained one.",
     )
     add = parser.add_argument
-    add("--run", type=expand_home, help="folder of a run (default: the newest one)")
-    add("--runs", type=expand_home, default="runs", help="folder of all runs (default: runs)")
+    add("--run", type=user_name, help="folder of a run (default: the newest one)")
+    add("--runs", type=user_name, default="runs", help="folder of all runs (default: runs)")
     add("--prompt", help="answer or continue this once, then end")
     add(
         "--file",

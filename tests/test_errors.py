@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from minigpt_jax.errors import machine_fault
+from minigpt_jax.errors import InputError, RunError, machine_fault
 from minigpt_jax.runtime.program import exit_on_error
 
 
@@ -44,6 +44,17 @@ def test_a_fault_of_the_machine_is_one_line(error: Exception, cause: str, way_ou
     assert exit.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("failed: ") and cause in line and way_out in line
+
+
+@pytest.mark.parametrize("kind", [InputError, RunError])
+def test_a_name_with_a_line_break_is_shown_on_one_line(kind: type[Exception], capsys):
+    def fail() -> None:
+        raise kind("runs/a\nb\tc: missing")
+
+    with pytest.raises(SystemExit):
+        exit_on_error(fail)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(": runs/a\\nb\\tc: missing")
 
 
 def test_a_fault_of_the_program_is_no_fault_of_the_machine():

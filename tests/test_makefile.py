@@ -36,13 +36,13 @@ def test_an_accelerator_takes_the_place_of_the_others(argument: str, extra: str,
     stamps = {f".venv/installed-{name}" for name in ("cuda12", "cuda13", "rocm", "tpu")}
     removed = next(step for step in steps if step.startswith("rm ")).split()
     assert stamps - set(removed) == {f".venv/installed-{extra}"}
-    assert f'".[fast,server,{extra}]"' in "\n".join(steps)
+    assert f'".[fast,{extra}]"' in "\n".join(steps)
     assert steps[-1] == f"touch .venv/installed-{extra}"
 
 
 def test_without_an_accelerator_none_is_removed():
     steps = make().stdout
-    assert '".[fast,server]"' in steps
+    assert '".[fast]"' in steps
     assert "uninstall" not in steps and "rm " not in steps
 
 

@@ -17,8 +17,7 @@ from minigpt_jax.runtime.failpoint import failpoint
 def expand_home(text: str) -> str:
     """`text` with "~" or "~user" at its start replaced by the home folder.
 
-    A shell does that, but not in --option=~/folder. The type of every option that names a file or a
-    folder, or may name one.
+    A shell does that, but not in --option=~/folder.
     """
     try:
         return str(Path(text).expanduser()) if text.startswith("~") else text
@@ -26,9 +25,18 @@ def expand_home(text: str) -> str:
         return text
 
 
+def user_name(text: str) -> str:
+    """`expand_home` of an option that is not empty, as "$OUT" is where OUT is not set."""
+    if not text:
+        from argparse import ArgumentTypeError
+
+        raise ArgumentTypeError("the name is empty")
+    return expand_home(text)
+
+
 def user_path(text: str) -> Path:
-    """`expand_home` as a path."""
-    return Path(expand_home(text))
+    """`user_name` as a path."""
+    return Path(user_name(text))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-from minigpt_jax.errors import InputError, RunError, machine_fault
+from minigpt_jax.errors import InputError, RunError, machine_fault, on_one_line
 from minigpt_jax.runtime.ctrl_c import INTERRUPTED, CtrlC
 
 TYPE_CHECKING = False
@@ -74,7 +74,7 @@ def _report(error: Exception) -> int | None:
     from minigpt_jax.runtime.standard_streams import STANDARD_OUTPUT
 
     if isinstance(error, InputError):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {on_one_line(str(error))}", file=sys.stderr)
         return 2
     if isinstance(error, BrokenPipeError) and error.filename == STANDARD_OUTPUT:
         # The reader (head, say) has seen enough.
@@ -82,7 +82,7 @@ def _report(error: Exception) -> int | None:
     text = str(error) if isinstance(error, RunError) else machine_fault(error)
     if text is None:
         return None
-    print(f"failed: {text}", file=sys.stderr)
+    print(f"failed: {on_one_line(text)}", file=sys.stderr)
     return 1
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt_jax.errors import InputError
-from minigpt_jax.runtime.files import expand_home
+from minigpt_jax.runtime.files import user_name
 from minigpt_jax.server.addresses import is_loopback, split_argument
 
 PROGRAM = "python -m minigpt_jax.server"
@@ -57,13 +57,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--run",
-        type=expand_home,
+        type=user_name,
         action="append",
         help="folder of a run (default: the newest one); may be repeated: requests name the model",
     )
     add(
         "--runs",
-        type=expand_home,
+        type=user_name,
         default="runs",
         help="folder that holds the runs (default: runs)",
     )

@@ -84,6 +84,8 @@ class Tracker:
             # With the processes that it started, which would keep the next start waiting.
             os.killpg(self._process.pid, signal.SIGKILL)
             code = self._process.wait()
+        if code > 0:
+            self._warn(f"its process failed (exit code {code}): see tracker.log")
         if code < 0:
             cause = signal.Signals(-code).name
             if -code == signal.SIGALRM:

@@ -141,14 +141,16 @@ class Trainer:
         with suppress(OSError):
             os.write(self._console, f"{line}\n".encode())
 
-    def warn(self, problem: Exception) -> None:
+    def warn(self, problem: BaseException) -> None:
         """Print the first problem; those that follow from it are in the log."""
         if not self._warned:
             self._warned = True
             self.say(self._prefix + first_line(problem) + self._suffix)
 
     def _await_end(self) -> None:
-        sys.stdin.buffer.read()
+        # Not through Python's buffer, whose lock would abort this process if it ended before.
+        while os.read(0, 4096):
+            pass
         # Ends this process, whatever it waits for.
         signal.alarm(self._finish_seconds)
         self.ended.set()
@@ -207,7 +209,7 @@ def main(name: str, folder: str, start: str, every: str, horizon: str, finish_se
         tracker = open_tracker(import_module(name), run, identity, config, float(finish_seconds))
         trainer.say(f"{name}: {tracker.place}")
         follow(run, tracker, Rows(every=int(every), horizon=int(horizon)), trainer.ended)
-    except Exception as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         traceback.print_exc()
         trainer.warn(error)
 

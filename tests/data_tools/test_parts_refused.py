@@ -36,7 +36,8 @@ def copy_of(four_parts: Path, folder: Path) -> Path:
 
 def test_parts_that_are_not_one_whole_are_refused(texts: Path, four_parts: Path, tmp_path: Path):
     parts, out = copy_of(four_parts, tmp_path / "parts"), tmp_path / "out"
-    refuse("no parts here", join_parts, tmp_path / "nothing", out)
+    refuse("no such folder", join_parts, tmp_path / "nothing", out)
+    refuse("holds parts: choose another folder", join_parts, parts, parts)
     for index in (1, 3):
         part_path(parts, index, 4).unlink()
     refuse(r"2 of 4 parts are missing: .*--part 1/4, 3/4", join_parts, parts, out)
@@ -57,8 +58,11 @@ def test_a_part_of_another_recipe_is_refused(
     parts = copy_of(four_parts, tmp_path / "parts")
     other = replace(recipe_of(texts), **changes)
     refuse("made from .*now requested is .*another --parts", make, other, parts, 1, 4)
+    # Another part is refused as well, before it is made.
     part_path(parts, 1, 4).unlink()
-    make(other, parts, 1, 4)
+    refuse("made from .*now requested is .*another --parts", make, other, parts, 1, 4)
+    make(other, tmp_path / "others", 1, 4)
+    part_path(tmp_path / "others", 1, 4).rename(part_path(parts, 1, 4))
     refuse("part 1/4 was made from .* part 0/4 from .*delete", join_parts, parts, tmp_path / "out")
 
 
@@ -72,8 +76,7 @@ def test_text_that_changed_between_two_parts_is_refused(tmp_path: Path):
     refuse("the text has changed", make, recipe, parts, 0, 2)
     write_jsonl(source / "2.jsonl", [{"text": "more"}])
     refuse("now requested is", make, recipe, parts, 0, 2)
-    make(recipe, parts, 1, 2)
-    refuse("was made from", join_parts, parts, tmp_path / "out")
+    refuse("now requested is", make, recipe, parts, 1, 2)
 
 
 def test_text_that_changes_while_it_is_read_makes_no_part(
@@ -134,7 +137,7 @@ def test_a_folder_of_parts_within_the_source_or_under_a_file_is_refused(
     file = tmp_path / "file"
     file.touch()
     refuse("a file, expected a folder", make, recipe_of(texts), file, 0, 1)
-    refuse("no parts here", join_parts, file, tmp_path / "out")
+    refuse("no such folder", join_parts, file, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +150,8 @@ def test_a_folder_of_parts_within_the_source_or_under_a_file_is_refused(
         ("--source SOURCE --parts PARTS --part /4", "'/4', expected"),
         ("--source SOURCE --parts PARTS --part 1", "'1', expected"),
         ("--source SOURCE --parts PARTS --part ٣/4", "expected"),
+        ("--source SOURCE --parts PARTS --part 0/100000", "more than 99,999 parts"),
+        ("--source SOURCE --parts= --part 0/4", "argument --parts: the name is empty"),
         ("--source SOURCE --parts PARTS", "missing: --part"),
         ("--source SOURCE --part 0/4", "missing: --parts"),
         ("--source SOURCE --parts PARTS --part 0/4 --out OUT", "not allowed here: --out"),
@@ -155,7 +160,8 @@ def test_a_folder_of_parts_within_the_source_or_under_a_file_is_refused(
         ("--merge PARTS", "missing: --out"),
         ("--merge PARTS --out OUT --text-column a --no-fast", "here: --text-column, --no-fast"),
         ("--merge PARTS --out OUT --source SOURCE", "not allowed here: --source"),
-        ("--merge PARTS --out OUT", "no parts here"),
+        ("--merge PARTS --out OUT", "PARTS: no such folder"),
+        ("--merge . --out OUT", "no parts here"),
     ],
 )
 def test_options_that_do_not_belong_together(

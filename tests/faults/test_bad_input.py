@@ -58,12 +58,20 @@ CONFIGS: list[tuple[dict, str]] = [
     ({"init_from": "/nowhere"}, "/nowhere"),
     ({"model__vocab_size": 100}, "vocabulary ends at 99"),
 ]
+QUICKSTART = """
+from configs.quickstart import get_config as quickstart
+def get_config():
+    c = quickstart().unlock()
+"""
 CONFIG_FILES: list[tuple[str, str]] = [
     ("", "wrong.py: has no get_config()"),
     ("x = 1", "wrong.py: has no get_config()"),
     ("def get_config(:", "wrong.py: failed when it was read: SyntaxError: invalid syntax"),
     ("raise RuntimeError('no')", "wrong.py: failed when it was read: RuntimeError: no"),
+    ("def get_config(): raise SystemExit('no')", "failed when it was read: SystemExit: no"),
     ("def get_config(): return 3", "must return a ConfigDict, found int"),
+    (f"{QUICKSTART}    c[3] = 4\n    return c", "the name of a field must be a text"),
+    (f"{QUICKSTART}    c.data = {{1: 2}}\n    return c", "the name of a field must be a text"),
 ]
 
 

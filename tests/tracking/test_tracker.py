@@ -256,6 +256,24 @@ def test_a_tracker_that_fails_is_one_warning(tmp_path: Path, monkeypatch, capfd)
     assert "hi" in log and "Traceback" in log
 
 
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("raise SystemExit('no')", "no ("),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt ("),
+        ("import os; os._exit(3)", "its process failed (exit code 3)"),
+        ("syntax error here", "invalid syntax ("),
+    ],
+)
+def test_a_tracker_that_ends_is_one_warning(
+    tmp_path: Path, monkeypatch, capfd, code: str, problem: str
+):
+    _, broken = start_broken(tmp_path, monkeypatch, code)
+    broken.close()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"warning: trackio: {problem}")
+
+
 def test_a_tracker_that_hangs_is_ended(tmp_path: Path, monkeypatch, capfd):
     monkeypatch.setattr(tracker, "FINISH_SECONDS", 1)
     ready = tmp_path / "ready"
