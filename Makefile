@@ -30,6 +30,8 @@ demo: install
 	@printf '                      runs/quickstart_modern_finetune/report.html\n'
 
 # The accelerator that JAX is installed for: CUDA=12 (or 1), CUDA=13, ROCM=1 or TPU=1.
+# Only as arguments of make: on clusters, the variable CUDA may be a folder.
+$(foreach name,CUDA ROCM TPU,$(if $(filter environment,$(origin $(name))),$(eval $(name) :=)))
 ACCELERATORS := cuda12 cuda13 rocm tpu
 ACCELERATOR := $(if $(CUDA),cuda$(CUDA:1=12))$(if $(ROCM),rocm$(ROCM:1=))$(if $(TPU),tpu$(TPU:1=))
 ifneq ($(filter-out $(ACCELERATORS),$(ACCELERATOR)),)

@@ -1,5 +1,6 @@
 """`make install` gives the environment the accelerator that was asked for, and no other."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def make(*arguments: str) -> subprocess.CompletedProcess:
+def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """What `make install` would do, as if nothing were installed."""
     return subprocess.run(
         ["make", "--dry-run", "--always-make", "install", "PYTHON=python3", *arguments],
         cwd=ROOT,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
     )
@@ -41,7 +43,8 @@ def test_an_accelerator_takes_the_place_of_the_others(argument: str, extra: str,
 
 
 def test_without_an_accelerator_none_is_removed():
-    steps = make().stdout
+    # A folder, as clusters name it.
+    steps = make(CUDA="/usr/local/cuda").stdout
     assert '".[fast]"' in steps
     assert "uninstall" not in steps and "rm " not in steps
 

@@ -176,12 +176,15 @@ def expected(config, params):
     return loss_and_gradients(make_model(config), params)
 
 
-HOW = [{"unroll": 3}, {"remat": "full"}, {"remat": "dots"}, {"remat": "full", "unroll": 2}]
+BOTH = {"remat": "full", "unroll": 2}
+ALONE = [{"unroll": 3}, {"remat": "full"}, {"remat": "dots"}]
 
 
 @pytest.mark.parametrize(
     ("config", "how"),
-    [("gpt2", how) for how in HOW] + [("nanochat", how) for how in HOW[2:]],
+    [("gpt2", BOTH), ("nanochat", BOTH)]
+    + [pytest.param("gpt2", how, marks=pytest.mark.campaign) for how in ALONE]
+    + [pytest.param("nanochat", ALONE[2], marks=pytest.mark.campaign)],
     indirect=["config"],
 )
 def test_remat_and_unroll_change_no_number(config, params, expected, how):
