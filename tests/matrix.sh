@@ -5,7 +5,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 starts() {
-    "python$1" -c '' 2> /dev/null || { echo "python$1: not found, skipped"; return 1; }
+    "python$1" -c '' 2> /dev/null || { echo "python$1 does not start from PATH: skipped"; return 1; }
 }
 
 # Install for Python $1 with the requirement $2 and run the tests after them. An environment is kept.
