@@ -16,12 +16,13 @@ import sys
 import time
 import urllib.request
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from minigpt_jax.runtime import program
-from tests.harness import ENVIRONMENT, ROOT, WORDS, tracked_files
+from tests.harness import ENVIRONMENT, ROOT, WORDS, link_checkout
 
 README = (ROOT / "README.md").read_text()
 NEEDS_NETWORK_OR_GPU = re.compile(
@@ -59,11 +60,7 @@ class Terminal(io.StringIO):
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
     """A copy of the repository with a text folder and pairs, as the README names them."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in tracked_files():
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(ROOT / name)
+    folder = link_checkout(tmp_path_factory.mktemp("clone"))
     texts = folder / "my_texts"
     texts.mkdir()
     for number in range(30):
@@ -102,7 +99,12 @@ def run_here(arguments: list[str]) -> None:
     assert not exit.value.code, " ".join(arguments)
 
 
-def run_server(command: list[str], folder: Path, environment: dict[str, str]) -> None:
+def run_server(
+    command: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    while_it_runs: Callable[[str], object] = lambda address: None,
+) -> None:
     """Start the server, ask for its health, and stop it."""
     process = subprocess.Popen(
         command,
@@ -120,6 +122,7 @@ def run_server(command: list[str], folder: Path, environment: dict[str, str]) ->
             printed += process.stderr.readline()
         with urllib.request.urlopen(address[0] + "/health", timeout=START_SECONDS) as answer:
             assert json.load(answer)["status"] == "ok"
+        while_it_runs(address[0])
         process.send_signal(signal.SIGTERM)
         assert process.wait(START_SECONDS) == 0
     finally:

@@ -26,6 +26,9 @@ def begin_program(*, output_needed: bool = False) -> None:
     written. Other commands go on without a console.
     """
     CtrlC().install()
+    if os.getpid() == 1:
+        # As the first process of a container: the kernel drops what such a one does not handle.
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     from minigpt_jax.runtime.standard_streams import prepare_streams
 
     prepare_streams(output_needed=output_needed)

@@ -43,7 +43,7 @@ def test_the_pods_of_the_job_find_each_other(join: Join, job: dict, index: int):
 @pytest.mark.filterwarnings("ignore:the load_module.* method is deprecated:DeprecationWarning")
 def test_the_job_starts_interrupted_runs_again_and_gives_up_on_wrong_input(job: dict, monkeypatch):
     command = container(job)["command"]
-    assert command[:2] == [".venv/bin/python", "train.py"]
+    assert command[:2] == ["python", "train.py"]
     monkeypatch.chdir(ROOT)
     monkeypatch.delitem(sys.modules, "config_config", raising=False)
     interrupted = config.parse(command[1:]).interrupted_exit_code
