@@ -54,12 +54,13 @@ def hub(tmp_path, monkeypatch) -> Iterator[LocalHub]:
         "HF_HUB_DISABLE_XET": True,
     }.items():
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-    for name, value in {
+    hub.environment = {
         "HF_ENDPOINT": hub.address,
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_XET": "1",
         "HF_TOKEN": "hf_test",
-    }.items():
+    }
+    for name, value in hub.environment.items():
         monkeypatch.setenv(name, value)
     yield hub
     hub.close()

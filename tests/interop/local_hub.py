@@ -21,7 +21,7 @@ NEVER = 0
 
 @dataclass
 class Repository:
-    """The files of the newest commit, the number of commits, and who sees them."""
+    """The files of the newest commit, the messages of all, and who sees them."""
 
     visibility: str = "public"
     files: dict[str, bytes] = field(default_factory=dict)
@@ -29,8 +29,7 @@ class Repository:
 
     @property
     def commit(self) -> str:
-        content = repr((sorted(self.files.items()), len(self.messages)))
-        return hashlib.sha1(content.encode()).hexdigest()
+        return hashlib.sha1(repr(self.messages).encode()).hexdigest()
 
 
 class LocalHub(ThreadingHTTPServer):
@@ -41,6 +40,8 @@ class LocalHub(ThreadingHTTPServer):
         self.address = f"http://127.0.0.1:{self.server_port}"
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
+        # For the processes that use it.
+        self.environment: dict[str, str] = {}
         # Method, path and token of each request.
         self.received: list[tuple[str, str, str | None]] = []
         self.fault: Callable[[str, str], int | None] = lambda method, path: None

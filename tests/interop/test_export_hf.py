@@ -189,13 +189,11 @@ def test_a_push_without_lfs_is_the_same(push, hub, tmp_path, monkeypatch):
     assert sent == {name: (tmp_path / "out" / name).read_bytes() for name in FILES}
 
 
-@pytest.mark.parametrize(
-    ("option", "visibility"), [(None, "private"), ("--private", "private"), ("--public", "public")]
-)
-def test_a_new_repository_is_private_unless_it_should_be_public(push, hub, option, visibility):
+@pytest.mark.parametrize(("options", "visibility"), [([], "private"), (["--public"], "public")])
+def test_a_new_repository_is_private_unless_it_should_be_public(push, hub, options, visibility):
     # Nothing more is needed here.
     hub.fault = lambda method, path: 403 if "preupload" in path else None
-    assert push("out", *([option] if option else [])).returncode == 2
+    assert push("out", *options).returncode == 2
     assert hub.repositories["someone/tiny"].visibility == visibility
 
 

@@ -9,7 +9,7 @@ import pytest
 from minigpt_jax import load_run
 from minigpt_jax.checkpoint import abstract_params
 from minigpt_jax.errors import InputError
-from minigpt_jax.interop.hub import is_hub_id
+from minigpt_jax.interop.hub import download, is_hub_id
 from minigpt_jax.interop.hugging_face import write_folder
 from minigpt_jax.resume import initial_params_from, pinned
 from minigpt_jax.sharding import make_mesh, replicated
@@ -22,7 +22,7 @@ ID = "someone/tiny"
 def test_the_weights_are_those_of_a_local_import(hub, nanochat_run, tmp_path, monkeypatch):
     write_folder(tmp_path / "source", load_run(nanochat_run), "nanochat")
     hub.put(ID, tmp_path / "source")
-    mesh = make_mesh()
+    mesh = make_mesh(devices=jax.devices()[:1])
     abstract = abstract_params(NANOCHAT_CHAT, replicated(mesh))
     source = pinned(ID)
     found = initial_params_from(source, NANOCHAT_CHAT, abstract, mesh)
@@ -36,8 +36,7 @@ def test_the_weights_are_those_of_a_local_import(hub, nanochat_run, tmp_path, mo
     hub.close()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert pinned(ID) == source
-    again = initial_params_from(source, NANOCHAT_CHAT, abstract, mesh)
-    jax.tree.map(np.testing.assert_array_equal, again, expected)
+    assert {path.name for path in download(source).iterdir()} == files
 
 
 def test_a_local_path_is_never_looked_up(hub, tmp_path, monkeypatch):
