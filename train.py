@@ -28,6 +28,7 @@ from minigpt_jax.data import Batches, row_count
 from minigpt_jax.errors import EvaluationStopped, InputError, RunError
 from minigpt_jax.evals.evaluator import EvalSettings, Evaluator
 from minigpt_jax.hardware import resolve_compute_dtype
+from minigpt_jax.interop.push import Push
 from minigpt_jax.micro_batch import choose_micro_batches
 from minigpt_jax.mixture import describe_sources, identity
 from minigpt_jax.model_config import GPTConfig
@@ -35,6 +36,7 @@ from minigpt_jax.resume import (
     Done,
     already_done,
     initial_params_from,
+    pinned,
     recorded_config,
     refuse_changes,
 )
@@ -69,6 +71,8 @@ def train(checked: Preflight) -> int:
     c = config.settings_for_resume(checked.config, checked.named_fields, recorded)
     # The checkpoint records what "auto" means here: it may be another one on another machine.
     c.compute.dtype = resolve_compute_dtype(c.compute.dtype)
+    # It records the commit of a hub id too, which may have a newer one when the run is resumed.
+    c.init_from = pinned(c.init_from) if recorded is None else c.init_from
     recorded_settings = config.to_json(c)
     mesh = make_mesh(**c.mesh)
 
@@ -127,12 +131,11 @@ def train(checked: Preflight) -> int:
             state, meta = restored
             origin = f"resumes from step {meta['step']}"
         elif c.init_from:
-            # 2. the weights of another run
-            source = Path(c.init_from)
+            # 2. the weights of another run, or of the hub
             state = init_state(model, optimizer, c.seed, mesh)
-            params = initial_params_from(source, model_config, abstract.params, mesh)
+            params = initial_params_from(c.init_from, model_config, abstract.params, mesh)
             state = state.replace(params=params)
-            origin = f"starts with the weights of {source}"
+            origin = f"starts with the weights of {c.init_from}"
         else:
             # 3. fresh weights
             state = init_state(model, optimizer, c.seed, mesh)
@@ -171,6 +174,7 @@ def train(checked: Preflight) -> int:
         # Names the waits of the devices, so that the rates of the run are those of its steps.
         clock = run_log.clock
         profile = Profile(run / "profile", enabled=c.profile)
+        push = Push(run, c.save.push if main_process else "", run_log.say)
 
         # ---- evaluation
         data_parallel = data_parallel_size(mesh)
@@ -256,6 +260,7 @@ def train(checked: Preflight) -> int:
                 }
                 with clock.pause("save"):
                     checkpoints.save(state, steps_done, meta)
+                push.start(steps_done)
             if stop:
                 break
 
@@ -291,6 +296,7 @@ def train(checked: Preflight) -> int:
         if problem:
             # After the ending, which it does not change: the training is as good as ever.
             print(f"warning: {problem}", file=sys.stderr)
+        push.finish(stop, checked.stop_requested)
         run_log.close()
     return exit_code
 

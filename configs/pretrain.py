@@ -36,7 +36,8 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.runs = "runs"
     # Seed of the initial weights, the order of the rows, and dropout.
     c.seed = 1337
-    # Folder of another run, whose newest weights this run begins with. "": random weights.
+    # Folder of another run, whose newest weights this run begins with, or a GPT-2 or NanoChat of
+    # the hub: "owner/name" or "owner/name@revision". "": random weights.
     c.init_from = ""
     # Start from step 0 even if the run exists; its checkpoints are set aside until
     # the first save.
@@ -192,4 +193,7 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.save.every = 500
     # How many of the newest checkpoints to keep, 1.5 GB each; the best one is kept too.
     c.save.keep = 2
+    # Repository of the hub, "owner/name", that gets the weights of each save as Hugging Face's
+    # files: private if it is new. Uploads run in the background. "": none.
+    c.save.push = ""
     return c

@@ -30,6 +30,8 @@ from minigpt_jax.runtime.files import expand_home
 Config = Any
 
 _CONFIG_FILE = re.compile(r"^(--?config=)(.+)", re.DOTALL)
+# A model of the hub, its revision, and the revision as a commit.
+_HUB_MODEL = re.compile(r"([\w.-]+/[\w.-]+)(?:@(([0-9a-f]{40})|.+))?")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=\s]*)")
 
 
@@ -207,7 +209,8 @@ def to_json(config: Config) -> dict:
 def settings_for_resume(config: Config, named: Set[str], recorded: Mapping | None) -> Config:
     """A copy of `config` in which the fields of KEPT_UNLESS_NAMED have what the old run used.
 
-    So has compute.dtype, where it is "auto". All others keep what `config` says.
+    So have compute.dtype, where it is "auto", and init_from, where it is a hub id without a commit.
+    All others keep what `config` says.
 
     `recorded` is the config of the run's checkpoint, None where the run is new. A field in `named`
     keeps its value: the command line sets it.
@@ -221,7 +224,15 @@ def settings_for_resume(config: Config, named: Set[str], recorded: Mapping | Non
         if config.compute.dtype == "auto":
             # What it meant on the machine where the run began.
             config.compute.dtype = before.get("compute.dtype", "auto")
+        config.init_from = _with_commit(config.init_from, str(before.get("init_from", "")))
     return config
+
+
+def _with_commit(init_from: str, recorded: str) -> str:
+    """`recorded` if it is the commit that the hub id `init_from` meant when the run began."""
+    now, then = _HUB_MODEL.fullmatch(init_from), _HUB_MODEL.fullmatch(recorded)
+    same = now and then and now[1] == then[1] and then[3] and not now[3]
+    return recorded if same else init_from
 
 
 def config_diff(recorded: Mapping, settings: Mapping) -> list[str]:

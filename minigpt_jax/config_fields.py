@@ -70,6 +70,7 @@ FIELDS: dict[str, tuple] = {
     "eval.hellaswag_rows": (1, 2**31 - 1),
     "save.every": (1, 2**31 - 1),
     "save.keep": (1, 2**31 - 1),
+    "save.push": (str,),
 }
 
 # What a resumed run may change: how far it trains, on which devices, what it logs and what it
@@ -116,6 +117,7 @@ EARLIER: dict[str, object] = {
     "optimizer.head_lr_scale": 1.0,
     "optimizer.vector_lr_scale": 1.0,
     "log.tracker": "",
+    "save.push": "",
 }
 
 

@@ -54,16 +54,22 @@ def newest_checkpoint(c: "Config") -> str:
 def check_inputs(
     argv: Sequence[str], stop_requested: Callable[[], bool] = lambda: False
 ) -> Preflight:
-    """Parse the flags, open the data and read the HellaSwag questions. Raises InputError."""
+    """Parse the flags, open the data, read the HellaSwag questions, look for the hub's token.
+
+    Raises InputError.
+    """
     # Imported here, so that the signal handlers are installed first.
     from minigpt_jax.config import named_fields, parse
     from minigpt_jax.evals import hellaswag
+    from minigpt_jax.interop.hub import check_upload
     from minigpt_jax.mixture import open_sources, shares_of
     from minigpt_jax.tracking.tracker import require_tracker
 
     c = parse(argv)
     if c.log.tracker:
         require_tracker(c.log.tracker)
+    if c.save.push:
+        check_upload(c.save.push)
     shares = shares_of(c.data.folder, c.data.mixture)
     sources = open_sources(
         shares, c.model.vocab_size, c.model.context, packed=c.data.isolate_documents

@@ -1,6 +1,7 @@
-"""How a run begins: from its own records and checkpoints, or with the weights of another run."""
+"""How a run begins: from its own checkpoints, or with the weights of another run or of the hub."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +13,11 @@ from minigpt_jax.checkpoint import load_params
 from minigpt_jax.checkpoint_meta import read_meta
 from minigpt_jax.config import config_diff
 from minigpt_jax.errors import DamageError, InputError
+from minigpt_jax.interop import hub
+from minigpt_jax.interop.hugging_face import read_config, read_folder
 from minigpt_jax.model_config import GPTConfig
 from minigpt_jax.runs import checkpoint_steps
+from minigpt_jax.runtime.distributed import broadcast_from_main, is_main_process
 from minigpt_jax.runtime.files import read_jsonl
 from minigpt_jax.sharding import replicated
 
@@ -67,15 +71,30 @@ def refuse_changes(run: Path, settings: dict, data_identity: str, meta: dict) ->
         )
 
 
-def initial_params_from(
-    source: Path, config: GPTConfig, abstract_params, mesh: jax.sharding.Mesh
-) -> dict:
-    """The weights of the run `source` for a model of `config`, placed like `abstract_params`.
+def pinned(init_from: str) -> str:
+    """`init_from`; a hub id with the commit that it means now, the same on all processes.
 
-    A larger vocabulary gets new rows. Raises InputError for other differences of the models, except
-    in what has no weights: dropout, and the context of a NanoChat.
+    All of them must call it. Raises InputError for a model that the hub does not have, or that is
+    not ours.
     """
-    params, saved, _ = load_params(source, replicated(mesh))
+    of_hub = is_main_process() and hub.is_hub_id(init_from)
+    return broadcast_from_main(_with_commit(init_from) if of_hub else init_from)
+
+
+def initial_params_from(
+    source: str, config: GPTConfig, abstract_params, mesh: jax.sharding.Mesh
+) -> dict:
+    """The weights of `source` for a model of `config`, placed like `abstract_params`.
+
+    `source`: the folder of a run, or a hub id, which each process then downloads. A larger
+    vocabulary gets new rows. Raises InputError for other differences of the models, except in what
+    has no weights: dropout, and the context of a NanoChat.
+    """
+    if hub.is_hub_id(source):
+        saved, arrays = _read_from_hub(source)
+        params = jax.device_put(arrays, replicated(mesh))
+    else:
+        params, saved, _ = load_params(Path(source), replicated(mesh))
     wanted = asdict(config)
     may_differ = ("vocab_size", "dropout", *([] if config.is_gpt2 else ["context"]))
     differing = [
@@ -92,3 +111,26 @@ def initial_params_from(
         )
     shardings = jax.tree.map(lambda array: array.sharding, abstract_params)
     return jax.device_put(grow_vocab(params, saved.vocab_size, config), shardings)
+
+
+def _with_commit(source: str) -> str:
+    # Before the weights: those of another model may be large.
+    folder = hub.download(source, ["config.json"])
+    with _named(source):
+        read_config(folder)
+    return f"{source.partition('@')[0]}@{folder.name}"
+
+
+def _read_from_hub(source: str) -> tuple[GPTConfig, dict]:
+    folder = hub.download(source)
+    with _named(source):
+        return read_folder(folder)
+
+
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    """What is wrong with a downloaded folder is reported with the id that was given."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"init_from {source}: {error}") from None

@@ -194,7 +194,7 @@ def test_its_weights_suit_any_context(base_run):
     config = dataclasses.replace(load_run(base_run).config, context=16)
     mesh = make_mesh(devices=jax.devices()[:1])
     abstract = abstract_params(config, replicated(mesh))
-    params = initial_params_from(base_run, config, abstract, mesh)
+    params = initial_params_from(str(base_run), config, abstract, mesh)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract)
 
 

@@ -125,11 +125,16 @@ def test_an_exported_file_and_an_upload_that_failed(here: Path, base_run_here: P
 
     # A port on which nothing listens.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
     done = run_main(
-        export_hf.main, "--run", base_run_here, f"--out={here}", "--push", "some one/tiny"
+        export_hf.main, "--run", base_run_here, f"--out={here}", "--push", "someone/tiny"
     )
     assert done.returncode == 1
-    assert words_after(done.stderr, "hf upload ") == ["some one/tiny", str(here.absolute())]
+    assert words_after(done.stderr, "hf upload ") == [
+        "someone/tiny",
+        str(here.absolute()),
+        "--private",
+    ]
 
 
 @pytest.fixture

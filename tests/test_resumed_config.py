@@ -114,6 +114,28 @@ def test_a_new_field_has_its_earlier_value_in_an_old_run(field: str, monkeypatch
     assert configs.flatten(configs.to_json(config))[field] != 3
 
 
+COMMIT, OTHER = "0" * 39 + "a", "0" * 39 + "b"
+
+
+@pytest.mark.parametrize(
+    ("now", "recorded", "expected"),
+    [
+        ("a/b", f"a/b@{COMMIT}", f"a/b@{COMMIT}"),
+        ("a/b@main", f"a/b@{COMMIT}", f"a/b@{COMMIT}"),
+        (f"a/b@{OTHER}", f"a/b@{COMMIT}", f"a/b@{OTHER}"),
+        ("a/c", f"a/b@{COMMIT}", "a/c"),
+        ("x/a/b", f"a/b@{COMMIT}", "x/a/b"),
+        ("a/b", "", "a/b"),
+        ("a/b", "a/b", "a/b"),
+        ("", f"a/b@{COMMIT}", ""),
+    ],
+)
+def test_a_hub_id_means_the_commit_that_the_run_began_with(now: str, recorded: str, expected: str):
+    config = parse(f"--config.init_from={now}")
+    old = configs.to_json(config) | {"init_from": recorded}
+    assert configs.settings_for_resume(config, frozenset(), old).init_from == expected
+
+
 @pytest.mark.parametrize("recorded", [{}, {"interrupted_exit_code": 3}])
 def test_a_field_that_may_change_is_taken_from_the_config_in_an_old_run_too(recorded: dict):
     config = parse("--config.interrupted_exit_code=75")

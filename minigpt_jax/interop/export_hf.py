@@ -1,6 +1,7 @@
 """Write a run in Hugging Face's format, for transformers, vLLM and other programs that load it.
 
-    minigpt export hf --run runs/finetune --out exported/ [--push user/name]
+    minigpt export hf --run runs/finetune --out exported
+    ... --push owner/name [--public]     upload it too, private unless --public
 
 The folder gets weights (safetensors, f32), config, tokenizer, chat template, stop tokens and a
 model card with the facts of the run. It is complete or absent, also after a crash. For a NanoChat,
@@ -16,7 +17,8 @@ import argparse
 from pathlib import Path
 
 from minigpt_jax import load_run
-from minigpt_jax.errors import InputError, RunError, first_line
+from minigpt_jax.errors import InputError, RunError
+from minigpt_jax.interop.hub import check_upload, upload
 from minigpt_jax.runtime.files import shell_word, user_path
 
 
@@ -31,8 +33,23 @@ def main(program: str = "python -m minigpt_jax.interop.export_hf") -> int:
     )
     parser.add_argument(
         "--push",
-        metavar="USER/NAME",
-        help="upload the folder to the hub, where everyone can see it (first: hf auth login)",
+        metavar="OWNER/NAME",
+        help="upload the folder to this repository of the hub too (first: hf auth login)",
+    )
+    visibility = parser.add_mutually_exclusive_group()
+    visibility.add_argument(
+        "--private",
+        action="store_const",
+        const="private",
+        dest="visibility",
+        help="if --push creates the repository, only you can see it (default)",
+    )
+    visibility.add_argument(
+        "--public",
+        action="store_const",
+        const="public",
+        dest="visibility",
+        help="if --push creates the repository, everyone can see it",
     )
     options = parser.parse_args()
     out = options.out.absolute()
@@ -40,6 +57,10 @@ def main(program: str = "python -m minigpt_jax.interop.export_hf") -> int:
         raise InputError(f"{options.out}: is a file; choose another folder")
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{options.out}: is not empty; choose another folder")
+    if options.push:
+        check_upload(options.push)
+    elif options.visibility:
+        raise InputError(f"--{options.visibility}: is for a repository, so it needs --push")
 
     # Imported after parsing: --help and a wrong flag need not wait for JAX.
     from minigpt_jax.interop.hugging_face import write_folder
@@ -51,31 +72,23 @@ def main(program: str = "python -m minigpt_jax.interop.export_hf") -> int:
         f"in Python: AutoModelForCausalLM.from_pretrained({str(options.out)!r})"
     )
     if options.push:
-        print(f"uploaded: {push(out, options.push)}")
+        print(f"uploaded: {push(out, options.push, private=options.visibility != 'public')}")
     return 0
 
 
-def push(folder: Path, name: str) -> str:
-    """Upload `folder` as the model `name` of the hub; returns its address.
+def push(folder: Path, repository: str, *, private: bool) -> str:
+    """Upload `folder` to the hub; returns the address of the commit.
 
-    Raises RunError if the hub refuses.
+    Raises InputError or RunError, see `upload`, and says how to do it later.
     """
-    from huggingface_hub import HfApi
-
-    api = HfApi()
     try:
-        name = api.create_repo(name, exist_ok=True).repo_id
-        commit = api.upload_folder(
-            folder_path=folder, repo_id=name, commit_message="Upload from miniGPT-JAX"
-        )
-    # The hub's own errors, and those of whichever HTTP library it uses.
-    except Exception as error:
-        raise RunError(
-            f"{name}: the upload to the hub failed ({first_line(error)}). "
-            f"{folder} is complete; upload it later with: hf upload "
-            f"{shell_word(name)} {shell_word(folder)}"
+        return upload(folder, repository, "Upload from miniGPT-JAX", private=private)
+    except (InputError, RunError) as error:
+        later = f"hf upload {shell_word(repository)} {shell_word(folder)}"
+        raise type(error)(
+            f"{error}. {folder} is complete; upload it later with: {later}"
+            + (" --private" if private else "")
         ) from None
-    return str(commit)
 
 
 if __name__ == "__main__":

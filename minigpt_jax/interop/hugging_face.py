@@ -78,7 +78,7 @@ def read_folder(folder: Path) -> tuple[GPTConfig, dict]:
 
     Raises InputError for missing and damaged files, and for other architectures and tokenizers.
     """
-    config = from_config(_read_json(folder / "config.json"))
+    config = read_config(folder)
     tensors = _read_weights(folder)
     try:
         params = from_tensors(tensors, config)
@@ -87,6 +87,11 @@ def read_folder(folder: Path) -> tuple[GPTConfig, dict]:
     tables = [params[name][: config.vocab_size] for name in TABLES if name in params]
     params, config = with_vocab_size(params, config, known_vocab_size(folder, *tables))
     return config, params
+
+
+def read_config(folder: Path) -> GPTConfig:
+    """The model that a folder's config.json describes. Raises InputError, see `read_folder`."""
+    return from_config(_read_json(folder / "config.json"))
 
 
 def to_tensors(params: Mapping, config: GPTConfig) -> dict[str, np.ndarray]:

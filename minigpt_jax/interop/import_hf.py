@@ -16,7 +16,8 @@ if __name__ == "__main__":
 import argparse
 from pathlib import Path
 
-from minigpt_jax.errors import InputError, first_line
+from minigpt_jax.errors import InputError
+from minigpt_jax.interop.hub import download
 from minigpt_jax.runs import checkpoint_steps, lock
 from minigpt_jax.runtime.files import expand_home, shell_word, user_path
 
@@ -81,23 +82,7 @@ def fetch(source: str) -> Path:
 
     Raises InputError where there is neither.
     """
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    from minigpt_jax.interop.foreign_vocabulary import TOKENIZER_FILES
-
-    name, _, revision = source.partition("@")
-    files = ["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES]
-    try:
-        folder = snapshot_download(name, revision=revision or None, allow_patterns=files)
-    # The hub's own errors, and those of whichever HTTP library it uses.
-    except Exception as error:
-        raise InputError(
-            f"{source}: no such folder, and it cannot be fetched from the hub "
-            f"({first_line(error)}). A local folder with config.json and model.safetensors will do"
-        ) from None
-    return Path(folder)
+    return Path(source) if Path(source).is_dir() else download(source)
 
 
 if __name__ == "__main__":

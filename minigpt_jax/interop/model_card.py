@@ -3,6 +3,7 @@
 from pathlib import Path
 from string import Template
 
+from minigpt_jax.interop.hub import is_pinned
 from minigpt_jax.loaded_run import LoadedRun
 from minigpt_jax.mixture import shares_of
 
@@ -114,12 +115,11 @@ def _facts(run: LoadedRun) -> list[tuple[str, str]]:
     )
     facts = [("architecture", architecture), ("parameters", f"{config.parameters:,}")]
     if training := run.meta.get("config"):
-        init_from = training["init_from"]
         batch, schedule = training["data"]["batch"], training["schedule"]
         # Versions before that field had AdamW alone.
         kind = training["optimizer"].get("kind")
         facts += [
-            ("began with", Path(init_from).name if init_from else "fresh weights"),
+            ("began with", _origin(training["init_from"])),
             ("data", _data(training["data"]["folder"], training["data"].get("mixture", ""))),
             ("steps", f"{run.meta['step']:,} of {batch} x {config.context} tokens"),
             ("optimizer", "Muon and Adam" if kind == "muon" else "AdamW"),
@@ -130,3 +130,10 @@ def _facts(run: LoadedRun) -> list[tuple[str, str]]:
         unit = "nats per supervised token" if run.can_chat else "nats per token"
         facts.append(("validation loss", f"{loss:.4f} {unit}"))
     return facts
+
+
+def _origin(init_from: str) -> str:
+    """What a run began with: a model of the hub with its commit, or the name of another run."""
+    if is_pinned(init_from):
+        return init_from
+    return Path(init_from).name if init_from else "fresh weights"

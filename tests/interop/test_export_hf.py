@@ -1,11 +1,8 @@
 """An exported run is complete, round-trips bit by bit, is the same in transformers, and uploads."""
 
-import base64
 import json
 import logging
-import threading
 import warnings
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,8 @@ from tests.in_process import run_main
 from tests.interop.models import CHAT, NANOCHAT_CHAT, random_run, tensors
 from tests.interop.peers import compare_with_transformers
 
+# What the client does with large files.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 FILES = [
     "README.md",
     "config.json",
@@ -158,80 +157,78 @@ def test_transformers_generates_without_a_warning(model, request, tmp_path, capl
     assert caplog.messages == []
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The part of the hub's protocol that an upload needs; `server.received` has the requests."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        self.server.received.append((self.path, self.headers.get("Authorization"), body))
-        repository = f"{self.server.address}/someone/tiny"
-        if self.path == "/api/repos/create":
-            answer = {"url": repository, "name": "someone/tiny", "id": "1"}
-        elif "/preupload/" in self.path:
-            modes = {"uploadMode": "regular", "shouldIgnore": False}
-            answer = {"files": [{"path": f["path"]} | modes for f in json.loads(body)["files"]]}
-        else:
-            commit = {"commitUrl": f"{repository}/commit/0", "commitOid": "0" * 40}
-            answer = commit | {"hookOutput": "", "success": True}
-        self.reply(200, answer)
-
-    def do_GET(self):
-        self.reply(404, {"error": "not here"})
-
-    do_HEAD = do_GET
-
-    def reply(self, code: int, answer: dict):
-        content = json.dumps(answer).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
-def hub():
-    """A local hub, and the environment in which huggingface_hub uses it."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.received = []
-    server.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def push(hub, base_run, tmp_path, monkeypatch):
+def push(hub, base_run, tmp_path):
     """Export to a folder of this name and push it to the local hub."""
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
-    monkeypatch.setenv("HF_TOKEN", "hf_test")
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
 
-    def call(name: str):
+    def call(name: str, *options: str):
         out = tmp_path / name
-        return run_main(export_hf.main, "--run", base_run, "--out", out, "--push", "someone/tiny")
+        arguments = ("--run", base_run, "--out", out, "--push", "someone/tiny", *options)
+        return run_main(export_hf.main, *arguments)
 
     return call
 
 
 def test_push_uploads_every_file(push, hub, tmp_path):
     done = push("out")
-    assert done.returncode == 0 and "uploaded: " in done.stdout, done.stderr
-    (commit,) = [body for path, _, body in hub.received if "/commit/" in path]
-    lines = [json.loads(line)["value"] for line in commit.splitlines() if b'"file"' in line]
-    sent = {file["path"]: base64.b64decode(file["content"]) for file in lines}
+    assert done.returncode == 0, done.stderr
+    repository = hub.repositories["someone/tiny"]
+    assert f"uploaded: {hub.address}/someone/tiny/commit/{repository.commit}" in done.stdout
+    assert repository.files == {name: (tmp_path / "out" / name).read_bytes() for name in FILES}
+    tokens = {token for method, _, token in hub.received if method == "POST"}
+    assert tokens == {"Bearer hf_test"}
+
+
+def test_a_push_without_lfs_is_the_same(push, hub, tmp_path, monkeypatch):
+    """The client then takes another path through its own code."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    hub.upload_mode = "regular"
+    done = push("out")
+    assert done.returncode == 0, done.stderr
+    sent = hub.repositories["someone/tiny"].files
     assert sent == {name: (tmp_path / "out" / name).read_bytes() for name in FILES}
-    assert all(token == "Bearer hf_test" for _, token, _ in hub.received)
+
+
+@pytest.mark.parametrize(("options", "visibility"), [([], "private"), (["--public"], "public")])
+def test_a_new_repository_is_private_unless_it_should_be_public(push, hub, options, visibility):
+    # Nothing more is needed here.
+    hub.fault = lambda method, path: 403 if "preupload" in path else None
+    assert push("out", *options).returncode == 2
+    assert hub.repositories["someone/tiny"].visibility == visibility
+
+
+def test_the_visibility_of_a_repository_that_exists_stays(push, hub, tmp_path):
+    hub.put("someone/tiny", tmp_path).visibility = "public"
+    done = push("out", "--private")
+    assert done.returncode == 0, done.stderr
+    assert hub.repositories["someone/tiny"].visibility == "public"
+    assert not [method for method, _, _ in hub.received if method not in ("GET", "POST", "PUT")]
 
 
 def test_a_failed_push_is_one_line_and_keeps_the_folder(push, hub, tmp_path):
-    hub.shutdown()
-    hub.server_close()
+    hub.close()
     done = push("out")
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("\n") == 1 and "the upload to the hub failed" in done.stderr
+    assert f"hf upload someone/tiny {tmp_path / 'out'} --private" in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--push", "tiny"], "'tiny' is no name of a repository (it has no owner): expected owner"),
+        (["--push", "some one/tiny"], "expected owner/name"),
+        (["--push", "a/b/c"], "expected owner/name"),
+        (["--push", "someone/tiny"], "no token for the hub was found: hf auth login"),
+        (["--public"], "--public: is for a repository, so it needs --push"),
+    ],
+)
+def test_a_push_that_cannot_work_is_refused_before_anything_is_written(
+    hub, base_run, tmp_path, monkeypatch, options: list[str], words: str
+):
+    monkeypatch.delenv("HF_TOKEN")
+    out = tmp_path / "out"
+    done = run_main(export_hf.main, "--run", base_run, "--out", out, *options)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and not out.exists() and not hub.received
