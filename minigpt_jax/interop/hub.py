@@ -102,9 +102,8 @@ def upload(folder: Path, repository: str, message: str, *, private: bool) -> str
     api = HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        return str(
-            api.upload_folder(folder_path=folder, repo_id=repository, commit_message=message)
-        )
+        done = api.upload_folder(folder_path=folder, repo_id=repository, commit_message=message)
+        return done.commit_url
     # The hub's own errors, and those of whichever HTTP library it uses.
     except Exception as error:
         kind = InputError if _status(error) in _REFUSALS else RunError

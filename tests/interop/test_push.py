@@ -91,7 +91,7 @@ def test_a_save_that_waited_is_pushed_when_the_push_before_it_has_ended(
 
 
 def test_a_hub_that_fails_for_a_while_gets_the_push(hub: LocalHub, trained_run, tmp_path):
-    failures = {"/api/repos/create": 2, "/preupload/": 1, "/commit/": 1}
+    failures = {"/api/repos/create": 1, "/preupload/": 1, "/commit/": 1}
 
     def fault(method: str, path: str) -> int | None:
         for part in failures:
