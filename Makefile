@@ -1,7 +1,7 @@
 # Two commands set up a fresh machine: `make demo` and `make test`. Both install into .venv first.
 
 # The first Python from 3.11 to 3.14 that starts (a version manager may list one that does not);
-# 3.14, on which the tests have not run, comes last.
+# 3.14, on which the tests have not run, comes after the others.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null \
 	&& echo $$p && break; done)

@@ -71,8 +71,9 @@ def train(checked: Preflight) -> int:
     c = config.settings_for_resume(checked.config, checked.named_fields, recorded)
     # The checkpoint records what "auto" means here: it may be another one on another machine.
     c.compute.dtype = resolve_compute_dtype(c.compute.dtype)
-    # It records the commit of a hub id too, which may have a newer one when the run is resumed.
-    c.init_from = pinned(c.init_from) if recorded is None else c.init_from
+    if recorded is None:
+        # A hub id gets its commit, so that it means the same weights when the run is resumed.
+        c.init_from = pinned(c.init_from)
     recorded_settings = config.to_json(c)
     mesh = make_mesh(**c.mesh)
 

@@ -193,7 +193,7 @@ def get_config(size: str = "gpt2") -> ConfigDict:
     c.save.every = 500
     # How many of the newest checkpoints to keep, 1.5 GB each; the best one is kept too.
     c.save.keep = 2
-    # Repository of the hub, "owner/name", that gets the weights of each save as Hugging Face's
-    # files: private if it is new. Uploads run in the background. "": none.
+    # Repository of the hub, "owner/name", that gets the weights of the newest save as Hugging
+    # Face's files: private if it is new. Uploads run in the background. "": none.
     c.save.push = ""
     return c

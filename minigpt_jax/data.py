@@ -31,8 +31,6 @@ class Batch(NamedTuple):
     weights: UInt8[jax.Array | np.ndarray, "A B T"]
 
 
-# A batch at the end of an epoch needs two orders. For 10 B tokens an order takes 80 MB.
-@lru_cache(maxsize=2)
 def row_order(seed: int, epoch: int, rows: int) -> Int[np.ndarray, " {rows}"]:
     """Permutation of the row numbers for one epoch.
 
@@ -48,11 +46,12 @@ def rows_at(
     batch: int,
     rows: Sequence[int],
     shares: Sequence[int] = (1,),
-    order: Callable[[int, int, int], np.ndarray] = row_order,
+    orders: Sequence[Callable[[int, int, int], np.ndarray]] = (),
 ) -> Int[np.ndarray, " {batch}"]:
     """Row numbers of the 0-based `step`, in the `joined` stream of sources with `rows` rows each.
 
-    At the end of an epoch of a source they continue into its next one. `order` is `row_order`.
+    At the end of an epoch of a source they continue into its next one. `orders`: for each source
+    `row_order` or a cache of it.
     """
     firsts = first_rows(rows)
     numbers = []
@@ -60,6 +59,7 @@ def rows_at(
         epoch, place = divmod(before, rows[source])
         # Above the bits of the seed, so that sources of equal length have different orders.
         own_seed = seed + (source << 32)
+        order = orders[source] if orders else row_order
         numbers.append(firsts[source] + order(own_seed, epoch, rows[source])[place])
     return np.array(numbers)
 
@@ -132,13 +132,13 @@ class Batches:
         self._rows = [row_count(source.train, self.context) for source in self.sources]
         self._shares = [source.share for source in self.sources]
         self._stream = joined(self.sources, self._rows, self.context)
-        # Two orders for each source, as above.
-        self._order = lru_cache(maxsize=2 * len(self.sources))(row_order)
+        # A batch at the end of an epoch needs two orders. For 10 B tokens an order takes 80 MB.
+        self._orders = [lru_cache(maxsize=2)(row_order) for _ in self.sources]
         self._reader = ThreadPoolExecutor(max_workers=1)
 
     def rows(self, step: int) -> Int[np.ndarray, " B"]:
         """Row numbers of `step`."""
-        return rows_at(self.seed, step, self.batch, self._rows, self._shares, self._order)
+        return rows_at(self.seed, step, self.batch, self._rows, self._shares, self._orders)
 
     def hash(self, step: int) -> str:
         """16 hex digits that identify the batch of `step`."""

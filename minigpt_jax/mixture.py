@@ -62,7 +62,7 @@ def shares_of(folder: str, mixture: str) -> dict[str, int]:
 
 
 def _weight(folder: str, text: str) -> Fraction:
-    """The decimal number `text`, exactly."""
+    """The decimal number `text`, as a float shows it."""
     try:
         weight = float(text)
     except ValueError:

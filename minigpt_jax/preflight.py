@@ -4,6 +4,7 @@ This file imports only what loads in milliseconds. A cloud machine may be preemp
 imports run, so the signal handlers must be installed before them.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,6 +52,15 @@ def newest_checkpoint(c: "Config") -> str:
     return f"; the checkpoint of step {steps[-1]} is complete" if steps else ""
 
 
+def _is_first_process() -> bool:
+    """Whether this process will be the one that writes and pushes. JAX is not loaded yet."""
+    from minigpt_jax.runtime.launcher import find_place
+
+    place = find_place(os.environ)
+    number = os.environ.get("JAX_PROCESS_ID") or (place.index if place else 0)
+    return str(number) == "0"
+
+
 def check_inputs(
     argv: Sequence[str], stop_requested: Callable[[], bool] = lambda: False
 ) -> Preflight:
@@ -68,7 +78,7 @@ def check_inputs(
     c = parse(argv)
     if c.log.tracker:
         require_tracker(c.log.tracker)
-    if c.save.push:
+    if c.save.push and _is_first_process():
         check_upload(c.save.push)
     shares = shares_of(c.data.folder, c.data.mixture)
     sources = open_sources(

@@ -77,8 +77,10 @@ def pinned(init_from: str) -> str:
     All of them must call it. Raises InputError for a model that the hub does not have, or that is
     not ours.
     """
-    of_hub = is_main_process() and hub.is_hub_id(init_from)
-    return broadcast_from_main(_with_commit(init_from) if of_hub else init_from)
+    if is_main_process() and hub.is_hub_id(init_from):
+        _, commit = _config_on_hub(init_from)
+        init_from = f"{init_from.partition('@')[0]}@{commit}"
+    return broadcast_from_main(init_from)
 
 
 def initial_params_from(
@@ -91,10 +93,24 @@ def initial_params_from(
     has no weights: dropout, and the context of a NanoChat.
     """
     if hub.is_hub_id(source):
+        # Before the weights are fetched, which may be large.
+        _refuse_another_model(source, _config_on_hub(source)[0], config)
         saved, arrays = _read_from_hub(source)
         params = jax.device_put(arrays, replicated(mesh))
     else:
         params, saved, _ = load_params(Path(source), replicated(mesh))
+        _refuse_another_model(source, saved, config)
+    if config.vocab_size < saved.vocab_size:
+        raise InputError(
+            f"init_from {source}: its vocabulary is larger ({saved.vocab_size} -> "
+            f"{config.vocab_size}): set config.model.vocab_size to match it"
+        )
+    shardings = jax.tree.map(lambda array: array.sharding, abstract_params)
+    return jax.device_put(grow_vocab(params, saved.vocab_size, config), shardings)
+
+
+def _refuse_another_model(source: str, saved: GPTConfig, config: GPTConfig) -> None:
+    """Raise InputError where weights of the model `saved` do not fit `config`."""
     wanted = asdict(config)
     may_differ = ("vocab_size", "dropout", *([] if config.is_gpt2 else ["context"]))
     differing = [
@@ -102,23 +118,18 @@ def initial_params_from(
         for name, value in asdict(saved).items()
         if name not in may_differ and value != wanted[name]
     ]
-    if config.vocab_size < saved.vocab_size:
-        differing.append(f"vocab_size {saved.vocab_size} -> {config.vocab_size}")
     if differing:
         raise InputError(
             f"init_from {source}: it holds another model ({', '.join(differing)}): "
             "set config.model to match it"
         )
-    shardings = jax.tree.map(lambda array: array.sharding, abstract_params)
-    return jax.device_put(grow_vocab(params, saved.vocab_size, config), shardings)
 
 
-def _with_commit(source: str) -> str:
-    # Before the weights: those of another model may be large.
+def _config_on_hub(source: str) -> tuple[GPTConfig, str]:
+    """The model of a hub id, and its commit."""
     folder = hub.download(source, ["config.json"])
     with _named(source):
-        read_config(folder)
-    return f"{source.partition('@')[0]}@{folder.name}"
+        return read_config(folder), folder.name
 
 
 def _read_from_hub(source: str) -> tuple[GPTConfig, dict]:

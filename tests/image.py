@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tests.harness import ENVIRONMENT, ROOT
 
 FOLDERS = ("app", "runs", "data")
-# As root only; `make_folders` does the rest of it.
+# As root only; the other folders are made without it.
 AS_ROOT = "useradd "
 
 

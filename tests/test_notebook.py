@@ -27,7 +27,7 @@ def cells() -> list[dict]:
 def small_cells() -> list[str]:
     """The code of the cells; the one with the parameters has small ones."""
     options = " ".join(f"--config.{name}={value}" for name, value in SMALLER.items())
-    small = {"MEGABYTES": 0.1, "OPTIONS": options, "EXTRAS": "fast"}
+    small = {"REPOSITORY": ADDRESS, "MEGABYTES": 0.1, "OPTIONS": options, "EXTRAS": "fast"}
     codes = []
     for cell in cells():
         if cell["cell_type"] == "code":
@@ -64,7 +64,7 @@ def test_the_notebook_is_stored_as_it_should_be():
     assert len({cell["id"] for cell in cells()}) == len(cells())
     for cell in cells():
         assert not cell.get("outputs") and cell.get("execution_count") is None
-    assert f"git clone --quiet {ADDRESS} minigpt-jax\n" in NOTEBOOK.read_text().replace("\\n", "\n")
+    assert f'REPOSITORY = \\"{ADDRESS}\\"' in NOTEBOOK.read_text()
 
 
 def test_the_cells_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -42,7 +42,7 @@ def main(program: str = "python -m minigpt_jax.interop.export_hf") -> int:
         action="store_const",
         const="private",
         dest="visibility",
-        help="if --push creates the repository, only you can see it (default)",
+        help="if --push creates the repository, it is private (default)",
     )
     visibility.add_argument(
         "--public",

@@ -18,6 +18,7 @@ FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_
 _ID = re.compile(r"(?!runs/)([\w.-]+)/[\w.-]+(@[\w./-]+)?")
 # An id that means the same weights forever.
 _PINNED = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
+_REQUEST_NUMBER = re.compile(r"\s*\((Request ID|Amzn Trace ID|Amz CF ID): [^)]*\)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Answers of the hub that another attempt would not change. (408 and 429 mean: later.)
 _REFUSALS = frozenset(range(400, 500)) - {408, 425, 429}
@@ -56,8 +57,8 @@ def download(source: str, files: Sequence[str] = FILES) -> Path:
     except Exception as error:
         raise InputError(
             f"{source}: no such folder, and it cannot be fetched from the hub "
-            f"({_reason(error)}){_hint(error)}. "
-            "A local folder with config.json and model.safetensors will do"
+            f"({_reason(error)}){_hint(error)}. minigpt import makes a run of a local folder "
+            "with config.json and model.safetensors"
         ) from None
     _check_content(source, Path(folder))
     return Path(folder)
@@ -129,6 +130,8 @@ def _reason(error: BaseException) -> str:
     # It says "404 Client Error.", an empty line, and then what was not found.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) if _status(error) else first_line(error)
+    # Each request has a number of its own; the same reason must be the same text.
+    text = _REQUEST_NUMBER.sub("", text)
     # Of an upload, it says which file it was; what went wrong is the error behind it.
     behind = error.__cause__ if isinstance(error, RuntimeError) else None
     return f"{text} {first_line(behind)}" if behind else text

@@ -40,7 +40,7 @@ LAST_PUSH_IF_STOPPED = 5
 
 
 class Push:
-    """Uploads the checkpoints of a run to `repository` in the background, the newest first of all.
+    """Uploads checkpoints of a run to `repository` in the background, only the newest at a time.
 
     Does nothing if `repository` is "". `say` prints a line. What goes wrong is said once, and never
     raised: the run goes on.
@@ -52,7 +52,7 @@ class Push:
         self._say = say
         self._process: subprocess.Popen | None = None
         self._started = 0.0
-        # The step that waits for the push before it to end.
+        # The newest step that came while a push went on.
         self._waiting: int | None = None
         self._problem = ""
         if repository and is_offline():
@@ -62,7 +62,8 @@ class Push:
     def start(self, step: int) -> None:
         """Push the checkpoint of `step` as soon as it is on disk. Returns at once.
 
-        While the push before it goes on, the step waits; the next one then takes its place.
+        While the push before it goes on, nothing is started; the newest such step is pushed by
+        `finish`, unless another one is pushed before.
         """
         if not self._repository:
             return
@@ -93,10 +94,14 @@ class Push:
                 self._report()
             elif time.monotonic() > deadline or (stop_requested() and not stopped):
                 self._waiting = None
-                self._give_up("it had not ended when the run did")
+                if stopped:
+                    self._say("the push was not finished; the run's next save is pushed")
+                    self._end()
+                else:
+                    self._give_up("it was ended")
             else:
                 time.sleep(0.1)
-        if self._problem:
+        if self._problem and not stopped:
             self._say(
                 f"{self._repository} does not have the newest weights. To push them: "
                 f"minigpt export hf --run {shell_word(self._run)} "
@@ -143,16 +148,19 @@ class Push:
         self._process = None
 
     def _give_up(self, reason: str) -> None:
+        self._end()
+        self._warn(f"{self._repository}: {reason}")
+
+    def _end(self) -> None:
         assert self._process
         self._process.kill()
         self._process.communicate()
         self._process = None
         shutil.rmtree(_folder(self._run), ignore_errors=True)
-        self._warn(f"{self._repository}: {reason}")
 
     def _warn(self, problem: str) -> None:
         if problem != self._problem:
-            self._say(f"warning: a push failed ({problem}). The run goes on")
+            self._say(f"warning: a push failed ({problem})")
         self._problem = problem
 
 
@@ -173,14 +181,14 @@ def push_newest(run: Path, step: int, repository: str) -> str:
         folder = _folder(run) / "model"
         write_folder(folder, loaded, run.resolve().name)
         message = f"Step {loaded.meta['step']} of {run.resolve().name}"
-        address = _upload_patiently(folder, repository, message)
+        address = upload_patiently(folder, repository, message)
     finally:
         shutil.rmtree(_folder(run), ignore_errors=True)
     return f"pushed step {loaded.meta['step']}: {address}"
 
 
-def _upload_patiently(folder: Path, repository: str, message: str) -> str:
-    """`upload`, again after each of PAUSES where a later attempt may succeed."""
+def upload_patiently(folder: Path, repository: str, message: str) -> str:
+    """`upload` to a private repository, again after each of PAUSES where that may succeed."""
     for pause in PAUSES:
         try:
             return upload(folder, repository, message, private=True)

@@ -32,7 +32,7 @@ def write_report(run: Path) -> Path:
     records = read_records(run)
     try:
         text = report_page(records)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{run}: config.json, environment.json, data.json, evaluations.jsonl or answers.json "
             f"is not what this program writes ({error!r}): restore it, or delete it to report "

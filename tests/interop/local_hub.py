@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import threading
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -196,6 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send(self, code: int, content: bytes, headers: dict) -> None:
         self.send_response(code)
+        # As the real one: another with each answer.
+        self.send_header("X-Request-Id", uuid.uuid4().hex)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))

@@ -1,5 +1,6 @@
 """Weights of a run that begins with a model of the hub, and what is refused, by the real client."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -17,6 +18,8 @@ from tests.interop.local_hub import LocalHub
 from tests.interop.models import BASE, NANOCHAT_CHAT
 
 ID = "someone/tiny"
+# That of the exported run.
+MODEL = replace(BASE, context=32)
 
 
 def test_the_weights_are_those_of_a_local_import(hub, nanochat_run, tmp_path, monkeypatch):
@@ -65,7 +68,7 @@ def test_a_local_path_is_never_looked_up(hub, tmp_path, monkeypatch):
 def refusal(name: str = ID) -> str:
     """The one line with which a model of the hub is refused as a beginning."""
     with pytest.raises(InputError) as refused:
-        initial_params_from(pinned(name), BASE, {}, make_mesh())
+        initial_params_from(pinned(name), MODEL, {}, make_mesh())
     message = str(refused.value)
     assert "\n" not in message and name in message, message
     return message
@@ -88,7 +91,7 @@ def test_a_model_that_may_not_be_read_is_refused(hub: LocalHub, exported, status
 
 def test_a_hub_that_is_not_there_is_one_line(hub: LocalHub):
     hub.close()
-    assert "A local folder with config.json and model.safetensors will do" in refusal()
+    assert "minigpt import makes a run of a local folder" in refusal()
 
 
 @pytest.mark.parametrize(

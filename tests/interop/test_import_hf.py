@@ -171,7 +171,7 @@ def test_without_a_hub_the_message_names_a_local_folder(tmp_path, monkeypatch):
         done = run_main(import_hf.main, "--source", name, "--out", tmp_path / "run")
         assert done.returncode == 2, done.stderr
         assert done.stderr.count("\n") == 1
-        assert "A local folder with config.json and model.safetensors will do" in done.stderr
+        assert "minigpt import makes a run of a local folder" in done.stderr
         assert not (tmp_path / "run").exists()
 
 
