@@ -143,6 +143,7 @@ def test_a_wheel_has_every_file_of_the_package_and_no_other(installed: Path):
     assert found == package | {"bin/minigpt"}
 
 
+@pytest.mark.campaign
 def test_a_wheel_samples_and_reports_outside_of_the_checkout(
     installed: Path, tmp_path: Path, finetuned_run: Path
 ):

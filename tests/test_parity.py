@@ -56,6 +56,7 @@ def test_logits_loss_gradients_and_ten_steps_are_those_of_transformers():
     assert list(problems()) == []
 
 
+@pytest.mark.campaign
 def test_a_correct_copy_passes(place):
     copy_package(place)
     # Accumulation takes longest to compile, and training shows that the copy's step works.

@@ -67,6 +67,7 @@ def test_an_old_export_is_imported(old):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.campaign
 def test_an_old_run_is_finetuned_on_old_conversations(old):
     output = train_here(
         old / "runs",

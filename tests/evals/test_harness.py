@@ -70,6 +70,7 @@ def request(*arguments):
     return SimpleNamespace(args=arguments)
 
 
+@pytest.mark.campaign
 def test_a_local_task_gets_the_scores_of_our_own_scorer(run, mesh, task, questions):
     pytest.importorskip("lm_eval")
     results, table = harness.evaluate(

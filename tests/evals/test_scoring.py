@@ -137,6 +137,7 @@ def test_one_group_and_no_group_are_scored(expected):
     assert score_on(make_mesh(), []) == []
 
 
+@pytest.mark.campaign
 def test_one_device_agrees_with_four(expected):
     # The other tests here use four.
     assert jax.device_count() == 4

@@ -10,7 +10,11 @@ from minigpt_jax.runtime.files import read_jsonl
 from tests.faults.workspace import Workspace, evaluated_steps, resumed_step
 from tests.harness import copy_run, history, run_train, train, train_here
 
-pytestmark = pytest.mark.parametrize("workspace", ["modern"], indirect=True)
+# Daily, test_kills.py does this with GPT-2 and AdamW.
+pytestmark = [
+    pytest.mark.campaign,
+    pytest.mark.parametrize("workspace", ["modern"], indirect=True),
+]
 
 
 @pytest.fixture

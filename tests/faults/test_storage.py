@@ -90,6 +90,7 @@ def test_a_save_that_fails_before_the_write_ends_the_run(workspace: Workspace):
     assert not workspace.differences(workspace.runs / "save_fails_early")
 
 
+@pytest.mark.campaign
 def test_a_run_starts_again_only_if_told_to_and_only_if_it_can(workspace: Workspace):
     run = workspace.copy(workspace.two_checkpoints, "fresh")
     # A fresh start that cannot begin deletes nothing.
@@ -111,6 +112,7 @@ def test_a_run_starts_again_only_if_told_to_and_only_if_it_can(workspace: Worksp
     assert not workspace.differences(run)
 
 
+@pytest.mark.campaign
 def test_changed_settings_and_data_are_refused_unless_accepted(workspace: Workspace):
     run = workspace.copy(workspace.two_checkpoints, "changed")
     numbers = Path(shutil.copytree(workspace.numbers, workspace.folder / "changed_numbers"))

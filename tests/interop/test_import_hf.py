@@ -50,6 +50,7 @@ def test_an_imported_run_is_sampled(imported):
     assert done.returncode == 0 and len(done.stdout) > len("Hello"), done.stderr
 
 
+@pytest.mark.campaign
 def test_an_imported_run_is_finetuned_and_exported_with_its_history(imported, corpus, tmp_path):
     shape = {f"model__{name}": getattr(BASE, name) for name in ("context", "layers", "heads")}
     shape |= {"model__embed": BASE.embed, "model__vocab_size": CHAT_VOCAB}

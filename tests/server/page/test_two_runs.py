@@ -9,6 +9,9 @@ import pytest
 from tests.server.page.browser import ANSWER, ask, messages, open_page, reload, set_settings
 from tests.server.serving import ServerProcess, server_process
 
+# Its server compiles for longer than the page's other tests take together.
+pytestmark = pytest.mark.campaign
+
 GREEDY = {"temperature": 0, "max_tokens": 8}
 QUESTION = "What is 7 and 7?"
 # The fields that would be wider if they could.
