@@ -199,6 +199,7 @@ def test_two_processes_train_as_one(tmp_path, corpus, trained_run):
     np.testing.assert_allclose(*losses, atol=1e-5)
 
 
+@pytest.mark.campaign
 def test_a_stop_during_an_evaluation_repeats_it_when_the_run_resumes(tmp_path, corpus):
     settings = {"name": "stopped", "data__folder": corpus, "eval__every": 2} | SHORT
     run = tmp_path / "stopped"
@@ -214,6 +215,7 @@ def test_a_stop_during_an_evaluation_repeats_it_when_the_run_resumes(tmp_path, c
     assert [e["step"] for e in read_jsonl(run / "evaluations.jsonl")] == [0, 2, 4]
 
 
+@pytest.mark.campaign
 def test_a_report_that_fails_does_not_change_how_a_run_ends(tmp_path, corpus, capsys):
     run = tmp_path / "runs" / "quickstart"
     changes = SHORT | {"data__folder": corpus, "eval__every": 4}

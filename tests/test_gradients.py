@@ -59,7 +59,7 @@ def bytes_of(traffic: Traffic, kind: str) -> int:
     return sum(moved for (found, _), moved in traffic.collectives.items() if found == kind)
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.campaign), 4])
 def test_data_parallel_sums_each_gradient_once(accumulation):
     found, parameters = traffic(4, 1, 1, accumulation)
     assert set(kind for kind, _ in found.collectives) == {"all-reduce"}
@@ -67,7 +67,14 @@ def test_data_parallel_sums_each_gradient_once(accumulation):
     assert not any("bf16" in shape for _, shape in found.collectives)
 
 
-@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(1, 4, 1), (2, 2, 1), (1, 2, 2)])
+@pytest.mark.parametrize(
+    ("data", "fsdp", "tensor"),
+    [
+        (2, 2, 1),
+        pytest.param(1, 4, 1, marks=pytest.mark.campaign),
+        pytest.param(1, 2, 2, marks=pytest.mark.campaign),
+    ],
+)
 def test_fsdp_gathers_and_scatters_each_parameter_once(data, fsdp, tensor):
     found, parameters = traffic(data, fsdp, tensor, 4)
     # Biases and norms are whole on every device.

@@ -186,7 +186,10 @@ def test_every_measured_speed_is_in_the_log(device: str):
 # ---- compiled
 
 
-@pytest.mark.parametrize(("architecture", "optimizer"), [("gpt2", "adamw"), ("nanochat", "muon")])
+@pytest.mark.parametrize(
+    ("architecture", "optimizer"),
+    [pytest.param("gpt2", "adamw", marks=pytest.mark.campaign), ("nanochat", "muon")],
+)
 def test_the_compiled_step_is_that_of_training(architecture: str, optimizer: str):
     """On a mesh, with several micro-batches: its memory is that of the step built by hand."""
     config = GPTConfig(

@@ -142,6 +142,7 @@ def test_the_loss_rises_by_less_than_a_hundredth(params, likely_texts):
     assert abs(int8_loss / float_loss - 1) < 0.01
 
 
+@pytest.mark.campaign
 def test_greedy_text_is_the_same_alone_and_in_a_batch(params, likely_texts):
     others = [[END_OF_TEXT], [END_OF_TEXT, *TOKENIZER.encode("A light token")]]
     alone = generate(params, [PROMPT], quantize="int8")[0]

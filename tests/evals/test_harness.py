@@ -152,6 +152,7 @@ def test_a_rolling_likelihood_scores_each_token_once(adapter, run, mesh, words):
 PROMPTS = ["The dog", "A river under a stone", "the", "light with", "slowly the model"]
 
 
+@pytest.mark.campaign
 def test_greedy_texts_are_those_of_single_prompts(adapter, run):
     kwargs = {"max_gen_toks": 9, "until": []}
     texts = adapter.generate_until([request(prompt, kwargs) for prompt in PROMPTS])

@@ -44,6 +44,7 @@ def test_signals_are_handled_before_jax_is_loaded(workspace: Workspace, start: S
     assert not history(workspace.runs / "early")
 
 
+@pytest.mark.campaign
 def test_a_run_goes_on_without_its_console(workspace: Workspace):
     """Its log is on a full disk, stderr is closed, and the encoding lacks a character of its name.
 

@@ -18,6 +18,7 @@ NOTICED_WITHIN = 20
 ENDLESS = {"horizon__steps": 10**6, "save__every": 5, "eval__every": 10**6, "log__every": 1}
 
 
+@pytest.mark.campaign
 def test_an_error_in_one_of_two_processes_ends_both(workspace: Workspace, start_two: StartTwo):
     settings = workspace.settings("half_full", **ENDLESS)
     good, full = start_two(settings, {}, {"MINIGPT_FAILPOINT": "before_save@10:enospc"})

@@ -47,7 +47,7 @@ def test_a_nanochat_is_refused_before_anything_is_written(nanochat_run, tmp_path
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: the run is a NanoChat, an architecture that llama.cpp and GGUF do not have: use "
-        "minigpt_jax.interop.export_hf (transformers loads that), or train a GPT-2 "
+        "minigpt export hf (transformers loads that), or train a GPT-2 "
         "(model.architecture=gpt2)\n"
     )
     assert not out.parent.exists()
@@ -105,7 +105,9 @@ def test_every_tensor_has_llama_cpps_name_and_layout(exported, hf_name, name, tr
     np.testing.assert_array_equal(found[name].data, tensor.T if transposed else tensor)
 
 
-@pytest.mark.parametrize(("embed", "narrow_type"), [(32, "Q8_0"), (48, "F16")])
+@pytest.mark.parametrize(
+    ("embed", "narrow_type"), [(32, "Q8_0"), pytest.param(48, "F16", marks=pytest.mark.campaign)]
+)
 def test_q8_quantizes_the_matrices_whose_rows_have_whole_blocks(tmp_path, embed, narrow_type):
     config = GPTConfig(vocab_size=TEXT_VOCAB, context=16, layers=1, heads=2, embed=embed)
     write_file(tmp_path / "m", random_run(config), name="m", dtype="q8_0")
@@ -126,6 +128,7 @@ def test_q8_quantizes_the_matrices_whose_rows_have_whole_blocks(tmp_path, embed,
     np.testing.assert_allclose(dequantized, expected, atol=0.01)
 
 
+@pytest.mark.campaign
 def test_half_precision_rounds_matrices_only(tmp_path):
     write_file(tmp_path / "m", random_run(BASE), name="m", dtype="f16")
     _, found = read(tmp_path / "m")

@@ -114,6 +114,7 @@ def test_sigterm_lets_running_answers_finish(chat_run, tmp_path):
         assert server.process.wait(TIMEOUT) == 0
 
 
+@pytest.mark.campaign
 def test_the_end_of_the_grace_period_ends_running_answers(chat_run, tmp_path):
     with server_process(chat_run, tmp_path / "log", "--grace", "0.2") as server:
         streams = [server.stream(seed=i, max_tokens=250, n=16) for i in range(2)]
@@ -124,6 +125,7 @@ def test_the_end_of_the_grace_period_ends_running_answers(chat_run, tmp_path):
         assert server.process.wait(TIMEOUT) == 0
 
 
+@pytest.mark.campaign
 def test_a_later_signal_ends_the_process_immediately(chat_run, tmp_path):
     flags = ("--grace", "600", "--queue", "1000")
     with server_process(chat_run, tmp_path / "log", *flags) as server, ExitStack() as connections:

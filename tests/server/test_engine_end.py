@@ -99,6 +99,7 @@ def test_a_failure_of_the_device_closes_requests_and_sends_no_token_twice(run):
     assert not failing.health()["alive"]
 
 
+@pytest.mark.campaign
 def test_a_finished_answer_makes_room_before_others_get_another_block():
     config = GPTConfig(vocab_size=CHAT_VOCAB, context=64, layers=1, heads=1, embed=8)
     # Blocks are as long as they can be, however slow this machine is.

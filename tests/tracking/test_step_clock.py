@@ -134,6 +134,7 @@ def slow_disk(monkeypatch):
     monkeypatch.setattr(Writer, "wait", slow_wait)
 
 
+@pytest.mark.campaign
 @pytest.mark.usefixtures("slow_disk")
 def test_a_slow_disk_makes_no_rate_of_a_run_impossible(tmp_path: Path, corpus: Path):
     """A real run that saves every three steps."""
