@@ -180,7 +180,6 @@ def biased(config: GPTConfig, token: int) -> LoadedRun:
     return LoadedRun(params, config, load_tokenizer())
 
 
-@pytest.mark.campaign
 def test_role_markers_in_an_answer_are_tokens_but_not_text():
     run = biased(GPTConfig(vocab_size=CHAT_VOCAB, context=16, layers=1, heads=1, embed=8), USER)
     engine = make_engine(run, num_slots=1)
