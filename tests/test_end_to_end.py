@@ -180,6 +180,7 @@ def test_a_trained_run_is_finetuned_and_sampled(finetuned_run, trained_run, caps
     assert str(finetuned_run) in capsys.readouterr().err
 
 
+@pytest.mark.campaign
 def test_two_processes_train_as_one(tmp_path, corpus, trained_run):
     """As tasks on two nodes of Slurm. They end with 0, not with the code of an interrupted run."""
 

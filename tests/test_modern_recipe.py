@@ -28,9 +28,11 @@ from tests.in_process import run_main
 from tests.server.serving import in_process_server
 
 # ml_collections loads config files in a way that Python 3.15 will remove.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:the load_module.* method is deprecated:DeprecationWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the load_module.* method is deprecated:DeprecationWarning"),
+    # Daily, the tests of each part have a NanoChat among their models.
+    pytest.mark.campaign,
+]
 
 CONFIG = "configs/quickstart_modern.py"
 QUESTION = "What is 3 and 3?"

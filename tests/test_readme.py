@@ -132,6 +132,7 @@ def run_server(
         process.stderr.close()
 
 
+@pytest.mark.campaign
 def test_every_command_runs_as_written(clone, monkeypatch):
     commands = readme_commands()
     assert len(commands) >= 10

@@ -148,6 +148,7 @@ def plain_loss(run: LoadedRun) -> float:
     return total / weight
 
 
+@pytest.mark.campaign
 def test_base_and_finetuned_are_compared(output, finetuned, base_run):
     record = json.loads((finetuned / "answers.json").read_text())
     page = (finetuned / "report.html").read_text()

@@ -153,6 +153,7 @@ def test_x64_is_refused_where_it_would_change_the_weights(run: Path):
     start_jax()
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("program", "environment", "code", "cause"),
     [

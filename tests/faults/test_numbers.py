@@ -26,6 +26,7 @@ DIVERGING = {
 }
 
 
+@pytest.mark.campaign
 def test_a_run_that_diverges_ends_and_keeps_its_last_good_checkpoint(workspace: Workspace):
     settings = workspace.settings("diverging", horizon__steps=100, **DIVERGING)
     output = train(expect=1, **settings)

@@ -126,6 +126,7 @@ def test_a_later_signal_ends_a_compilation_immediately(
     assert not history(tmp_path / "compiling")
 
 
+@pytest.mark.campaign
 def test_a_second_trainer_of_a_run_is_refused_and_the_first_continues(
     workspace: Workspace, start: Start
 ):

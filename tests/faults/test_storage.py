@@ -60,6 +60,7 @@ def test_after_a_full_disk_the_same_command_continues_the_run(workspace: Workspa
     assert not workspace.differences(result)
 
 
+@pytest.mark.campaign
 def test_a_save_that_fails_ends_the_run_and_the_same_command_continues_it(workspace: Workspace):
     """In Orbax's thread, before its rename; once on the way and once for the last save."""
     settings = workspace.settings("save_fails")

@@ -27,6 +27,7 @@ def never(method: str, path: str) -> int:
     return NEVER
 
 
+@pytest.mark.campaign
 def test_a_run_from_the_hub_to_the_hub(hub, exported, trained_run, corpus, tmp_path):
     commit = hub.put(SOURCE, exported).commit
     settings = {"name": "tuned", "data__folder": corpus, "init_from": SOURCE, "save__push": TARGET}
