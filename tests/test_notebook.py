@@ -41,10 +41,7 @@ def small_cells() -> list[str]:
 
 
 def run_here(command: str) -> None:
-    """What a `!` of the notebook does; all but the trainings in this process.
-
-    These are those of the README's test, whose compiled programs they find.
-    """
+    """What a `!` of the notebook does; all but the trainings in this process."""
     program, *rest = shlex.split(command)
     if program in ("git", "pip"):
         # The folder is there, and the packages are installed.

@@ -22,7 +22,6 @@ from pathlib import Path
 import pytest
 
 from minigpt_jax.runtime import program
-from minigpt_jax.server.command import parse_options
 from tests.harness import ENVIRONMENT, ROOT, WORDS, link_checkout
 
 README = (ROOT / "README.md").read_text()
@@ -83,8 +82,7 @@ def run(command: str, clone: Path) -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
     elif "serve" in arguments:
-        # tests/server starts it, which takes as long as all other commands together.
-        assert parse_options(arguments[arguments.index("serve") + 1 :])
+        run_server([sys.executable, *arguments, "--port", "0"], clone, ENVIRONMENT)
     else:
         run_here(arguments)
 

@@ -158,6 +158,7 @@ def test_x64_is_refused_where_it_would_change_the_weights(run: Path):
     ("program", "environment", "code", "cause"),
     [
         ("train.py", {"JAX_PLATFORMS": "cuda"}, 1, "JAX_PLATFORMS=cuda: JAX cannot start"),
+        ("sample.py", {"JAX_PLATFORMS": "cuda"}, 1, "JAX_PLATFORMS=cuda: JAX cannot start"),
         ("sample.py", {"JAX_PLATFORMS": "cdua"}, 2, "JAX_PLATFORMS=cdua: "),
         ("train.py", {"JAX_ENABLE_X64": "1"}, 2, "JAX_ENABLE_X64 is set"),
     ],
